@@ -1,0 +1,61 @@
+# Everything a newcomer runs. `make serve` and `make test` are the README's two commands.
+PYTHON ?= python3
+PORT ?= 8080
+HOST ?= 127.0.0.1
+ARGS ?=
+BIN := .venv/bin
+FAST_TESTS := tests/unit tests/conformance tests/stateful tests/sim tests/integration
+
+.PHONY: serve install dev engines test test-fast check format bars clean help
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+
+serve: install  ## run the gateway on the embedded default (PORT=8080 HOST=127.0.0.1 ARGS="--config penstock.yaml")
+	@exec $(BIN)/penstock serve --host $(HOST) --port $(PORT) $(ARGS)
+
+install: .venv/.installed  ## build .venv with the gateway alone
+
+.venv/.installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Penstock needs Python >= 3.11; name one with: make PYTHON=python3.11 ..."; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { echo "python venv is missing; on Debian or Ubuntu: apt-get install python3-venv"; exit 1; }
+	@echo "installing the gateway's pinned dependencies ..."
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+dev: .venv/.dev  ## add the test and lint tools to .venv
+
+.venv/.dev: .venv/.installed requirements-dev.lock
+	@echo "installing the pinned test tools ..."
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	@touch $@
+
+engines:  ## install the real engines for the tests (vLLM on CPU, Triton, Redis), cached outside the checkout
+	@bash tests/real/engines/install.sh
+
+test: dev engines  ## run everything: lint, types, all tests, real engines included
+	@$(MAKE) --no-print-directory lint
+	$(BIN)/python -m pytest $(PYTEST_ARGS) -m "not bars" tests
+
+test-fast: dev  ## everything but the real engines
+	$(BIN)/python -m pytest $(PYTEST_ARGS) -m "not real and not bars" tests
+
+lint:
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+check: dev lint  ## format, lint, types, imports, fast tests
+	$(BIN)/python -m pytest -q -m "not real and not bars" $(FAST_TESTS)
+
+bars: dev engines  ## soaks, long fuzzing and timing ratios
+	$(BIN)/python -m pytest $(PYTEST_ARGS) -m bars tests
+
+format: dev  ## rewrite to the house format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:  ## remove what the targets built in this folder
+	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

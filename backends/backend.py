@@ -1,0 +1,109 @@
+"""The seam between the gateway and an engine: one call out, OpenAI-shaped bytes back, closing cancels.
+
+Every backend (vLLM over HTTP, Triton over gRPC, simulated) passes `tests/conformance/test_backend_contract.py`.
+"""
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineCall:
+    """One request as it goes to an engine.
+
+    `body` is the OpenAI JSON body, edited already (usage asked for, risky fields cut); `fields` the same, parsed, for backends that
+    must re-shape it. `path` is `/v1/chat/completions`, `/v1/completions` or `/v1/embeddings`.
+    """
+
+    request_id: str
+    path: str
+    body: bytes
+    fields: Mapping[str, object]
+    stream: bool
+    headers: Mapping[str, str] = field(default_factory=dict)  # already cleaned; W3C trace context and the like
+
+
+class EngineReply(Protocol):
+    """An engine's answer: a status, and a body of OpenAI-shaped bytes.
+
+    For a stream, `body()` yields SSE bytes cut anywhere (the relay finds the events) and ends when the engine ends; for the rest it
+    yields one JSON document in any number of pieces. Errors of the engine arrive as a status >= 400 with an OpenAI error object, or,
+    once the stream runs, as an in-stream `data: {"error": ...}` event; a broken connection raises `StreamCut`.
+    `aclose` may be called at any time, more than once, from `finally`; it stops the engine's work.
+    """
+
+    status: int
+    content_type: str
+    headers: Mapping[str, str]  # lower-case names; retry-after and the like
+
+    def body(self) -> AsyncIterator[bytes]: ...
+
+    async def aclose(self) -> None: ...
+
+
+class Backend(Protocol):
+    """One replica's engine.
+
+    `send` raises an `UpstreamError` where no answer came; cancelling the task that awaits it cancels the work upstream.
+    """
+
+    async def send(self, call: EngineCall) -> EngineReply: ...
+
+    async def probe(self) -> "ProbeResult": ...
+
+    async def aclose(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedModel:
+    """A model (or LoRA adapter) that an engine says it serves."""
+
+    name: str
+    kind: str = "chat"  # config.schema.ModelKind's values
+    max_model_len: int | None = None
+    parent: str | None = None  # a LoRA adapter's base
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeResult:
+    """What one look at an engine found. None and empty: it did not say."""
+
+    ready: bool
+    detail: str = ""  # why not ready, for people; no addresses
+    asleep: bool = False
+    models: tuple[ServedModel, ...] = ()
+    metrics: Mapping[str, float] = field(default_factory=dict)  # names of `backends.engine_metrics.Figure`
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
+    kv_blocks: int | None = None
+    block_size: int | None = None
+
+
+class UpstreamError(Exception):
+    """No answer, or no more of it, from an engine. `outcome` is a metric label.
+
+    UpstreamError
+    +-- ConnectFailed    refused, unreachable, TLS: nothing was sent
+    +-- FirstByteTimeout accepted and never answered
+    +-- ClosedEarly      closed before the first byte of an answer
+    +-- StreamCut        broke off, stalled or became unreadable after the first byte
+    """
+
+    outcome = "error"
+
+
+class ConnectFailed(UpstreamError):
+    outcome = "connect_error"
+
+
+class FirstByteTimeout(UpstreamError):
+    outcome = "timeout"
+
+
+class ClosedEarly(UpstreamError):
+    outcome = "closed"
+
+
+class StreamCut(UpstreamError):
+    outcome = "stream_cut"

@@ -1,0 +1,82 @@
+"""One client call as the scheduler sees it, and how it ends.
+
+Decides nothing: these are the values that pass between the front door and the scheduler.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum, StrEnum
+from typing import NewType
+
+from config.schema import CostTier, ModelKind
+
+RequestId = NewType("RequestId", str)
+ReplicaId = NewType("ReplicaId", str)
+
+
+class ServiceTier(IntEnum):
+    """A request's class; lower goes first. OpenAI's `service_tier` names map onto these."""
+
+    PRIORITY = 0
+    DEFAULT = 1
+    FLEX = 2
+    BATCH = 3
+
+    @property
+    def label(self) -> str:
+        """The metric label value."""
+        return self.name.lower()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What placement needs to know of a call; tokens are estimates until the engine says otherwise."""
+
+    id: RequestId
+    model: str
+    arrived_s: float
+    prompt_tokens: int
+    max_output_tokens: int | None = None  # as the client bounded it; None: up to the context
+    kind: ModelKind = ModelKind.CHAT
+    tenant: str = "anonymous"
+    service_tier: ServiceTier = ServiceTier.DEFAULT
+    sequences: int = 1  # `n`: each holds a sequence slot and its own output blocks
+    deadline_s: float | None = None  # absolute, on the loop's clock: leave the queue by then
+    body_bytes: int = 0
+    prefix_hashes: tuple[int, ...] = ()  # chained hashes of fixed-size chunks of the prompt
+    prefix_chunk_tokens: int = 0  # estimated tokens a chunk
+    cost_tiers: frozenset[CostTier] | None = None  # None: any
+    avoid: frozenset[ReplicaId] = frozenset()  # tried already
+
+
+class Outcome(StrEnum):
+    """The one end of a request; low cardinality, used as a metric label."""
+
+    COMPLETED = "completed"
+    CANCELLED = "cancelled"
+    REJECTED = "rejected"  # never queued
+    EVICTED = "evicted"  # was queued, then removed
+    FAILED = "failed"
+
+
+class Reason(StrEnum):
+    """Why a request was rejected or evicted."""
+
+    QUEUE_FULL = "queue_full"
+    DEADLINE = "deadline"  # waited as long as it may
+    UNKNOWN_MODEL = "unknown_model"  # no replica was ever known to serve it
+    NO_REPLICA = "no_replica"  # known, but none can take it now or soon
+    CONTEXT_LENGTH = "context_length"  # longer than any replica's context
+    DRAINING = "draining"
+
+
+class Rejected(Exception):
+    """`submit` refuses: the request was never queued and the caller still owns it.
+
+    Args of note: `retry_after_s` is predicted from the drain rate (None: retrying will not help), `limit` the number that was hit.
+    """
+
+    def __init__(self, reason: Reason, *, retry_after_s: float | None = None, limit: int | None = None) -> None:
+        super().__init__(reason.value)
+        self.reason = reason
+        self.retry_after_s = retry_after_s
+        self.limit = limit

@@ -1,0 +1,64 @@
+"""A place in the queue and what becomes of it: the states, as one table.
+
+Ownership: `Scheduler.submit` returns a Ticket and from then on owes it exactly one Decision, `Placed` or `Evicted`, unless the
+caller cancels it first. A `Placed` carries a Lease, which the caller owes back exactly once, by `finish`.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NewType
+
+from batching.placement import Placement
+from batching.request import Reason, ReplicaId, Request
+
+TicketId = NewType("TicketId", int)
+LeaseId = NewType("LeaseId", int)
+
+
+class TicketState(StrEnum):
+    """QUEUED -> PLACED | EVICTED | CANCELLED; the last three are final."""
+
+    QUEUED = "queued"
+    PLACED = "placed"
+    EVICTED = "evicted"
+    CANCELLED = "cancelled"
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """A queued request. Only the scheduler changes its state."""
+
+    id: TicketId
+    request: Request
+    queued_s: float
+    state: TicketState = TicketState.QUEUED
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """KV blocks, sequence slots and prefill tokens held on a replica until `Scheduler.finish`."""
+
+    id: LeaseId
+    replica: ReplicaId
+    request: Request
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placed:
+    """Send it: the caller now owns `lease` and must finish it however the stream ends."""
+
+    ticket: Ticket
+    placement: Placement
+    lease: Lease
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evicted:
+    """It will not be placed: queued, then removed."""
+
+    ticket: Ticket
+    reason: Reason
+    retry_after_s: float | None = None
+
+
+Decision = Placed | Evicted

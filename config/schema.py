@@ -1,0 +1,281 @@
+"""Every setting, parsed once into frozen values: units in the names, unknown keys refused, nonsense named by key path.
+
+Decides what may be said in a config file; reads neither files nor the environment (`config.load` does).
+"""
+
+from enum import StrEnum
+from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+
+class Section(BaseModel):
+    """A frozen part of the configuration; a key it does not know is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class BackendKind(StrEnum):
+    """How a replica is spoken to."""
+
+    VLLM = "vllm"
+    OPENAI = "openai"
+    TRITON = "triton"
+    SIMULATED = "simulated"
+
+
+class CostTier(StrEnum):
+    """What a replica costs and how likely it is to vanish."""
+
+    RESERVED = "reserved"
+    ON_DEMAND = "on_demand"
+    SPOT = "spot"
+
+
+class ModelKind(StrEnum):
+    """Which endpoint a model answers; `chat` models answer chat and plain completions."""
+
+    CHAT = "chat"
+    EMBEDDING = "embedding"
+
+
+class TritonTensors(Section):
+    """Names of a Triton LLM model's tensors; the defaults are the vLLM backend's.
+
+    For TensorRT-LLM: `{text_input: text_input, stream: stream, text_output: text_output, max_tokens: max_tokens,
+    sampling_parameters: null}` plus one tensor a sampling parameter, under `parameters`.
+    """
+
+    text_input: str = "text_input"
+    text_output: str = "text_output"
+    stream: str | None = "stream"
+    sampling_parameters: str | None = Field(
+        "sampling_parameters", description="JSON-string tensor of the vLLM backend; null for TensorRT-LLM"
+    )
+    parameters: dict[str, str] = Field(
+        default_factory=dict,
+        description="OpenAI field -> tensor name, one tensor each (TensorRT-LLM: {max_tokens: max_tokens})",
+    )
+    embedding: str = Field("embedding", description="output tensor of an embedding model, FP32 [dim]")
+    embedding_input: str = Field("text", description="input tensor of an embedding model, BYTES [1]")
+
+
+class ModelSpec(Section):
+    """One model that a replica serves."""
+
+    name: str = Field(min_length=1)
+    kind: ModelKind = ModelKind.CHAT
+    chat_template: str | None = Field(
+        None, description="Jinja source or `file:/path`; Triton only (vLLM applies its own)"
+    )
+    tensors: TritonTensors = TritonTensors()
+
+
+class Gpu(Section):
+    """The accelerators of one replica; `type` selects priors from config/gpus.yaml, unknown types take neutral ones."""
+
+    type: str = "unknown"
+    count: PositiveInt = 1
+
+
+class Cost(Section):
+    """What one replica costs per hour, all its GPUs together, in US dollars."""
+
+    tier: CostTier = CostTier.ON_DEMAND
+    usd_per_hour: NonNegativeFloat = 0.0
+
+
+class Capacity(Section):
+    """The engine's own limits. Declared here wins; else the engine is asked; else they are learned from its behaviour."""
+
+    max_num_seqs: PositiveInt | None = None
+    max_num_batched_tokens: PositiveInt | None = None
+    kv_blocks: PositiveInt | None = None
+    block_size: PositiveInt | None = None
+    max_model_len: PositiveInt | None = None
+
+
+class SimulatedEngine(Section):
+    """What a simulated replica runs; ignored by real ones."""
+
+    speed: PositiveFloat = Field(1.0, description="2 runs twice as fast as the GPU it models")
+    seed: NonNegativeInt = 0
+
+
+ReplicaName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+
+
+class ReplicaConfig(Section):
+    """One engine endpoint."""
+
+    name: ReplicaName
+    backend: BackendKind = BackendKind.VLLM
+    url: str | None = Field(None, description="http(s)://host:port, or grpc://host:port for triton; none for simulated")
+    models: tuple[ModelSpec, ...] = Field(
+        (), description="names or {name, kind}; empty: the engine is asked (GET /v1/models)"
+    )
+    gpu: Gpu = Gpu()
+    cost: Cost = Cost()
+    capacity: Capacity = Capacity()
+    metrics_url: str | None = Field(
+        None, description="where an engine's metrics live apart (Triton: http://host:8002/metrics)"
+    )
+    api_key: str | None = Field(None, description="sent upstream as a bearer token; `env:NAME` or `file:/path`")
+    priority_scheduling: bool = Field(
+        False,
+        description="the engine runs with `--scheduling-policy priority`; else a body's `priority` is never sent on",
+    )
+    simulated: SimulatedEngine = SimulatedEngine()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _models_may_be_names(cls, data: object) -> object:
+        if isinstance(data, dict) and isinstance(data.get("models"), list | tuple):
+            models = [{"name": m} if isinstance(m, str) else m for m in data["models"]]
+            return {**data, "models": models}
+        return data
+
+    @model_validator(mode="after")
+    def _url_fits_backend(self) -> Self:
+        if self.backend is BackendKind.SIMULATED:
+            if self.url is not None:
+                raise ValueError(
+                    "`url` is set, but a simulated replica runs in process; remove it or set backend: vllm"
+                )
+            return self
+        schemes = ("grpc", "grpcs") if self.backend is BackendKind.TRITON else ("http", "https")
+        if self.url is None:
+            raise ValueError(
+                f"`url` is missing; a {self.backend} replica needs one, such as {schemes[0]}://127.0.0.1:8000"
+            )
+        parts = urlsplit(self.url)
+        if parts.scheme not in schemes or not parts.hostname:
+            raise ValueError(f"`url` is {self.url!r}; a {self.backend} replica needs {schemes[0]}://host:port")
+        if self.backend is BackendKind.TRITON and not self.models:
+            raise ValueError(
+                "`models` is empty; a triton replica must name them, such as [{name: textgen, kind: chat}]"
+            )
+        return self
+
+
+class Server(Section):
+    """The front door's own limits. Seconds and bytes."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(8080, ge=0, le=65535, description="0 lets the system choose")
+    max_body_bytes: PositiveInt = Field(16 * 2**20, description="larger bodies get 413")
+    max_json_depth: PositiveInt = 64
+    header_timeout_s: PositiveFloat = Field(
+        10.0, description="a client that has not sent its whole head by then gets 408"
+    )
+    body_timeout_s: PositiveFloat = Field(30.0, description="... its whole body, 408")
+    write_stall_timeout_s: PositiveFloat = Field(60.0, description="a client that reads nothing for so long is cut")
+    keepalive_comment_s: PositiveFloat = Field(
+        15.0, description="SSE comment to a silent stream, so that no proxy cuts it"
+    )
+    drain_timeout_s: NonNegativeFloat = Field(120.0, description="after SIGTERM, running streams may go on for so long")
+    cors_origins: tuple[str, ...] = Field((), description="browser origins allowed; empty: CORS off")
+    trusted: bool = Field(
+        False, description="pass on the request fields that are stripped for strangers (see docs/api.md)"
+    )
+
+
+class Queue(Section):
+    """Bounds of the gateway's queue and how long a request may wait in it."""
+
+    max_requests: PositiveInt = Field(5000, description="a request beyond it gets 503 with Retry-After")
+    max_bytes: PositiveInt = Field(2**30, description="bodies held while queued")
+    max_tokens: PositiveInt = Field(50_000_000, description="prompt tokens held while queued")
+    max_wait_s: PositiveFloat = Field(30.0, description="then 503 with Retry-After")
+    aging_s: PositiveFloat = Field(10.0, description="waiting so long lifts a request by one service tier")
+
+
+class Objectives(Section):
+    """What placement tries to keep. TTFT grows with the prompt: base + per-token part beyond 1,000 tokens."""
+
+    ttft_s: PositiveFloat = 1.0
+    ttft_s_per_prompt_token: NonNegativeFloat = Field(0.001, description="for each prompt token beyond 1,000")
+    tpot_s: PositiveFloat = 0.1
+
+
+class Scheduling(Section):
+    """The scheduler's knobs; each default has its reason beside it."""
+
+    kv_watermark_ratio: float = Field(
+        0.02, ge=0, lt=1, description="KV blocks kept free for growth that was not forecast"
+    )
+    kv_forecast_quantile: float = Field(
+        0.95, gt=0, le=1, description="of the learned output length that a lease reserves"
+    )
+    prefill_chunks: PositiveFloat = Field(
+        2.0, description="unprefilled tokens admitted, in units of max_num_batched_tokens"
+    )
+    bypass_limit: PositiveInt = Field(64, description="how many waiting requests one pass may look past")
+    head_protection_s: PositiveFloat = Field(
+        2.0, description="a head passed over for so long gets a replica reserved for it"
+    )
+    objectives: Objectives = Objectives()
+
+
+class Upstream(Section):
+    """Timeouts and retries towards engines. Seconds."""
+
+    connect_timeout_s: PositiveFloat = 2.0
+    first_byte_timeout_s: PositiveFloat = Field(300.0, description="for the answer's first byte, prefill included")
+    stall_timeout_s: PositiveFloat = Field(60.0, description="between two chunks of a stream")
+    attempts: PositiveInt = Field(3, description="replicas tried before the first byte reaches the client")
+    max_idle_connections: PositiveInt = Field(256, description="kept alive per replica")
+    buffer_bytes: PositiveInt = Field(256 * 1024, description="held per stream for a client that reads slowly")
+
+
+class Probe(Section):
+    """How engines are watched. Seconds."""
+
+    interval_s: PositiveFloat = 1.0
+    timeout_s: PositiveFloat = 2.0
+    unhealthy_after: PositiveInt = Field(3, description="failed probes in a row until a replica is down")
+    stale_after_s: PositiveFloat = Field(
+        10.0, description="older figures are ignored, the gateway's own ledger is used"
+    )
+
+
+class MicroBatch(Section):
+    """When a batch of embedding inputs for a Triton model closes: whichever comes first."""
+
+    max_tokens: PositiveInt = 8192
+    max_size: PositiveInt = 32
+    max_age_s: PositiveFloat = 0.005
+
+
+class Config(Section):
+    """The whole configuration; `penstock schema` prints it as JSON Schema."""
+
+    server: Server = Server()
+    replicas: tuple[ReplicaConfig, ...] = ()
+    queue: Queue = Queue()
+    scheduling: Scheduling = Scheduling()
+    upstream: Upstream = Upstream()
+    probe: Probe = Probe()
+    microbatch: MicroBatch = MicroBatch()
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @model_validator(mode="after")
+    def _replicas_fit_together(self) -> Self:
+        seen: set[str] = set()
+        for index, replica in enumerate(self.replicas):
+            if replica.name in seen:
+                raise ValueError(
+                    f"replicas[{index}].name: {replica.name!r} is used twice; names tell replicas apart in metrics"
+                )
+            seen.add(replica.name)
+        return self
