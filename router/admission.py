@@ -1,0 +1,127 @@
+"""The scheduler's async shell: callers wait here for a placement; one timer, no polling.
+
+Decides nothing: it feeds events and the loop's clock to the pure core and hands its decisions to those who wait.
+Invariant: every ticket's future is resolved once; a lease whose waiter has gone is given back at once.
+"""
+
+import asyncio
+from collections.abc import Sequence
+
+from batching.request import Outcome, Reason, Request
+from batching.scheduler import Scheduler
+from batching.ticket import Decision, Evicted, Lease, Placed, TicketId
+
+
+class EvictedError(Exception):
+    """The request was queued and then removed."""
+
+    def __init__(self, reason: Reason, retry_after_s: float | None) -> None:
+        super().__init__(reason.value)
+        self.reason = reason
+        self.retry_after_s = retry_after_s
+
+
+class Admission:
+    """Owns the scheduler on one event loop; every method but `place` is a plain state transition."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self.scheduler = scheduler
+        self._waiters: dict[TicketId, asyncio.Future[Placed]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._advance_soon = False
+
+    async def place(self, request: Request) -> Placed:
+        """Wait for a placement; the caller then owns its lease and must `finish` it.
+
+        Raises `Rejected` (never queued) or `EvictedError` (queued, then removed). Cancelling the wait leaves the queue.
+        """
+        loop = asyncio.get_running_loop()
+        ticket = self.scheduler.submit(request, loop.time())
+        future: asyncio.Future[Placed] = loop.create_future()
+        self._waiters[ticket.id] = future
+        self.advance()
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if future.done() and not future.cancelled() and future.exception() is None:
+                self.finish(future.result().lease, outcome=Outcome.CANCELLED)
+            else:
+                self.scheduler.cancel(ticket, loop.time())
+                self.soon()
+            raise
+        finally:
+            self._waiters.pop(ticket.id, None)
+
+    def first_token(self, lease: Lease) -> None:
+        self.scheduler.on_first_token(lease.id, self._now())
+        self.soon()
+
+    def tokens(self, lease: Lease, emitted: int) -> None:
+        self.scheduler.on_tokens(lease.id, emitted, self._now())
+
+    def finish(
+        self,
+        lease: Lease,
+        *,
+        outcome: Outcome,
+        prompt_tokens: int | None = None,
+        cached_tokens: int | None = None,
+        output_tokens: int | None = None,
+    ) -> None:
+        """Give the lease back; safe to call again."""
+        self.scheduler.finish(
+            lease.id,
+            self._now(),
+            outcome=outcome,
+            prompt_tokens=prompt_tokens,
+            cached_tokens=cached_tokens,
+            output_tokens=output_tokens,
+        )
+        self.soon()
+
+    def soon(self) -> None:
+        """Advance once at the end of this loop turn, however many events it brings."""
+        if not self._advance_soon:
+            self._advance_soon = True
+            asyncio.get_running_loop().call_soon(self.advance)
+
+    def advance(self) -> None:
+        self._advance_soon = False
+        now = self._now()
+        self._settle(self.scheduler.advance(now), now)
+        self._rearm()
+
+    def drain(self) -> None:
+        """Refuse what is queued and what comes; leases run on."""
+        now = self._now()
+        self._settle(self.scheduler.drain(now), now)
+
+    def _settle(self, decisions: Sequence[Decision], now: float) -> None:
+        for decision in decisions:
+            waiter = self._waiters.get(decision.ticket.id)
+            if isinstance(decision, Evicted):
+                if waiter is not None and not waiter.done():
+                    waiter.set_exception(EvictedError(decision.reason, decision.retry_after_s))
+            elif waiter is None or waiter.done():
+                self.scheduler.finish(decision.lease.id, now, outcome=Outcome.CANCELLED)
+                self.soon()
+            else:
+                waiter.set_result(decision)
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def __repr__(self) -> str:
+        return f"<Admission {len(self._waiters)} waiting, {self.scheduler!r}>"
+
+    def _rearm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        deadline = self.scheduler.next_deadline()
+        if deadline is not None:
+            self._timer = asyncio.get_running_loop().call_at(deadline, self.advance)
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()

@@ -1,0 +1,33 @@
+"""The ASGI application, outermost layer first; nothing is built at import."""
+
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp
+
+from router.api import build_api
+from router.gateway import Gateway
+from router.ingress import HotPath, Ingress
+
+_EXPOSED = (
+    "x-request-id",
+    "retry-after",
+    "retry-after-ms",
+    "x-penstock-replica",
+    "x-penstock-cost-tier",
+    "x-penstock-queue-ms",
+)
+
+
+def create_app(gateway: Gateway, version: str) -> ASGIApp:
+    """CORS (only where configured) -> ingress (hot paths leave here) -> FastAPI (the rest, and the lifespan)."""
+    server = gateway.config.server
+    hot = HotPath(gateway.dispatcher, server)
+    app: ASGIApp = Ingress(build_api(gateway, hot, version), hot)
+    if server.cors_origins:
+        app = CORSMiddleware(
+            app,
+            allow_origins=server.cors_origins,
+            allow_methods=["GET", "POST", "OPTIONS"],
+            allow_headers=["*"],
+            expose_headers=_EXPOSED,
+        )
+    return app

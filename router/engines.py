@@ -1,0 +1,45 @@
+"""Which backend a configured replica gets; the one place that knows all kinds.
+
+Imports sit in the branches: a gateway without Triton replicas never pays for loading gRPC and numpy.
+"""
+
+import httpx
+
+from backends.backend import Backend
+from config.schema import BackendKind, Config, ReplicaConfig
+
+
+def build_backend(replica: ReplicaConfig, config: Config, http: httpx.AsyncClient) -> Backend:
+    """A backend for `replica`, not yet connected. `http` serves its probes and stays the caller's."""
+    if replica.backend is BackendKind.SIMULATED:
+        return _simulated(replica)
+    if replica.backend is BackendKind.TRITON:
+        from backends.triton import TritonBackend  # noqa: PLC0415
+
+        return TritonBackend(
+            replica,
+            upstream=config.upstream,
+            microbatch=config.microbatch,
+            http=http,
+            probe_timeout_s=config.probe.timeout_s,
+        )
+    from backends.vllm import HttpBackend  # noqa: PLC0415
+
+    return HttpBackend(replica, upstream=config.upstream, probe_client=http, probe_timeout_s=config.probe.timeout_s)
+
+
+def _simulated(replica: ReplicaConfig) -> Backend:
+    from backends.simulated.backend import SimulatedBackend  # noqa: PLC0415
+    from backends.simulated.options import EngineOptions  # noqa: PLC0415
+
+    declared = {name: value for name, value in replica.capacity.model_dump().items() if value is not None}
+    models = {spec.name: spec.kind for spec in replica.models}
+    options = EngineOptions(
+        model=next(iter(models), EngineOptions().model),
+        gpu=replica.gpu.type,
+        gpu_count=replica.gpu.count,
+        speed=replica.simulated.speed,
+        seed=replica.simulated.seed,
+        **declared,
+    )
+    return SimulatedBackend(options, models or None)

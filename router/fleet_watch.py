@@ -1,0 +1,137 @@
+"""Looks at every replica about once a second and tells the scheduler what it saw.
+
+Decides how often to look and what a failed look means; the engine's words are read in `backends`, their effect is the scheduler's.
+"""
+
+import asyncio
+import logging
+from dataclasses import dataclass, field
+
+from backends.backend import Backend, ProbeResult, UpstreamError
+from batching.replica import TRANSITIONS, Lifecycle
+from batching.request import ReplicaId
+from config.schema import Probe, ReplicaConfig
+from router.admission import Admission
+from router.profiles import lifecycle_after, load_of, missing_models, profile_of
+
+log = logging.getLogger("penstock.fleet")
+
+
+@dataclass(slots=True, eq=False)
+class Watched:
+    """One replica under watch."""
+
+    config: ReplicaConfig
+    backend: Backend
+    lifecycle: Lifecycle = Lifecycle.STARTING
+    failures: int = 0
+    detail: str = "not probed yet"
+    models_seen: set[str] = field(default_factory=set)  # ever served while ready
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    suspected: bool = False
+    task: asyncio.Task[None] | None = None
+
+    @property
+    def id(self) -> ReplicaId:
+        return ReplicaId(self.config.name)
+
+
+class FleetWatch:
+    """Owns one task per replica, inside the task group it is given."""
+
+    def __init__(self, admission: Admission, probe: Probe, tasks: asyncio.TaskGroup) -> None:
+        self.replicas: dict[ReplicaId, Watched] = {}
+        self._admission = admission
+        self._probe = probe
+        self._tasks = tasks
+
+    def add(self, config: ReplicaConfig, backend: Backend) -> Watched:
+        """Begin to watch; the replica takes work after its first good look."""
+        watched = Watched(config=config, backend=backend)
+        self.replicas[watched.id] = watched
+        now = asyncio.get_running_loop().time()
+        self._admission.scheduler.add_replica(profile_of(config, None), Lifecycle.STARTING, now)
+        watched.task = self._tasks.create_task(self._watch(watched), name=f"watch-{config.name}")
+        return watched
+
+    def remove(self, replica: ReplicaId) -> Watched:
+        """Stop watching; its running streams go on and the scheduler gives it no more."""
+        watched = self.replicas.pop(replica)
+        if watched.task is not None:
+            watched.task.cancel()
+        self._admission.scheduler.remove_replica(replica, asyncio.get_running_loop().time())
+        self._admission.soon()
+        return watched
+
+    def suspect(self, replica: ReplicaId) -> None:
+        """A connection failed: look at once, and believe one bad look."""
+        watched = self.replicas.get(replica)
+        if watched is not None:
+            watched.suspected = True
+            watched.wake.set()
+
+    async def first_look(self) -> None:
+        """Look at all at once, so that the first request finds a known fleet; bounded by the probe's timeout."""
+        await asyncio.gather(*(self._look(watched) for watched in self.replicas.values()))
+
+    def close(self) -> None:
+        for watched in self.replicas.values():
+            if watched.task is not None:
+                watched.task.cancel()
+
+    async def _watch(self, watched: Watched) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(self._probe.interval_s):
+                    await watched.wake.wait()
+            except TimeoutError:
+                pass
+            watched.wake.clear()
+            await self._look(watched)
+
+    async def _look(self, watched: Watched) -> None:
+        found: ProbeResult | None = None
+        try:
+            async with asyncio.timeout(self._probe.timeout_s):
+                found = await watched.backend.probe()
+            watched.detail = found.detail
+        except TimeoutError:
+            watched.detail = f"no answer to a probe within {self._probe.timeout_s:g} s"
+        except UpstreamError as error:
+            watched.detail = str(error) or error.outcome
+        except Exception:  # a probe reads what an engine sends: whatever it sends must not end the watch
+            log.exception("probe of %s failed", watched.config.name)
+            watched.detail = "the probe failed; see the log"
+        if self.replicas.get(watched.id) is watched:
+            self._tell(watched, found)
+
+    def _tell(self, watched: Watched, found: ProbeResult | None) -> None:
+        now = asyncio.get_running_loop().time()
+        scheduler = self._admission.scheduler
+        if found is not None and found.ready and (missing := missing_models(watched.config, found)):
+            watched.detail = f"does not serve {', '.join(missing)}, which the config declares"
+        ready = found is not None and found.ready
+        watched.failures = 0 if ready else watched.failures + 1
+        limit = 1 if watched.suspected else self._probe.unhealthy_after
+        watched.suspected = False
+        if found is not None and ready:
+            scheduler.update_profile(profile := profile_of(watched.config, found), now)
+            watched.models_seen.update(profile.models)
+            load = load_of(found, now)
+            if load is not None:
+                scheduler.observe(watched.id, load, now)
+        self._move(watched, lifecycle_after(watched.lifecycle, found, watched.failures, limit), now)
+        self._admission.soon()
+
+    def _move(self, watched: Watched, target: Lifecycle, now: float) -> None:
+        if target is watched.lifecycle or target not in TRANSITIONS[watched.lifecycle]:
+            return
+        log.info(
+            "replica %s: %s -> %s%s",
+            watched.config.name,
+            watched.lifecycle,
+            target,
+            f" ({watched.detail})" if watched.detail else "",
+        )
+        watched.lifecycle = target
+        self._admission.scheduler.set_lifecycle(watched.id, target, now)

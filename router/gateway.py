@@ -1,0 +1,158 @@
+"""The whole gateway as one object graph: built here, top to bottom, started and stopped here.
+
+Reads like a table of contents; decides only the order in which things begin and end.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import httpx
+from prometheus_client import CollectorRegistry
+
+from backends.backend import Backend
+from batching.request import ReplicaId
+from batching.scheduler import Scheduler
+from config.schema import Config, ReplicaConfig
+from metrics.catalog import Metrics
+from router.admission import Admission
+from router.dispatch import Dispatcher
+from router.engines import build_backend
+from router.fleet_watch import FleetWatch, Watched
+from router.gauges import Gauges
+from router.openai.errors import draining
+from router.report import Report
+
+log = logging.getLogger("penstock")
+
+_LAG_INTERVAL_S = 0.5
+BackendFactory = Callable[[ReplicaConfig, Config, httpx.AsyncClient], Backend]
+
+
+class Gateway:
+    """One gateway: `async with gateway.running()` while it serves."""
+
+    def __init__(self, config: Config, *, version: str, backend_factory: BackendFactory = build_backend) -> None:
+        self.config = config
+        self.draining = False
+        self.registry = CollectorRegistry()
+        self.metrics = Metrics.create(self.registry)
+        self.metrics.build_info.labels(version).set(1)
+        # The pure core, and the shell that gives it the loop's clock.
+        self.scheduler = Scheduler(config.scheduling, config.queue, stale_after_s=config.probe.stale_after_s)
+        self.admission = Admission(self.scheduler)
+        # Engines by replica; the watch keeps the scheduler's picture of them true.
+        self.backends: dict[ReplicaId, Backend] = {}
+        self.watch: FleetWatch | None = None
+        # One request's life.
+        self.dispatcher = Dispatcher(
+            config=config,
+            admission=self.admission,
+            backends=self.backends,
+            report=Report(self.metrics, self.scheduler, self._gpu_of),
+            on_suspect=self._suspect,
+        )
+        self.gauges = Gauges(self.metrics, self.scheduler)
+        self._backend_factory = backend_factory
+        self._retired: list[tuple[ReplicaId, Backend]] = []
+        self._http: httpx.AsyncClient | None = None
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Probe the fleet once, then serve until the block ends; engines are released last."""
+        async with httpx.AsyncClient(follow_redirects=False, trust_env=False) as http:
+            self._http = http
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    self.watch = FleetWatch(self.admission, self.config.probe, tasks)
+                    for replica in self.config.replicas:
+                        self._add(replica)
+                    await self.watch.first_look()
+                    lag = tasks.create_task(self._watch_lag(), name="event-loop-lag")
+                    yield
+                    lag.cancel()
+                    self.watch.close()
+            finally:
+                self.admission.close()
+                for backend in [*self.backends.values(), *(backend for _, backend in self._retired)]:
+                    await backend.aclose()
+
+    def begin_drain(self) -> None:
+        """Not ready any more; queued requests are sent away with Retry-After, running ones go on."""
+        if not self.draining:
+            self.draining = True
+            log.info(
+                "draining: %d requests in flight have %g s", self.dispatcher.active, self.config.server.drain_timeout_s
+            )
+            self.admission.drain()
+
+    def end_drain(self) -> None:
+        """The deadline: what still runs gets an error event instead of a bare close."""
+        self.dispatcher.abort_all(draining())
+
+    def reload(self, config: Config) -> None:
+        """Swap in a valid new configuration: replicas come, go and change price; running streams are not touched."""
+        assert self.watch is not None, "reload before start"
+        old = {replica.name: replica for replica in self.config.replicas}
+        new = {replica.name: replica for replica in config.replicas}
+        for section in Config.model_fields.keys() - {"replicas"}:
+            if getattr(self.config, section) != getattr(config, section):
+                log.warning("reload: a change under `%s` takes effect at the next start", section)
+        for name in old.keys() - new.keys():
+            self._retire(name)
+        for name, replica in new.items():
+            if name not in old:
+                self._add(replica)
+            elif replica != old[name]:
+                self._change(old[name], replica)
+        self.config = self.config.model_copy(update={"replicas": config.replicas})
+        self.dispatcher.configure(self.config)
+        self.admission.soon()
+
+    def refresh_gauges(self) -> None:
+        """Before a scrape."""
+        self.gauges.refresh(asyncio.get_running_loop().time(), self.config.queue.max_requests)
+
+    def watched(self) -> list[Watched]:
+        return list(self.watch.replicas.values()) if self.watch is not None else []
+
+    def _add(self, replica: ReplicaConfig) -> None:
+        assert self._http is not None
+        assert self.watch is not None
+        backend = self._backend_factory(replica, self.config, self._http)
+        self.backends[ReplicaId(replica.name)] = backend
+        self.watch.add(replica, backend)
+
+    def _retire(self, name: str) -> None:
+        """Its streams run on; the backend is closed with the gateway."""
+        assert self.watch is not None
+        watched = self.watch.remove(ReplicaId(name))
+        self._retired.append((watched.id, self.backends.pop(watched.id)))
+
+    def _change(self, before: ReplicaConfig, after: ReplicaConfig) -> None:
+        assert self.watch is not None
+        watched = self.watch.replicas[ReplicaId(after.name)]
+        moved = {"url", "backend", "api_key", "simulated", "metrics_url"}
+        if before.model_dump(include=moved) != after.model_dump(include=moved):
+            assert self._http is not None
+            self._retired.append((watched.id, watched.backend))
+            watched.backend = self.backends[watched.id] = self._backend_factory(after, self.config, self._http)
+        watched.config = after
+        watched.wake.set()
+
+    def _gpu_of(self, replica: ReplicaId) -> str:
+        """For labels; a replica that was retired while it answered is `unknown`."""
+        watched = self.watch.replicas.get(replica) if self.watch is not None else None
+        return watched.config.gpu.type if watched is not None else "unknown"
+
+    def _suspect(self, replica: ReplicaId) -> None:
+        if self.watch is not None:
+            self.watch.suspect(replica)
+
+    async def _watch_lag(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            due_s = loop.time() + _LAG_INTERVAL_S
+            await asyncio.sleep(_LAG_INTERVAL_S)
+            self.metrics.event_loop_lag_seconds.set(max(0.0, loop.time() - due_s))

@@ -1,0 +1,71 @@
+"""Sets the gauges of queue and replicas from the scheduler's frozen states, at scrape time only."""
+
+from batching.replica import Lifecycle, ReplicaState
+from batching.scheduler import Scheduler
+from metrics.catalog import Metrics
+
+
+class Gauges:
+    """Refreshed by `/metrics`; nothing on the request path pays for it."""
+
+    def __init__(self, metrics: Metrics, scheduler: Scheduler) -> None:
+        self._metrics = metrics
+        self._scheduler = scheduler
+
+    def refresh(self, now: float, queue_limit: int) -> None:
+        self._queue(now, queue_limit)
+        self._clear_replicas()
+        for state in self._scheduler.states(now):
+            self._replica(state)
+
+    def _queue(self, now: float, limit: int) -> None:
+        m = self._metrics
+        for gauge in (m.queue_depth, m.queue_tokens, m.queue_bytes, m.oldest_queued_seconds, m.queue_utilization_ratio):
+            gauge.clear()
+        for row in self._scheduler.queue_statistics(now):
+            labels = (row.model, row.service_tier.label)
+            m.queue_depth.labels(*labels).set(row.depth)
+            m.queue_tokens.labels(*labels).set(row.tokens)
+            m.queue_bytes.labels(*labels).set(row.bytes)
+            m.oldest_queued_seconds.labels(*labels).set(row.oldest_age_s)
+            m.queue_utilization_ratio.labels(*labels).set(row.depth / limit)
+
+    def _clear_replicas(self) -> None:
+        """Figures that an engine no longer tells must vanish, not freeze."""
+        m = self._metrics
+        for gauge in (m.replica_up, m.replica_state, m.replica_kv_headroom_tokens, m.replica_kv_usage_ratio,
+                      m.replica_kv_reserved_ratio, m.replica_kv_held_ratio, m.replica_kv_error_ratio, m.replica_running,
+                      m.replica_waiting, m.replica_metrics_age_seconds, m.replica_batch_occupancy_ratio):  # fmt: skip
+            gauge.clear()
+
+    def _replica(self, state: ReplicaState) -> None:
+        m, profile = self._metrics, state.profile
+        labels = (profile.id, profile.gpu, profile.cost_tier.value)
+        m.replica_up.labels(*labels).set(state.lifecycle is Lifecycle.READY)
+        for lifecycle in Lifecycle:
+            m.replica_state.labels(profile.id, lifecycle.value).set(lifecycle is state.lifecycle)
+        m.replica_running.labels(*labels).set(state.running)
+        if state.max_num_seqs:
+            m.replica_batch_occupancy_ratio.labels(*labels).set(state.running / state.max_num_seqs)
+        blocks, headroom = profile.kv_blocks, state.headroom_blocks
+        if blocks and headroom is not None:
+            m.replica_kv_headroom_tokens.labels(*labels).set(headroom * (profile.block_size or 1))
+            m.replica_kv_held_ratio.labels(*labels).set(state.held_blocks / blocks)
+            m.replica_kv_reserved_ratio.labels(*labels).set(state.reserved_blocks / blocks)
+        self._engine(state, labels)
+
+    def _engine(self, state: ReplicaState, labels: tuple[str, str, str]) -> None:
+        """What the engine itself says, and how far our ledger is from it."""
+        m, load = self._metrics, state.load
+        if load is None:
+            return
+        if state.load_age_s is not None:
+            m.replica_metrics_age_seconds.labels(labels[0]).set(state.load_age_s)
+        if load.waiting is not None:
+            m.replica_waiting.labels(*labels).set(load.waiting)
+        if load.kv_usage_ratio is not None:
+            m.replica_kv_usage_ratio.labels(*labels).set(load.kv_usage_ratio)
+            if state.profile.kv_blocks:
+                m.replica_kv_error_ratio.labels(*labels).set(
+                    state.held_blocks / state.profile.kv_blocks - load.kv_usage_ratio
+                )

@@ -1,0 +1,163 @@
+"""From an engine's bytes to the client's: whole events only, edits by the chunk filter, silence filled with comments.
+
+Decides when a stream counts as whole; what an event means is `router.openai.chunks`', which replica sends it the dispatcher's.
+Memory: one read of the upstream buffer at a time; a client that reads slowly leaves the rest with the engine.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from backends.backend import EngineReply, UpstreamError
+from backends.upstream.sse import SseSplitter
+from router.client import Client, Headers
+from router.openai.chunks import ChunkFilter, Document, check_document
+from router.openai.errors import ApiError, from_engine, upstream_garbled, upstream_lost
+
+KEEP_ALIVE = b": keep-alive\n\n"
+# After [DONE] an engine only has to close its framing; past this the connection is not worth keeping.
+_TAIL_TIMEOUT_S = 1.0
+# A whole document is held at once: four times the largest answer of 128k tokens with logprobs left out.
+MAX_DOCUMENT_BYTES = 16 * 2**20
+
+
+class RelayFailed(Exception):
+    """The upstream did not deliver a whole answer. `forwarded`: some of it reached the client, so it can't be sent again."""
+
+    def __init__(self, error: ApiError, *, forwarded: bool, outcome: str) -> None:
+        super().__init__(error.message)
+        self.error = error
+        self.forwarded = forwarded
+        self.outcome = outcome
+
+
+class KeepAlive:
+    """Writes an SSE comment whenever a stream has been silent for `interval_s`; the first one commits the headers."""
+
+    def __init__(
+        self,
+        client: Client,
+        interval_s: float,
+        spawn: Callable[[Callable[[], Awaitable[None]]], None],
+        headers: Callable[[], Headers],
+    ) -> None:
+        self._client = client
+        self._interval_s = interval_s
+        self._spawn = spawn
+        self._headers = headers
+        self._loop = asyncio.get_running_loop()
+        self._last_s = self._loop.time()
+        self._timer = self._loop.call_later(interval_s, self._fire)
+
+    def touch(self, now: float) -> None:
+        self._last_s = now
+
+    def close(self) -> None:
+        self._timer.cancel()
+
+    def _fire(self) -> None:
+        now = self._loop.time()
+        due_s = self._last_s + self._interval_s
+        if now >= due_s:
+            self._last_s = now
+            due_s = now + self._interval_s
+            self._spawn(self._write)
+        self._timer = self._loop.call_at(due_s, self._fire)
+
+    async def _write(self) -> None:
+        if not self._client.started:
+            await self._client.start(200, self._headers())
+        await self._client.write(KEEP_ALIVE)
+
+
+async def relay_stream(
+    reply: EngineReply,
+    client: Client,
+    chunks: ChunkFilter,
+    *,
+    headers: Callable[[], Headers],
+    progress: Callable[[int], None],
+    silence: KeepAlive,
+) -> bytes:
+    """Pass a stream on until its end; raises `RelayFailed` where it has none. `progress(n)`: n more tokens came in one read.
+
+    Returns the last bytes, `[DONE]` among them: the caller ends the response with them once the lease is given back.
+    """
+    splitter = SseSplitter()
+    forwarded = False
+    loop = asyncio.get_running_loop()
+    try:
+        async for data in reply.body():
+            before = chunks.tokens
+            out = _filtered(splitter, chunks, data)
+            silence.touch(loop.time())
+            if chunks.tokens != before:
+                progress(chunks.tokens - before)
+            if out:
+                if not client.started:
+                    await client.start(200, headers())
+                forwarded = True
+                await client.write(out)
+            if chunks.error is not None:
+                raise RelayFailed(chunks.error, forwarded=forwarded, outcome="error_event")
+            if chunks.done:
+                break
+    except UpstreamError as error:
+        raise RelayFailed(upstream_lost(), forwarded=forwarded, outcome=error.outcome) from error
+    end = chunks.end()
+    if end.error is not None:
+        raise RelayFailed(end.error, forwarded=forwarded, outcome="stream_cut")
+    return end.tail
+
+
+async def drain_tail(reply: EngineReply) -> None:
+    """Read what follows `[DONE]`, so that the connection can serve the next request."""
+    try:
+        async with asyncio.timeout(_TAIL_TIMEOUT_S):
+            async for _ in reply.body():
+                pass
+    except (TimeoutError, UpstreamError):
+        pass  # the answer was whole; closing the connection costs only a new one
+
+
+async def read_document(reply: EngineReply, *, chat: bool) -> Document:
+    """A non-streaming answer, whole and checked; raises `RelayFailed` (nothing was forwarded)."""
+    parts: list[bytes] = []
+    size = 0
+    try:
+        async for data in reply.body():
+            parts.append(data)
+            size += len(data)
+            if size > MAX_DOCUMENT_BYTES:
+                raise RelayFailed(upstream_garbled(), forwarded=False, outcome="too_large")
+    except UpstreamError as error:
+        raise RelayFailed(upstream_lost(), forwarded=False, outcome=error.outcome) from error
+    try:
+        return check_document(b"".join(parts), chat=chat)
+    except ApiError as error:
+        raise RelayFailed(error, forwarded=False, outcome="garbled") from error
+
+
+async def read_error(reply: EngineReply) -> ApiError:
+    """An engine's refusal, translated."""
+    parts: list[bytes] = []
+    size = 0
+    try:
+        async for data in reply.body():
+            parts.append(data)
+            size += len(data)
+            if size > 64 * 1024:  # an error is a sentence; the rest is noise
+                break
+    except UpstreamError:
+        pass  # the status alone says enough
+    return from_engine(reply.status, b"".join(parts), reply.headers)
+
+
+def _filtered(splitter: SseSplitter, chunks: ChunkFilter, data: bytes) -> bytes:
+    out: list[bytes] = []
+    for event in splitter.feed(data):
+        kept = chunks.feed(event)
+        if kept:
+            out.append(kept)
+        if chunks.error is not None or chunks.done:
+            break
+    return out[0] if len(out) == 1 else b"".join(out)

@@ -1,0 +1,167 @@
+"""Turns what happened to a request into metrics and one log line at its end; decides nothing.
+
+Label values are bounded: models by the names that replicas serve (else `other`), the rest by enums.
+"""
+
+import logging
+from collections.abc import Callable
+
+from prometheus_client import Gauge
+
+from batching.request import Outcome, ReplicaId
+from batching.scheduler import Scheduler
+from metrics.catalog import Metrics
+from metrics.handles import HandleCache, StreamHandles, TokenKind, TokenSource
+from metrics.labels import OTHER
+from router.exchange import ENDPOINTS, Exchange
+from router.openai.errors import ApiError, Case
+
+log = logging.getLogger("penstock.request")
+
+_QUEUE_OUTCOME = {
+    Case.OVERLOADED: "shed_capacity",
+    Case.FLEX_SHED: "shed_capacity",
+    Case.QUEUE_TIMEOUT: "expired",
+    Case.DRAINING: "drained",
+}
+CLIENT_CLOSED = 499  # a label, never sent: the client has gone
+
+
+class Report:
+    """Called by the dispatcher at each turn of a request's life."""
+
+    def __init__(self, metrics: Metrics, scheduler: Scheduler, gpu_of: Callable[[ReplicaId], str]) -> None:
+        self._metrics = metrics
+        self._scheduler = scheduler
+        self._gpu_of = gpu_of
+        self._handles = HandleCache(metrics)
+        self._in_flight: dict[Exchange, Gauge] = {}
+        self._meters: dict[Exchange, StreamHandles] = {}
+
+    def refused(self, path: str, error: ApiError) -> None:
+        """It ended before it was read."""
+        self._metrics.requests_total.labels(ENDPOINTS[path], OTHER, "default", str(error.status), error.label).inc()
+
+    def began(self, exchange: Exchange) -> None:
+        self.phase(exchange, "queued")
+
+    def phase(self, exchange: Exchange, phase: str) -> None:
+        before = self._in_flight.pop(exchange, None)
+        if before is not None:
+            before.dec()
+        exchange.phase = phase
+        gauge = self._metrics.requests_in_flight.labels(*self._class(exchange), phase)
+        gauge.inc()
+        self._in_flight[exchange] = gauge
+
+    def placed(self, exchange: Exchange) -> None:
+        assert exchange.placed is not None
+        placement = exchange.placed.placement
+        model, tier = self._class(exchange)
+        metrics = self._metrics
+        metrics.queue_wait_seconds.labels(model, tier, "dispatched").observe(exchange.queue_s)
+        metrics.routing_decisions_total.labels(
+            model, placement.replica, placement.cost_tier.value, placement.reason
+        ).inc()
+        self._meters[exchange] = self._handles.get(*self._where(exchange))
+
+    def tokens(self, exchange: Exchange, count: int, now: float) -> None:
+        """`count` tokens arrived in one read: the first after the gap, the others at once, as the client sees them."""
+        meters = self._meters[exchange]
+        if exchange.last_token_s is None:
+            meters.observe_ttft(now - exchange.started_s)
+        else:
+            meters.observe_itl(now - exchange.last_token_s)
+        for _ in range(count - 1):
+            meters.observe_itl(0.0)
+        exchange.last_token_s = now
+
+    def attempted(self, exchange: Exchange, outcome: str) -> None:
+        if exchange.placed is not None:
+            self._metrics.upstream_attempts_total.labels(exchange.placed.placement.replica, outcome).inc()
+
+    def interrupted(self, exchange: Exchange) -> None:
+        self._metrics.stream_interruptions_total.labels(self._class(exchange)[0], "errored", "none").inc()
+
+    def ended(self, exchange: Exchange, now: float) -> None:
+        """Once per request, whatever became of it."""
+        gauge = self._in_flight.pop(exchange, None)
+        if gauge is not None:
+            gauge.dec()
+        self._meters.pop(exchange, None)
+        model, tier = self._class(exchange)
+        status = CLIENT_CLOSED if exchange.outcome is Outcome.CANCELLED else exchange.status
+        code = exchange.error.label if exchange.error else "none"
+        self._metrics.requests_total.labels(exchange.endpoint, model, tier, str(status), code).inc()
+        if exchange.outcome is Outcome.CANCELLED:
+            self._metrics.client_disconnects_total.labels(model, exchange.phase).inc()
+        if exchange.placed is None:
+            self._left_queue(exchange, model, tier, now)
+        else:
+            self._served(exchange, now)
+        self._log(exchange, model, tier, status, now)
+
+    def _left_queue(self, exchange: Exchange, model: str, tier: str, now: float) -> None:
+        if exchange.request is None:
+            return
+        outcome = "cancelled" if exchange.error is None else _QUEUE_OUTCOME.get(exchange.error.case, "no_replica")
+        self._metrics.queue_wait_seconds.labels(model, tier, outcome).observe(now - exchange.request.arrived_s)
+
+    def _served(self, exchange: Exchange, now: float) -> None:
+        labels = self._where(exchange)
+        handles = self._handles.get(*labels)
+        spec = exchange.spec
+        assert spec is not None
+        self._metrics.request_duration_seconds.labels(
+            labels[0], labels[1], "true" if spec.stream else "false", *labels[2:]
+        ).observe(now - exchange.started_s)
+        self._count_tokens(exchange, handles)
+        first, last = exchange.first_token_s, exchange.last_token_s
+        if first is not None and last is not None and exchange.output_tokens > 1:
+            handles.observe_tpot((last - first) / (exchange.output_tokens - 1))
+
+    def _count_tokens(self, exchange: Exchange, handles: StreamHandles) -> None:
+        usage, request = exchange.usage, exchange.request
+        assert request is not None
+        if usage is not None and usage.prompt_tokens is not None:
+            cached = usage.cached_tokens or 0
+            reasoning = usage.reasoning_tokens or 0
+            source = TokenSource.REPORTED
+            handles.add_tokens(usage.prompt_tokens - cached, TokenKind.INPUT, source)
+            handles.add_tokens(cached, TokenKind.CACHED_INPUT, source)
+            handles.add_tokens((usage.completion_tokens or 0) - reasoning, TokenKind.OUTPUT, source)
+            handles.add_tokens(reasoning, TokenKind.REASONING, source)
+        else:
+            handles.add_tokens(request.prompt_tokens, TokenKind.INPUT, TokenSource.ESTIMATED)
+            handles.add_tokens(exchange.output_tokens, TokenKind.OUTPUT, TokenSource.ESTIMATED)
+
+    def _class(self, exchange: Exchange) -> tuple[str, str]:
+        """(model, service tier) as labels."""
+        spec = exchange.spec
+        if spec is None:
+            return OTHER, "default"
+        model = spec.model if spec.model in self._scheduler.models() else OTHER
+        return model, spec.service_tier.label
+
+    def _where(self, exchange: Exchange) -> tuple[str, str, str, str, str]:
+        """(model, service tier, replica, gpu, cost tier) as labels."""
+        assert exchange.placed is not None
+        placement = exchange.placed.placement
+        return *self._class(exchange), placement.replica, self._gpu_of(placement.replica), placement.cost_tier.value
+
+    def _log(self, exchange: Exchange, model: str, tier: str, status: int, now: float) -> None:
+        if not log.isEnabledFor(logging.INFO):
+            return
+        placed = exchange.placed
+        error = exchange.error
+        log.info(
+            "id=%s endpoint=%s model=%s tier=%s status=%d outcome=%s replica=%s attempts=%d queue_ms=%d ttft_ms=%s total_ms=%d "
+            "prompt_tokens=%s output_tokens=%s error=%s",
+            exchange.inbound.request_id, exchange.endpoint, model, tier, status, exchange.outcome,
+            placed.placement.replica if placed else "-", exchange.attempts, round(exchange.queue_s * 1e3),
+            "-" if exchange.first_token_s is None else round((exchange.first_token_s - exchange.started_s) * 1e3),
+            round((now - exchange.started_s) * 1e3),
+            exchange.usage.prompt_tokens if exchange.usage else "-",
+            (exchange.usage.completion_tokens if exchange.usage else None) or exchange.output_tokens,
+            error.label if error else "-",
+        )  # fmt: skip

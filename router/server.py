@@ -1,0 +1,172 @@
+"""Runs a gateway under uvicorn: the socket, the signals, the banner.
+
+SIGTERM or Ctrl-C: not ready, queued requests sent away, running streams finish within `drain_timeout_s`; a second signal ends at
+once. SIGHUP: the configuration is read again; a bad one changes nothing and says so.
+"""
+
+import asyncio
+import errno
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from importlib.metadata import version as installed_version
+from types import FrameType
+
+import uvicorn
+
+from config.load import ConfigError
+from config.schema import Config
+from router.app import create_app
+from router.gateway import Gateway
+from router.protocol import KEEP_ALIVE_IDLE_S, protocol_with
+
+log = logging.getLogger("penstock")
+
+# Room for a burst of clients that all connect at once: SDKs give up on a connection after 5 s.
+_BACKLOG = 4096
+_ABORT_GRACE_S = 5  # after the drain deadline, for the error events to go out
+
+
+def run(config: Config, *, reload: Callable[[], Config] | None = None) -> int:
+    """Serve until a signal; returns the exit code (1: the address could not be bound)."""
+    _configure_logging(config.log_level)
+    try:
+        listener = bind(config.server.host, config.server.port)
+    except OSError as error:
+        print(bind_message(config, error), file=sys.stderr)  # noqa: T201 - the one line a user must see
+        return 1
+    version = installed_version("penstock")
+    gateway = Gateway(config, version=version)
+    server = PenstockServer(gateway, listener, version, reload)
+    server.run(sockets=[listener])
+    return 0
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket; raises OSError as the system gives it."""
+    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        listener.bind(address)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def bind_message(config: Config, error: OSError) -> str:
+    """What to do about an address that can't be had."""
+    where = f"{config.server.host}:{config.server.port}"
+    if error.errno == errno.EADDRINUSE:
+        return (
+            f"penstock: {where} is in use by another process; choose another port with --port, or PORT= with make serve"
+        )
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return (
+            f"penstock: not allowed to listen on {where}; ports below 1024 need privileges, choose another with --port"
+        )
+    return f"penstock: cannot listen on {where}: {error.strerror or error}; check server.host and server.port"
+
+
+class PenstockServer(uvicorn.Server):
+    """uvicorn's server with our signals."""
+
+    def __init__(
+        self, gateway: Gateway, listener: socket.socket, version: str, reload: Callable[[], Config] | None
+    ) -> None:
+        server = gateway.config.server
+        super().__init__(
+            uvicorn.Config(
+                create_app(gateway, version),
+                http=protocol_with(server.header_timeout_s),
+                ws="none",
+                lifespan="on",
+                log_config=None,
+                access_log=False,
+                proxy_headers=False,
+                server_header=False,
+                backlog=_BACKLOG,
+                timeout_keep_alive=KEEP_ALIVE_IDLE_S,
+                timeout_graceful_shutdown=int(server.drain_timeout_s) + _ABORT_GRACE_S,
+            )
+        )
+        self._gateway = gateway
+        self._listener = listener
+        self._version = version
+        self._reload = reload
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        loop = asyncio.get_running_loop()
+        if self._reload is not None:
+            loop.add_signal_handler(signal.SIGHUP, self._reload_config)
+        print(banner(self._gateway, self._listener.getsockname(), self._version), flush=True)  # noqa: T201 - what a newcomer copies
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._gateway.begin_drain()
+        deadline = asyncio.get_running_loop().call_later(
+            self._gateway.config.server.drain_timeout_s, self._gateway.end_drain
+        )
+        try:
+            await super().shutdown(sockets)
+        finally:
+            deadline.cancel()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal drains, the second does not wait. Not captured: a drained exit is a clean one."""
+        del sig, frame
+        if self.should_exit:
+            self.force_exit = True
+        self.should_exit = True
+
+    def _reload_config(self) -> None:
+        assert self._reload is not None
+        metrics = self._gateway.metrics
+        try:
+            config = self._reload()
+        except ConfigError as error:
+            metrics.config_reloads_total.labels("rejected").inc()
+            log.warning("reload refused, nothing changed: %s", "; ".join(error.problems))
+            return
+        self._gateway.reload(config)
+        metrics.config_reloads_total.labels("applied").inc()
+        metrics.config_last_reload_success_timestamp_seconds.set_to_current_time()
+        log.info("configuration reloaded: %d replicas", len(config.replicas))
+
+
+def banner(gateway: Gateway, address: tuple[str, int], version: str) -> str:
+    """The URL, a curl and the SDK lines, ready to copy."""
+    host, port = address[0], address[1]
+    shown = "127.0.0.1" if host in {"0.0.0.0", "::"} else host  # noqa: S104 - read, not bound
+    url = f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
+    model = next(iter(sorted(gateway.scheduler.models())), "MODEL")
+    replicas = "\n".join(
+        f"  {r.name:<16} {r.backend:<10} {r.gpu.type:<10} {r.cost.tier:<10} ${r.cost.usd_per_hour:g}/h"
+        for r in gateway.config.replicas
+    )
+    return f"""
+Penstock {version} listens on {url}
+{replicas}
+
+Try it:
+  curl -N {url}/v1/chat/completions -H 'content-type: application/json' \\
+    -d '{{"model": "{model}", "stream": true, "messages": [{{"role": "user", "content": "Hello"}}]}}'
+
+  from openai import OpenAI
+  client = OpenAI(base_url="{url}/v1", api_key="none")
+  print(client.chat.completions.create(model="{model}", messages=[{{"role": "user", "content": "Hello"}}]).choices[0].message.content)
+
+Metrics: {url}/metrics   API: {url}/docs   Stop with Ctrl-C.
+"""
+
+
+def _configure_logging(level: str) -> None:
+    logging.basicConfig(
+        level=level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)-7s %(name)s %(message)s"
+    )
+    for noisy in ("httpx", "httpcore", "uvicorn.error"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -1,0 +1,41 @@
+"""The distribution: plain package names that meet nobody else's, and a lock file that pins everything."""
+
+import re
+import sys
+from importlib.metadata import entry_points, packages_distributions
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+OURS = {"router", "backends", "batching", "metrics", "config"}
+
+
+def test_package_names_meet_nobody_elses() -> None:
+    """No installed distribution and no standard module shares a top-level name with us (docs/decisions/0001)."""
+    others = {name for name, dists in packages_distributions().items() if set(dists) != {"penstock"}}
+    assert set() == OURS & others
+    assert set() == OURS & sys.stdlib_module_names
+
+
+def test_the_command_is_installed() -> None:
+    """`pip install .` gives the command `penstock`."""
+    commands = [ep.value for ep in entry_points(group="console_scripts") if ep.name == "penstock"]
+    assert commands == ["router.cli:main"]
+
+
+def test_locks_pin_with_hashes_and_name_no_index() -> None:
+    """Each requirement is exact and hashed, and neither file names an index host."""
+    for lock in ("requirements.lock", "requirements-dev.lock"):
+        text = (ROOT / lock).read_text()
+        assert "://" not in text
+        requirements = re.findall(r"^[A-Za-z0-9][^\n]*", text, re.MULTILINE)
+        assert requirements
+        assert [r for r in requirements if "==" not in r] == []
+        assert len(re.findall(r"--hash=sha256:", text)) >= len(requirements)
+
+
+def test_every_direct_dependency_says_why() -> None:
+    """Each line of `dependencies` ends in a comment."""
+    text = (ROOT / "pyproject.toml").read_text()
+    block = text.split("dependencies = [", 1)[1].split("\n]", 1)[0]
+    lines = [line.strip() for line in block.splitlines() if line.strip()]
+    assert [line for line in lines if "#" not in line] == []
