@@ -1,0 +1,1 @@
+"""How: what Penstock knows of engines. `backend.py` is the seam; every engine answers in OpenAI's shape."""
