@@ -60,10 +60,13 @@ def fake_config(engines: Mapping[str, Any], capacity: Mapping[str, Any] | None =
 
 @asynccontextmanager
 async def gateway_over(
-    engines: Mapping[str, Backend], config: Config | None = None, **sections: Any
+    engines: Mapping[str, Backend],
+    config: Config | None = None,
+    capacity: Mapping[str, Any] | None = None,
+    **sections: Any,
 ) -> AsyncIterator[Running]:
     """A gateway whose replicas are the given backends; the lifespan runs, no socket is opened."""
-    config = config or fake_config(engines, **sections)
+    config = config or fake_config(engines, capacity, **sections)
 
     def factory(replica: Any, _config: Any, _http: Any) -> Backend:
         return engines[replica.name] if replica.name in engines else build_backend(replica, _config, _http)

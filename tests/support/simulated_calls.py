@@ -7,12 +7,12 @@ from typing import Any
 from backends.backend import EngineCall, EngineReply
 from backends.simulated.backend import SimulatedBackend
 from backends.simulated.options import EngineOptions
-from config.schema import ModelKind, ModelSpec
+from config.schema import ModelKind
 from tests.support.virtual_time import run_virtual
 
 OPTIONS = EngineOptions(kv_blocks=256, max_model_len=1024)
 CHAT, COMPLETIONS, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
-MODELS = (ModelSpec(name="sim-8b"), ModelSpec(name="sim-embed", kind=ModelKind.EMBEDDING))
+MODELS = {"sim-8b": ModelKind.CHAT, "sim-embed": ModelKind.EMBEDDING}
 HELLO = [{"role": "user", "content": "Hello"}]
 
 

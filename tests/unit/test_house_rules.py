@@ -16,7 +16,7 @@ def modules() -> Iterator[tuple[Path, ast.Module]]:
             yield path.relative_to(ROOT), ast.parse(path.read_text())
 
 
-def tests() -> Iterator[tuple[Path, ast.FunctionDef | ast.AsyncFunctionDef]]:
+def each_test() -> Iterator[tuple[Path, ast.FunctionDef | ast.AsyncFunctionDef]]:
     for path in sorted((ROOT / "tests").rglob("test_*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_"):
@@ -56,7 +56,7 @@ def test_every_module_says_what_it_is_for() -> None:
 
 def test_every_test_names_its_rule() -> None:
     """Each test has a docstring."""
-    assert [f"{path}:{node.lineno} {node.name}" for path, node in tests() if not ast.get_docstring(node)] == []
+    assert [f"{path}:{node.lineno} {node.name}" for path, node in each_test() if not ast.get_docstring(node)] == []
 
 
 def test_nothing_is_skipped() -> None:
