@@ -1,0 +1,1 @@
+"""The simulated engine: one model of continuous batching, served in process, over HTTP and under virtual time."""

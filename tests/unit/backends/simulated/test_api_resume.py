@@ -1,0 +1,43 @@
+"""Cut answers continue through the API, by text and by token ids, and their blocks are found again."""
+
+import pytest
+
+from backends.simulated.bodies import chat_text
+from backends.simulated.tokens import expected_text
+from tests.support.simulated_calls import CHAT, COMPLETIONS, HELLO, answer
+
+
+@pytest.mark.parametrize("k", range(0, 40, 3))
+def test_a_chat_cut_after_k_tokens_resumes_token_for_token(k: int):
+    """The rest of a cut chat comes from continue_final_message, and from prompt ids + token ids, alike."""
+    base = {"messages": HELLO, "ignore_eos": True}
+    whole = answer(CHAT, base | {"max_tokens": 40, "return_token_ids": True})
+    text = whole["choices"][0]["message"]["content"]
+    ids = whole["choices"][0]["token_ids"]
+    said = expected_text(chat_text(HELLO), k)
+    rest = text[len(said) :]
+    by_text = answer(
+        CHAT,
+        {
+            "messages": [*HELLO, {"role": "assistant", "content": said}],
+            "continue_final_message": True, "add_generation_prompt": False, "ignore_eos": True, "max_tokens": 40 - k,
+        },
+    )  # fmt: skip
+    by_ids = answer(
+        COMPLETIONS, {"prompt": whole["prompt_token_ids"] + ids[:k], "max_tokens": 40 - k, "ignore_eos": True}
+    )
+    assert by_text["choices"][0]["message"]["content"] == rest
+    assert by_ids["choices"][0]["text"] == rest
+
+
+def test_a_natural_answer_resumes_to_the_same_end():
+    """Without max_tokens too, parts make up the whole, to the same finish."""
+    whole = answer(CHAT, {"messages": HELLO})["choices"][0]
+    assert whole["finish_reason"] == "stop"
+    said = expected_text(chat_text(HELLO), 7)
+    messages = [*HELLO, {"role": "assistant", "content": said}]
+    rest = answer(CHAT, {"messages": messages, "continue_final_message": True, "add_generation_prompt": False})[
+        "choices"
+    ][0]
+    assert said + rest["message"]["content"] == whole["message"]["content"]
+    assert rest["finish_reason"] == "stop"
