@@ -5,7 +5,7 @@ Invariant: every ticket's future is resolved once; a lease whose waiter has gone
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from batching.request import Outcome, Reason, Request
 from batching.scheduler import Scheduler
@@ -24,10 +24,12 @@ class EvictedError(Exception):
 class Admission:
     """Owns the scheduler on one event loop; every method but `place` is a plain state transition."""
 
-    def __init__(self, scheduler: Scheduler) -> None:
+    def __init__(self, scheduler: Scheduler, *, on_pass: Callable[[float], None] = lambda _seconds: None) -> None:
+        """`on_pass` is told how long each pass over the queue took, in seconds."""
         self.scheduler = scheduler
         self._waiters: dict[TicketId, asyncio.Future[Placed]] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._on_pass = on_pass
         self._advance_soon = False
 
     async def place(self, request: Request) -> Placed:
@@ -88,7 +90,9 @@ class Admission:
     def advance(self) -> None:
         self._advance_soon = False
         now = self._now()
-        self._settle(self.scheduler.advance(now), now)
+        decisions = self.scheduler.advance(now)
+        self._on_pass(self._now() - now)
+        self._settle(decisions, now)
         self._rearm()
 
     def drain(self) -> None:

@@ -74,7 +74,7 @@ def _add_models(api: FastAPI, gateway: Gateway) -> None:
     @api.get("/v1/models", response_model=None, responses={200: {"model": ModelList}}, tags=["models"])
     async def list_models() -> Response:
         """The models that replicas serve."""
-        return JSONResponse(model_list(entries(gateway)))
+        return JSONResponse(model_list(entries(gateway), created=gateway.started_unix_s))
 
     @api.get(
         "/v1/models/{model:path}",
@@ -87,7 +87,7 @@ def _add_models(api: FastAPI, gateway: Gateway) -> None:
         known = {entry.id: entry for entry in entries(gateway)}
         if model not in known:
             raise model_not_found(model, near(model, known))
-        return JSONResponse(model_document(known[model]))
+        return JSONResponse(model_document(known[model], created=gateway.started_unix_s))
 
 
 def _add_health(api: FastAPI, gateway: Gateway) -> None:

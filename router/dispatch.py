@@ -13,7 +13,7 @@ from batching.request import Outcome, Rejected, ReplicaId, Request, RequestId, S
 from batching.ticket import Lease
 from config.schema import Config, ModelKind
 from router.admission import Admission, EvictedError
-from router.client import Client
+from router.client import Client, ClientGone
 from router.exchange import Exchange
 from router.ingress import Inbound
 from router.openai.body import Body, parse_object
@@ -27,7 +27,7 @@ from router.openai.errors import (
     upstream_timeout,
 )
 from router.openai.models import near
-from router.openai.request import CallSpec, read_call, upstream_body
+from router.openai.request import CallSpec, read_call, stripped_fields, upstream_body
 from router.openai.usage import Usage
 from router.relay import KeepAlive, RelayFailed, drain_tail, read_document, read_error, relay_stream
 from router.report import Report
@@ -93,6 +93,9 @@ class Dispatcher:
             await self._serve(exchange)
         except ApiError as error:
             await self._refuse(exchange, error)
+        except ClientGone:
+            exchange.outcome = Outcome.CANCELLED
+            raise
         except asyncio.CancelledError:
             if exchange.aborted is None or exchange.task is None:
                 exchange.outcome = Outcome.CANCELLED
@@ -191,7 +194,7 @@ class Dispatcher:
         except AttemptFailed as failed:
             attempt = "rejected" if failed.error.status < 500 or failed.error.status == 503 else "5xx"
             raise
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, ClientGone):
             outcome, attempt = Outcome.CANCELLED, "cancelled"
             raise
         finally:
@@ -215,12 +218,16 @@ class Dispatcher:
         assert spec is not None
         self._report.phase(exchange, "dispatched")
         priority_ok = lease.replica in self._orders_by_priority
-        edited = upstream_body(body, spec, trusted=self.config.server.trusted, priority_ok=priority_ok)
+        trusted = self.config.server.trusted
+        edited = upstream_body(body, spec, trusted=trusted, priority_ok=priority_ok)
+        stripped = stripped_fields(body, trusted=trusted, priority_ok=priority_ok)
         call = EngineCall(
             request_id=exchange.inbound.request_id,
             path=exchange.inbound.path,
             body=edited,
-            fields=body.fields,
+            fields={name: value for name, value in body.fields.items() if name not in stripped}
+            if stripped
+            else body.fields,
             stream=spec.stream,
             headers={name: value for name in _PASSED_HEADERS if (value := exchange.inbound.headers.get(name))},
         )

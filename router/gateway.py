@@ -7,6 +7,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 
 import httpx
 from prometheus_client import CollectorRegistry
@@ -36,12 +37,13 @@ class Gateway:
     def __init__(self, config: Config, *, version: str, backend_factory: BackendFactory = build_backend) -> None:
         self.config = config
         self.draining = False
+        self.started_unix_s = int(datetime.now(UTC).timestamp())  # `created` of the models: when they became known here
         self.registry = CollectorRegistry()
         self.metrics = Metrics.create(self.registry)
         self.metrics.build_info.labels(version).set(1)
         # The pure core, and the shell that gives it the loop's clock.
         self.scheduler = Scheduler(config.scheduling, config.queue, stale_after_s=config.probe.stale_after_s)
-        self.admission = Admission(self.scheduler)
+        self.admission = Admission(self.scheduler, on_pass=self.metrics.routing_duration_seconds.observe)
         # Engines by replica; the watch keeps the scheduler's picture of them true.
         self.backends: dict[ReplicaId, Backend] = {}
         self.watch: FleetWatch | None = None

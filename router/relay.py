@@ -132,9 +132,12 @@ async def read_document(reply: EngineReply, *, chat: bool) -> Document:
     except UpstreamError as error:
         raise RelayFailed(upstream_lost(), forwarded=False, outcome=error.outcome) from error
     try:
-        return check_document(b"".join(parts), chat=chat)
+        document = check_document(b"".join(parts), chat=chat)
     except ApiError as error:
         raise RelayFailed(error, forwarded=False, outcome="garbled") from error
+    if not document.finished:
+        raise RelayFailed(upstream_lost(), forwarded=False, outcome="stream_cut")
+    return document
 
 
 async def read_error(reply: EngineReply) -> ApiError:

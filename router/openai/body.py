@@ -1,0 +1,196 @@
+"""A request body, parsed once: the values of its members and where each stands in the bytes, so that edits are splices.
+
+Refuses what could be read in two ways further on (duplicate keys, NaN, lone surrogates) or would hurt a parser (depth, huge
+integers). Does not know any OpenAI field. A member that is not edited keeps its exact bytes: `1.0` stays `1.0`.
+"""
+
+import json
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from router.openai.errors import ApiError, invalid_request
+
+_SPACE = re.compile(r"[ \t\n\r]*")
+_KEY = re.compile(r'[ \t\n\r]*+"((?:[^"\\\x00-\x1f]|\\.)*+)"[ \t\n\r]*+:[ \t\n\r]*+')
+_NEXT = re.compile(r"[ \t\n\r]*+([,}])")
+# A cheap hint that a `\ud800`-like escape may stand alone; whether it does is looked at only then.
+_SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
+
+
+class Member(NamedTuple):
+    """Byte offsets of one top-level member: its key's opening quote, its value's first byte, one past its value."""
+
+    start: int
+    value: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Body:
+    """A JSON object: its bytes, its parsed members, and the bytes each member stands on."""
+
+    raw: bytes
+    fields: Mapping[str, Any]
+    members: Mapping[str, Member]
+
+    def text_of(self, name: str) -> str:
+        """The JSON text of one member's value, as the client wrote it."""
+        member = self.members[name]
+        return self.raw[member.value : member.end].decode()
+
+    def edit(self, set_: Mapping[str, bytes], drop: Collection[str] = ()) -> bytes:
+        """The body with the members of `set_` (name -> JSON) replaced or added, and those of `drop` gone.
+
+        The rest keeps order and bytes; only the whitespace between members is lost. Nothing to change returns `raw` itself.
+        """
+        if not set_ and not any(name in self.members for name in drop):
+            return self.raw
+        view = memoryview(self.raw)
+        parts: list[bytes | memoryview] = []
+        for name, member in self.members.items():
+            if name in set_:
+                parts.append(self.raw[member.start : member.value] + set_[name])
+            elif name not in drop:
+                parts.append(view[member.start : member.end])
+        parts += [json.dumps(name).encode() + b":" + value for name, value in set_.items() if name not in self.members]
+        return b"".join((b"{", b",".join(parts), b"}"))
+
+
+def parse_object(raw: bytes, *, max_depth: int) -> Body:
+    """Raises an ApiError (400) that says where and why, for anything but one well-formed JSON object."""
+    text = _decode(raw)
+    try:
+        fields, spans = _read_members(text)
+    except json.JSONDecodeError as e:
+        raise _malformed(text, e.msg, e.pos) from None
+    except RecursionError:
+        raise _too_deep(max_depth) from None
+    except ValueError as e:  # int() refuses more digits than sys.get_int_max_str_digits(): quadratic time
+        raise invalid_request("An integer in the request body has too many digits; shorten it.") from e
+    if raw.count(b"{") + raw.count(b"[") > max_depth and _deeper_than(fields, max_depth):
+        raise _too_deep(max_depth)
+    if _SURROGATE_ESCAPE.search(raw) and not _encodable(fields):
+        raise invalid_request(
+            "The request body has a lone UTF-16 surrogate (such as \\ud800); send whole characters, or replace it."
+        )
+    members = spans if text.isascii() else _in_bytes(text, spans)
+    return Body(raw=raw, fields=fields, members=members)
+
+
+def _decode(raw: bytes) -> str:
+    if raw.startswith(b"\xef\xbb\xbf"):
+        raise invalid_request("The request body starts with a byte order mark; send plain UTF-8 without it.")
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as e:
+        raise invalid_request(f"The request body is not valid UTF-8 at byte {e.start}; encode it as UTF-8.") from None
+
+
+def _read_members(text: str) -> tuple[dict[str, Any], dict[str, Member]]:
+    """The top level by hand, for the spans; every value by the standard library's C scanner."""
+    fields: dict[str, Any] = {}
+    members: dict[str, Member] = {}
+    at = _skip(text, 0)
+    if at == len(text):
+        raise invalid_request("The request body is empty; send a JSON object.")
+    if text[at] != "{":
+        raise invalid_request('The request body is not a JSON object; send one, such as {"model": ...}.')
+    at = _skip(text, at + 1)
+    more = text[at : at + 1] != "}"
+    at += not more
+    while more:
+        key = _KEY.match(text, at)
+        if key is None:
+            raise json.JSONDecodeError("expecting a property name in double quotes and ':'", text, _skip(text, at))
+        name = key[1]
+        if "\\" in name:
+            name = _VALUE.decode(f'"{name}"')
+        if name in fields:
+            raise _duplicate(name)
+        value = key.end()
+        fields[name], at = _VALUE.raw_decode(text, value)
+        members[name] = Member(key.start(1) - 1, value, at)
+        end = _NEXT.match(text, at)
+        if end is None:
+            raise json.JSONDecodeError("expecting ',' or '}'", text, _skip(text, at))
+        more = end[1] == ","
+        at = end.end()
+    if _skip(text, at) != len(text):
+        raise json.JSONDecodeError("something follows the object", text, _skip(text, at))
+    return fields, members
+
+
+def _skip(text: str, at: int) -> int:
+    match = _SPACE.match(text, at)
+    assert match is not None  # the pattern matches the empty string
+    return match.end()
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        seen: set[str] = set()
+        raise _duplicate(next(name for name, _ in pairs if name in seen or seen.add(name)))  # type: ignore[func-returns-value]
+    return value
+
+
+def _no_constant(name: str) -> Any:
+    raise invalid_request(f"The request body has {name}, which is not JSON; send a number or null.")
+
+
+_VALUE = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant)
+
+
+def _deeper_than(fields: dict[str, Any], max_depth: int) -> bool:
+    """Level by level, no recursion; only asked when there are more brackets than levels allowed."""
+    level: list[Any] = [fields]
+    for _ in range(max_depth):
+        level = [
+            child
+            for container in level
+            for child in (container.values() if type(container) is dict else container)
+            if type(child) is dict or type(child) is list
+        ]
+        if not level:
+            return False
+    return True
+
+
+def _encodable(value: object) -> bool:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _in_bytes(text: str, spans: Mapping[str, Member]) -> dict[str, Member]:
+    """Character offsets -> byte offsets, in one pass over the text."""
+    at = done = 0
+    members: dict[str, Member] = {}
+    for name, span in spans.items():
+        offsets = []
+        for char in span:
+            at += len(text[done:char].encode())
+            done = char
+            offsets.append(at)
+        members[name] = Member(*offsets)
+    return members
+
+
+def _malformed(text: str, what: str, at: int) -> ApiError:
+    line, column = text.count("\n", 0, at) + 1, at - text.rfind("\n", 0, at)
+    return invalid_request(
+        f"The request body is not valid JSON: {what} at line {line}, column {column}. Correct it and send it again."
+    )
+
+
+def _duplicate(name: str) -> ApiError:
+    shown = name if len(name) <= 64 else name[:64] + "..."
+    return invalid_request(f"The key {json.dumps(shown)} occurs twice in one object; keep one of them.", param=shown)
+
+
+def _too_deep(max_depth: int) -> ApiError:
+    return invalid_request(f"The request body is nested deeper than {max_depth} levels; flatten it.")

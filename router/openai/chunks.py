@@ -1,0 +1,208 @@
+"""What one event of an engine's stream means for the client: passed on, repaired, withheld - or the end of the matter.
+
+Decides per event, without I/O: the relay feeds whole events and asks at the end what to say. Plain content deltas, nearly all of
+a stream, are recognised by their bytes and passed on as they are; only the rest is parsed.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from router.openai.documents import Document, check_document
+from router.openai.errors import ApiError, from_stream_event, stream_error_event, upstream_garbled, upstream_lost
+from router.openai.events import DONE, read_event, write_event, write_json
+from router.openai.repairs import has_content, repair_chat_choice, silent_choice
+from router.openai.usage import Usage, read_usage
+
+__all__ = ["ChunkFilter", "Document", "End", "Usage", "check_document"]
+
+_STRING = rb'"((?:[^"\\\x00-\x1f]|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*+)"'
+# Members that say nothing: nulls, and the token ids of `return_token_ids`.
+_NOTHING = rb'(?:,"(?:[a-z_]{1,40}":null|token_ids":\[(?:\d+(?:,\d+)*+)?\]))*+'
+_END = _NOTHING + rb"\}\]" + rb'(?:,"[a-z_]{1,40}":null)*+' + rb"\}\n\n"
+# What follows `"choices":[{` in a delta that needs no look: one choice, one text, no finish reason, no usage.
+_PLAIN_CHAT = re.compile(
+    rb'"index":(\d{1,4}),"delta":\{"(?:content|reasoning|reasoning_content)":' + _STRING + rb"\}" + _END
+)
+_PLAIN_TEXT = re.compile(rb'"index":(\d{1,4}),"text":' + _STRING + _END)
+_CHOICES = b'"choices":[{'
+_IDENTITY = ("id", "object", "created", "model")
+# How vLLM ends a request that it gives up: no answer of the model's, though it looks like one.
+_BROKEN_OFF = frozenset({"abort", "error"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class End:
+    """The last bytes for the client: usage if owed and `[DONE]`; or, where the answer is not whole, the error event."""
+
+    complete: bool
+    tail: bytes
+    error: ApiError | None = None
+
+
+class ChunkFilter:
+    """One stream. `expected_choices`: so many finish reasons make an answer whole."""
+
+    def __init__(self, *, strip_usage: bool, expected_choices: int, chat: bool) -> None:
+        self.tokens = 0  # events that carried content, a choice each: an estimate until `usage` is there
+        self.usage: Usage | None = None
+        self.done = False  # the engine said [DONE]
+        self.error: ApiError | None = None
+        self._strip_usage = strip_usage
+        self._expected = expected_choices
+        self._chat = chat
+        self._plain = (_PLAIN_CHAT if chat else _PLAIN_TEXT).fullmatch
+        self._head: bytes | None = None  # of this stream's events up to the choices, once a chunk showed it
+        self._identity: dict[str, Any] | None = None
+        self._begun: set[int] = set()
+        self._finished: set[int] = set()
+        self._usage_chunk: bytes | None = None  # held until every choice has finished: it comes last
+        self._usage_sent = False
+        self._last_usage: dict[str, Any] | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Every choice had its finish reason."""
+        return len(self._finished) >= self._expected
+
+    @property
+    def complete(self) -> bool:
+        """The client may be told that this was the whole answer."""
+        return self.finished and self.error is None
+
+    def feed(self, event: bytes) -> bytes | None:
+        """The bytes to forward for one whole event; None: nothing. After an error or [DONE] nothing passes any more."""
+        head = self._head
+        if head is not None and event.startswith(head):
+            plain = self._plain(event, len(head))
+            if plain is not None and int(plain[1]) in self._begun:
+                self.tokens += plain.start(2) != plain.end(2)
+                return event
+        if self.error is not None or self.done:
+            return None
+        return self._look(event)
+
+    def end(self) -> End:
+        """The engine has no more to say: is the answer whole?"""
+        if self.error is None and not self.finished:
+            # A client takes an end without finish reason for success; so it is said aloud.
+            self._fail(upstream_lost())
+        if self.error is not None:
+            return End(complete=False, tail=stream_error_event(self.error), error=self.error)
+        return End(complete=True, tail=(self._owed_usage() or b"") + write_event(DONE))
+
+    def _look(self, raw: bytes) -> bytes | None:
+        event = read_event(raw)
+        if event.data is None:
+            return None
+        if event.data.strip() == DONE:
+            self.done = True
+            self._head = None
+            return self._owed_usage() if self.complete else None
+        try:
+            chunk = msgspec.json.decode(event.data)
+        except (ValueError, RecursionError) as e:  # msgspec.DecodeError and UnicodeDecodeError are ValueErrors
+            self._fail(upstream_garbled(f"malformed event: {e}"))
+            return None
+        if not isinstance(chunk, dict):
+            self._fail(upstream_garbled("an event that is no object"))
+            return None
+        if event.name == b"error" or chunk.get("error") is not None or chunk.get("object") == "error":
+            self._fail(from_stream_event(chunk))
+            return None
+        return self._chunk(chunk, write_event(event.data), reframed=b"\n" in event.data or b"\r" in event.data)
+
+    def _chunk(self, chunk: dict[str, Any], raw: bytes, *, reframed: bool) -> bytes | None:
+        choices = chunk.get("choices")
+        if choices is not None and not (isinstance(choices, list) and all(isinstance(c, dict) for c in choices)):
+            self._fail(upstream_garbled("`choices` that are no list of objects"))
+            return None
+        edited = self._same_identity(chunk) or reframed
+        self._record_usage(chunk)
+        if not choices:
+            return self._usage_only(chunk, None if edited or choices is None else raw)
+        before: list[bytes] = []
+        for position, choice in enumerate(choices):
+            edited |= self._choice(choice, position, before)
+            if self.error is not None:
+                return None
+        if self._head is None and not edited:
+            self._learn_head(raw)
+        return b"".join((*before, write_json(chunk) if edited else raw))
+
+    def _choice(self, choice: dict[str, Any], position: int, before: list[bytes]) -> bool:
+        """Whether the choice was repaired; `before` gets the silent first chunks of choices that it overtook."""
+        index = choice.get("index")
+        edited = type(index) is not int
+        if type(index) is not int:
+            index = choice["index"] = position
+        if not 0 <= index < self._expected:
+            self._fail(upstream_garbled(f"choice {index} of {self._expected}"))
+            return False
+        first = index not in self._begun
+        if first:
+            # Clients index a list by it (openai-python's accumulator raises IndexError): lower ones appear first.
+            before += [write_json(self._silent(i)) for i in range(index) if i not in self._begun]
+            self._begun.update(range(index + 1))
+        if self._chat:
+            edited |= repair_chat_choice(choice, first=first)
+        self.tokens += has_content(choice)
+        reason = choice.get("finish_reason")
+        if not isinstance(reason, str | None):
+            self._fail(upstream_garbled("a finish reason that is no string"))
+        elif reason in _BROKEN_OFF:
+            self._fail(upstream_lost())
+        elif reason:
+            self._finished.add(index)
+        return edited
+
+    def _same_identity(self, chunk: dict[str, Any]) -> bool:
+        """Make id, created and model those of the first chunk; whether that changed anything."""
+        if self._identity is None:
+            self._identity = {name: chunk[name] for name in _IDENTITY if name in chunk}
+            return False
+        changed = {name: value for name, value in self._identity.items() if chunk.get(name) != value}
+        chunk.update(changed)
+        return bool(changed)
+
+    def _record_usage(self, chunk: dict[str, Any]) -> None:
+        usage = read_usage(chunk.get("usage"))
+        if usage is not None:
+            self.usage = usage
+            self._last_usage = chunk["usage"]
+
+    def _usage_only(self, chunk: dict[str, Any], raw: bytes | None) -> bytes | None:
+        """A chunk without choices says the usage, or nothing at all; clients that did not ask for it crash on the empty list."""
+        if self._strip_usage or self._usage_sent or not isinstance(chunk.get("usage"), dict):
+            return None
+        self._usage_chunk = raw or write_json({**chunk, "choices": []})
+        return self._owed_usage() if self.finished else None
+
+    def _owed_usage(self) -> bytes | None:
+        """Exactly one usage chunk, last: the engine's own, or one made of the usage that came with a choice."""
+        if self._strip_usage or self._usage_sent or self._last_usage is None:
+            return None
+        self._usage_sent = True
+        return self._usage_chunk or write_json({**(self._identity or {}), "choices": [], "usage": self._last_usage})
+
+    def _silent(self, index: int) -> dict[str, Any]:
+        return {**(self._identity or {}), "choices": [silent_choice(index, chat=self._chat)]}
+
+    def _learn_head(self, raw: bytes) -> None:
+        """Events that start with the same bytes have the same id, created and model; that much is checked once, by parsing."""
+        at = raw.find(_CHOICES)
+        if at < 0:
+            return
+        try:
+            head = msgspec.json.decode(raw[len(b"data: ") : at] + b'"choices":[]}')
+        except ValueError:
+            return
+        identity = self._identity or {}
+        if {**head, **identity} == head and head.keys().isdisjoint({"error", "usage"}):
+            self._head = raw[: at + len(_CHOICES)]
+
+    def _fail(self, error: ApiError) -> None:
+        self.error = error
+        self._head = None

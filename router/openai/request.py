@@ -1,0 +1,248 @@
+"""An OpenAI request as the gateway needs it - checked, measured, mapped onto its own terms - and the body that goes upstream.
+
+Checks only what the gateway itself relies on or must bound; every other field is the engine's and passes untouched, unknown ones
+above all. Knows no queue and no replica.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from batching.request import ServiceTier
+from config.schema import ModelKind
+from router.openai import checks
+from router.openai.body import Body, parse_object
+from router.openai.errors import invalid_request
+from router.openai.prompt import CHUNK_CHARS, Prompt, read_messages, read_prompt
+
+MAX_CHOICES = 8  # `n` and `best_of`: each choice is a sequence slot and KV blocks of its own
+MAX_STOP = 16
+MAX_LOGPROBS = 20  # OpenAI's bound for `top_logprobs`; engines build a sorted list of so many for each token
+MAX_MODEL_CHARS = 256
+MAX_KEY_CHARS = 256  # of an affinity key: longer ones are no identifier
+COMPLETION_TOKENS = 16  # `max_tokens` of /v1/completions where the client sends none (OpenAI's and vLLM's default)
+
+SERVICE_TIERS: Mapping[str, ServiceTier] = MappingProxyType(
+    {
+        "priority": ServiceTier.PRIORITY,
+        "fast": ServiceTier.PRIORITY,
+        "ultrafast": ServiceTier.PRIORITY,
+        "auto": ServiceTier.DEFAULT,
+        "default": ServiceTier.DEFAULT,
+        "scale": ServiceTier.DEFAULT,
+        "flex": ServiceTier.FLEX,
+    }
+)
+
+# They let a stranger read files, run code paths, poison or probe caches of an engine (docs/api.md); stripped unless trusted.
+RISKY_FIELDS = frozenset(
+    {
+        "cache_salt",
+        "chat_template",
+        "ec_transfer_params",
+        "kv_transfer_params",
+        "media_io_kwargs",
+        "mm_processor_kwargs",
+        "vllm_xargs",
+    }
+)
+# Where a request goes is the operator's to say: CVE-2024-6587 was a key sent to the host that a body had named.
+_ADDRESS_FIELDS = frozenset(
+    {"api_base", "api_host", "api_url", "azure_endpoint", "base_url", "custom_host", "endpoint_url", "host_url"}
+)
+# The strongest first; None of them: the prefix itself decides.
+_AFFINITY_BODY_FIRST = ("prompt_cache_key",)
+_AFFINITY_HEADERS = ("x-openwebui-chat-id", "x-claude-code-session-id", "session-id", "thread-id")
+_AFFINITY_BODY_LAST = ("safety_identifier", "user")
+_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallSpec:
+    """What the gateway knows of a call from its body and headers."""
+
+    model: str
+    kind: ModelKind
+    stream: bool = False
+    include_usage: bool = False  # the client asked for the usage chunk
+    n: int = 1  # choices the answer will have: the client's `n` for each of its prompts
+    max_output_tokens: int | None = None  # a choice; None: up to the context
+    prompt_chars: int = 0
+    prompt_token_count: int | None = None  # exact, where the prompt came as token ids
+    prefix_chunks: tuple[int, ...] = ()
+    prefix_chunk_chars: int = CHUNK_CHARS
+    prefix_chunk_tokens: int | None = None  # exact, where the prompt came as token ids
+    service_tier: ServiceTier = ServiceTier.DEFAULT
+    affinity_key: str | None = None
+    tenant: str | None = None
+
+    @property
+    def strip_usage(self) -> bool:
+        """The usage chunk was asked for by the gateway, not by the client, and must not reach it."""
+        return self.stream and not self.include_usage
+
+
+def read_chat(body: Body, headers: Mapping[str, str] = _NO_HEADERS) -> CallSpec:
+    """`POST /v1/chat/completions`."""
+    fields = body.fields
+    model = _model(fields)
+    prompt = read_messages(body, model)
+    _sampling(fields)
+    checks.boolean(fields, "logprobs")
+    checks.integer(fields, "top_logprobs", 0, MAX_LOGPROBS)
+    return _generation(fields, headers, model, prompt, default_tokens=None)
+
+
+def read_completion(body: Body, headers: Mapping[str, str] = _NO_HEADERS) -> CallSpec:
+    """`POST /v1/completions`."""
+    fields = body.fields
+    model = _model(fields)
+    prompt = read_prompt(fields.get("prompt"), "prompt", model)
+    _sampling(fields)
+    checks.integer(fields, "logprobs", 0, MAX_LOGPROBS)
+    checks.integer(fields, "best_of", 1, MAX_CHOICES)
+    return _generation(fields, headers, model, prompt, default_tokens=COMPLETION_TOKENS)
+
+
+def read_embedding(body: Body, headers: Mapping[str, str] = _NO_HEADERS) -> CallSpec:
+    """`POST /v1/embeddings`."""
+    fields = body.fields
+    model = _model(fields)
+    prompt = read_prompt(fields.get("input"), "input", model)
+    checks.integer(fields, "dimensions", 1)
+    checks.string(fields, "encoding_format")
+    return _spec(fields, headers, model, prompt, kind=ModelKind.EMBEDDING)
+
+
+READERS: Mapping[str, Callable[[Body, Mapping[str, str]], CallSpec]] = MappingProxyType(
+    {"/v1/chat/completions": read_chat, "/v1/completions": read_completion, "/v1/embeddings": read_embedding}
+)
+
+
+def read_call(path: str, body: Body, headers: Mapping[str, str] = _NO_HEADERS) -> CallSpec:
+    """By the canonical path; `headers` has lower-case names."""
+    return READERS[path](body, headers)
+
+
+def upstream_body(body: Body, spec: CallSpec, *, trusted: bool, priority_ok: bool) -> bytes:
+    """What the engine gets: risky members cut out, usage asked for; everything else byte for byte.
+
+    `priority_ok`: the engine orders by `priority`; others refuse the request for it.
+    """
+    set_: dict[str, bytes] = {}
+    if spec.strip_usage:
+        options = b"{}" if body.fields.get("stream_options") is None else body.text_of("stream_options").encode()
+        asked = parse_object(options, max_depth=len(options)).edit({"include_usage": b"true"})
+        set_["stream_options"] = asked
+    return body.edit(set_, stripped_fields(body, trusted=trusted, priority_ok=priority_ok))
+
+
+def stripped_fields(body: Body, *, trusted: bool, priority_ok: bool) -> frozenset[str]:
+    """The members of this body that its engine must not see."""
+    banned = frozenset() if trusted else RISKY_FIELDS
+    if not (trusted and priority_ok):
+        banned |= {"priority"}
+    return banned & body.fields.keys()
+
+
+def _generation(
+    fields: Mapping[str, Any], headers: Mapping[str, str], model: str, prompt: Prompt, *, default_tokens: int | None
+) -> CallSpec:
+    stream = checks.boolean(fields, "stream") or False
+    n = checks.integer(fields, "n", 1, MAX_CHOICES) or 1
+    return _spec(
+        fields,
+        headers,
+        model,
+        prompt,
+        kind=ModelKind.CHAT,
+        stream=stream,
+        include_usage=_include_usage(fields, stream=stream),
+        n=n,
+        max_output_tokens=_max_tokens(fields) or default_tokens,
+    )
+
+
+def _spec(
+    fields: Mapping[str, Any],
+    headers: Mapping[str, str],
+    model: str,
+    prompt: Prompt,
+    *,
+    kind: ModelKind,
+    stream: bool = False,
+    include_usage: bool = False,
+    n: int = 1,
+    max_output_tokens: int | None = None,
+) -> CallSpec:
+    checks.metadata(fields)
+    return CallSpec(
+        model=model,
+        kind=kind,
+        stream=stream,
+        include_usage=include_usage,
+        n=n * prompt.sequences,
+        max_output_tokens=max_output_tokens,
+        prompt_chars=prompt.chars,
+        prompt_token_count=prompt.token_count,
+        prefix_chunks=prompt.chunks,
+        prefix_chunk_tokens=prompt.chunk_tokens,
+        service_tier=SERVICE_TIERS[checks.one_of(fields, "service_tier", tuple(SERVICE_TIERS)) or "default"],
+        affinity_key=_affinity_key(fields, headers),
+    )
+
+
+def _model(fields: Mapping[str, Any]) -> str:
+    for name in _ADDRESS_FIELDS & fields.keys():
+        raise invalid_request(
+            f"`{name}` is not accepted: the gateway alone decides where requests go. Remove it.", param=name
+        )
+    model = checks.string(fields, "model")
+    if model is None:
+        raise invalid_request("`model` is missing; GET /v1/models lists what is served.", param="model")
+    if not model or len(model) > MAX_MODEL_CHARS:
+        raise checks.out_of_range("model", f"a name of 1 to {MAX_MODEL_CHARS} characters")
+    return model
+
+
+def _sampling(fields: Mapping[str, Any]) -> None:
+    """OpenAI's ranges; engines that allow more get their own names for it (`top_k`, `min_p`, ...)."""
+    checks.number(fields, "temperature", 0, 2)
+    checks.number(fields, "top_p", 0, 1)
+    checks.number(fields, "presence_penalty", -2, 2)
+    checks.number(fields, "frequency_penalty", -2, 2)
+    checks.stop(fields, MAX_STOP)
+
+
+def _max_tokens(fields: Mapping[str, Any]) -> int | None:
+    """Both are checked; the newer name counts."""
+    newer = checks.integer(fields, "max_completion_tokens", 1)
+    older = checks.integer(fields, "max_tokens", 1)
+    return older if newer is None else newer
+
+
+def _include_usage(fields: Mapping[str, Any], *, stream: bool) -> bool:
+    options = checks.mapping(fields, "stream_options")
+    if options is None:
+        return False
+    if not stream:
+        raise invalid_request(
+            "`stream_options` needs `stream: true`; add it or remove the options.", param="stream_options"
+        )
+    asked = options.get("include_usage")
+    if asked is not None and type(asked) is not bool:
+        raise checks.wrong("stream_options.include_usage", "true or false", asked)
+    return bool(asked)
+
+
+def _affinity_key(fields: Mapping[str, Any], headers: Mapping[str, str]) -> str | None:
+    """What binds the calls of one conversation together, the strongest sign first; what is no string is no key."""
+    candidates = (
+        *(fields.get(name) for name in _AFFINITY_BODY_FIRST),
+        headers.get("x-session-id"),
+        fields.get("session_id"),
+        *(headers.get(name) for name in _AFFINITY_HEADERS),
+        *(fields.get(name) for name in _AFFINITY_BODY_LAST),
+    )
+    return next((key[:MAX_KEY_CHARS] for key in candidates if type(key) is str and key), None)

@@ -1,0 +1,33 @@
+"""Token counts as engines report them. What an engine did not say is None, never 0."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """OpenAI's `usage` object; `cached_tokens` are part of the prompt's, `reasoning_tokens` of the completion's."""
+
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    cached_tokens: int | None = None
+    reasoning_tokens: int | None = None
+
+
+def read_usage(value: object) -> Usage | None:
+    """None for null, and for what is no object."""
+    if not isinstance(value, dict):
+        return None
+    return Usage(
+        prompt_tokens=_count(value, "prompt_tokens"),
+        completion_tokens=_count(value, "completion_tokens"),
+        cached_tokens=_count(value.get("prompt_tokens_details"), "cached_tokens"),
+        reasoning_tokens=_count(value.get("completion_tokens_details"), "reasoning_tokens"),
+    )
+
+
+def _count(value: object, name: str) -> int | None:
+    fields: Mapping[str, Any] = value if isinstance(value, dict) else {}
+    count = fields.get(name)
+    return count if type(count) is int and count >= 0 else None

@@ -1,0 +1,155 @@
+"""Properties of whole streams, over everything an engine might send, and what OpenAI's own client makes of the result."""
+
+import json
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+from openai.lib.streaming.chat import ChatCompletionStreamState
+from openai.types.chat import ChatCompletionChunk
+
+from router.openai.chunks import ChunkFilter
+
+DONE = b"data: [DONE]\n\n"
+IDENTITY = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m"}
+WORDS = st.lists(st.text(max_size=8), max_size=6)
+FINISH = st.sampled_from(["stop", "length", "tool_calls"])
+
+
+def sse(value: Any, *, spaced: bool = False, ascii_only: bool = True) -> bytes:
+    text = json.dumps(value, separators=(", ", ": ") if spaced else (",", ":"), ensure_ascii=ascii_only)
+    return b"data: " + text.encode() + b"\n\n"
+
+
+def payloads(stream: bytes) -> list[Any]:
+    return [json.loads(part[6:]) for part in stream.split(b"\n\n") if part and part != DONE[:-2]]
+
+
+def texts(stream: bytes, field: str) -> dict[int, str]:
+    said: dict[int, str] = {}
+    for value in payloads(stream):
+        for choice in value.get("choices", ()):
+            part = choice["delta"].get("content") if field == "delta" else choice["text"]
+            said[choice["index"]] = said.get(choice["index"], "") + (part or "")
+    return said
+
+
+@st.composite
+def interleaved(draw: st.DrawFn) -> tuple[list[list[str]], list[tuple[int, str | None, str | None]]]:
+    """Per choice some words and a finish reason; then (index, word, finish) in any interleaving."""
+    choices = draw(st.lists(WORDS, min_size=1, max_size=3))
+    events: list[list[tuple[int, str | None, str | None]]] = [
+        [*((i, w, None) for w in words), (i, None, draw(FINISH))] for i, words in enumerate(choices)
+    ]
+    out = []
+    while any(events):
+        queue = draw(st.sampled_from([q for q in events if q]))
+        out.append(queue.pop(0))
+    return choices, out
+
+
+@given(interleaved(), st.booleans(), st.booleans(), st.booleans(), st.booleans(), st.booleans())
+def test_content_is_kept_whatever_the_interleaving(
+    plan: tuple[list[list[str]], list[tuple[int, str | None, str | None]]],
+    chat: bool,
+    strip: bool,
+    roles: bool,
+    spaced: bool,
+    ascii_only: bool,
+) -> None:
+    """Every choice's text arrives whole and in order, each choice first appears in order, and [DONE] ends it once."""
+    words, events = plan
+    chunks = ChunkFilter(strip_usage=strip, expected_choices=len(words), chat=chat)
+    out = b""
+    seen: set[int] = set()
+    for index, word, finish in events:
+        said: dict[str, Any] = {"text": word or ""}
+        if chat:
+            said = {"delta": {} if word is None else {"content": word}}
+            if roles and index not in seen:
+                said["delta"]["role"] = "assistant"
+            seen.add(index)
+        choice = {"index": index, **said, "logprobs": None, "finish_reason": finish}
+        out += chunks.feed(sse({**IDENTITY, "choices": [choice]}, spaced=spaced, ascii_only=ascii_only)) or b""
+    usage = {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
+    out += chunks.feed(sse({**IDENTITY, "choices": [], "usage": usage})) or b""
+    out += chunks.feed(DONE) or b""
+    end = chunks.end()
+    out += end.tail
+
+    assert end.complete
+    assert out.count(DONE) == 1
+    assert out.endswith(DONE)
+    assert texts(out, "delta" if chat else "text") == {i: "".join(w) for i, w in enumerate(words)}
+    firsts = list(dict.fromkeys(c["index"] for value in payloads(out) for c in value["choices"]))
+    assert firsts == sorted(firsts)
+    assert sum(not value["choices"] for value in payloads(out)) == (0 if strip else 1)
+    assert chunks.tokens == sum(bool(w) for ws in words for w in ws)
+    if chat:
+        roles_sent = [c["index"] for v in payloads(out) for c in v["choices"] if "role" in c["delta"]]
+        assert sorted(roles_sent) == list(range(len(words)))
+        as_the_sdk_reads_it(out, {i: "".join(w) for i, w in enumerate(words)})
+
+
+def as_the_sdk_reads_it(stream: bytes, expected: dict[int, str]) -> None:
+    """openai-python's accumulator dies of choices out of order and doubles repeated roles."""
+    state = ChatCompletionStreamState()
+    for value in payloads(stream):
+        state.handle_chunk(ChatCompletionChunk.model_validate(value))
+    snapshot = state.current_completion_snapshot
+    assert {c.index: c.message.content or "" for c in snapshot.choices} == expected
+    assert {c.message.role for c in snapshot.choices} == {"assistant"}
+
+
+ANY_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 3) | st.sampled_from(["", "stop", "assistant", "x", "abort"]),
+    lambda inner: (
+        st.lists(inner, max_size=2)
+        | st.dictionaries(
+            st.sampled_from(
+                ["choices", "index", "delta", "finish_reason", "content", "role", "usage", "error", "tool_calls", "id"]
+            ),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=8,
+)
+CHOICE = st.fixed_dictionaries(
+    {},
+    optional={
+        "index": st.integers(-1, 3) | ANY_JSON,
+        "delta": ANY_JSON,
+        "finish_reason": st.sampled_from([None, "stop", "length", "abort", ""]) | ANY_JSON,
+    },
+)
+EVENT = st.one_of(
+    st.fixed_dictionaries({"choices": st.lists(CHOICE, max_size=2)}, optional={"usage": ANY_JSON, "id": ANY_JSON}).map(
+        sse
+    ),
+    ANY_JSON.map(sse),
+    st.binary(max_size=20),
+    st.sampled_from([DONE, b": x\n\n", b"event: error\ndata: {}\n\n"]),
+)
+
+
+@given(st.lists(EVENT, max_size=8), st.integers(1, 2), st.booleans(), st.booleans())
+def test_compat_13_no_stream_lies_about_its_end(events: list[bytes], expected: int, chat: bool, strip: bool) -> None:
+    """Whatever an engine sends: what is forwarded is well formed, and [DONE] follows a finish reason of each choice or never comes."""
+    chunks = ChunkFilter(strip_usage=strip, expected_choices=expected, chat=chat)
+    forwarded = b"".join(out for event in events if (out := chunks.feed(event)) is not None)
+    end = chunks.end()
+    assert DONE not in forwarded
+    assert b"\r" not in forwarded
+    finished = set()
+    for value in payloads(forwarded):
+        assert "error" not in value or value["error"] is None
+        assert isinstance(value["choices"], list)
+        for choice in value["choices"]:
+            assert 0 <= choice["index"] < expected
+            assert not chat or isinstance(choice["delta"], dict)
+            if choice.get("finish_reason"):
+                finished.add(choice["index"])
+    assert end.complete == (DONE in end.tail)
+    assert end.complete != (b'"error"' in end.tail)
+    assert not end.complete or len(finished) == expected
