@@ -19,6 +19,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from tests.support.scrape import metric
+
 REPOSITORY = Path(__file__).parent / "engines" / "triton_repo"
 _READY_WITHIN_S = 60.0  # it takes 2 s on an idle machine
 _LOG_TAIL_BYTES = 4000
@@ -93,11 +95,7 @@ class TritonServer:
 
     def metric(self, name: str, **labels: str) -> float:
         """The sum of a metric's samples that have these labels; 0 where there is none."""
-        with urllib.request.urlopen(self.metrics_url, timeout=5) as answer:
-            lines = answer.read().decode().splitlines()
-        wanted = [f'{label}="{value}"' for label, value in labels.items()]
-        samples = [line for line in lines if line.startswith((name + "{", name + " "))]
-        return sum(float(line.rsplit(" ", 1)[1]) for line in samples if all(w in line for w in wanted))
+        return metric(self.metrics_url, name, **labels)
 
     def log_tail(self) -> str:
         """The end of the server's log, for messages."""
