@@ -46,6 +46,8 @@ class Request:
     prefix_chunk_tokens: int = 0  # estimated tokens a chunk
     cost_tiers: frozenset[CostTier] | None = None  # None: any
     avoid: frozenset[ReplicaId] = frozenset()  # tried already
+    prompt_chars: int | None = None  # what `prompt_tokens` was estimated from; None: counted, nothing to learn
+    streaming: bool = True  # False: the first token is never seen, so its time is taken from the prediction
 
 
 class Outcome(StrEnum):

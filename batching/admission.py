@@ -1,0 +1,75 @@
+"""Whether a request may queue at all: known model, sizes that some replica could hold, bounds of the queue.
+
+Refuses at once what waiting cannot help. Does not place, order or predict outputs.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+from batching.blocks import UNBOUNDED
+from batching.fleet import HOPEFUL, Fleet
+from batching.live_replica import LiveReplica
+from batching.placement import could_ever_hold
+from batching.queue import WaitingQueue
+from batching.request import Reason, Rejected, Request
+from config.schema import ModelKind
+from config.schema import Queue as QueueConfig
+
+_RECOVERY_S: Final = (
+    5.0  # a replica that is down is probed every second and warms up for some; asking again sooner is noise
+)
+_SHORTEST_RETRY_S, _LONGEST_RETRY_S = 1.0, 60.0  # Retry-After is whole seconds; a prediction beyond a minute is a guess
+
+
+def min_output_tokens(request: Request) -> int:
+    """What must fit beside the prompt: one token, none for embeddings."""
+    return 0 if request.kind is ModelKind.EMBEDDING else 1
+
+
+def refuse_unservable(request: Request, fleet: Fleet) -> None:
+    """Raises `Rejected` where no replica could ever, or none can soon, take it."""
+    if request.model not in fleet.known_models:
+        raise Rejected(Reason.UNKNOWN_MODEL)
+    minimum = min_output_tokens(request)
+    if any(
+        offer.open and could_ever_hold(request, offer, min_output_tokens=minimum)
+        for offer in fleet.offers(request.model)
+    ):
+        return
+    serving = fleet.serving(request.model)
+    if not serving:
+        raise Rejected(Reason.NO_REPLICA)
+    allowed = [
+        live
+        for live in serving
+        if (request.cost_tiers is None or live.profile.cost_tier in request.cost_tiers)
+        and live.profile.id not in request.avoid
+    ]
+    hopeful = [live for live in allowed if live.lifecycle in HOPEFUL]
+    if not hopeful:
+        raise Rejected(Reason.NO_REPLICA, retry_after_s=_RECOVERY_S)
+    _refuse_long(request, hopeful)
+
+
+def _refuse_long(request: Request, serving: Sequence[LiveReplica]) -> None:
+    limit = max(live.offer.longest_tokens for live in serving)
+    if limit < UNBOUNDED and request.prompt_tokens + min_output_tokens(request) > limit:
+        raise Rejected(Reason.CONTEXT_LENGTH, limit=limit)
+
+
+def refuse_full(request: Request, queue: WaitingQueue, config: QueueConfig, retry_after_s: float) -> None:
+    """Raises `Rejected` with the bound that this request would break."""
+    bounds = (
+        (len(queue) + 1, config.max_requests),
+        (queue.bytes + request.body_bytes, config.max_bytes),
+        (queue.tokens + request.prompt_tokens, config.max_tokens),
+    )
+    for filled, limit in bounds:
+        if filled > limit:
+            raise Rejected(Reason.QUEUE_FULL, retry_after_s=retry_after_s, limit=limit)
+
+
+def retry_after_s(predicted_wait_s: float | None, *, unknown_s: float) -> float:
+    """A prediction as something to tell a client."""
+    wait_s = unknown_s if predicted_wait_s is None else predicted_wait_s
+    return min(max(wait_s, _SHORTEST_RETRY_S), _LONGEST_RETRY_S)

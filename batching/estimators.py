@@ -1,0 +1,177 @@
+"""What the scheduler learns online, each with a prior: characters per token, output lengths, speeds, the drain rate.
+
+Every estimate is O(1) in memory per key, and keys are models and replicas of the fleet. Decides nothing.
+"""
+
+from math import ceil, exp, log2
+from typing import Final
+
+_CHARS_PRIOR: Final = 4.0  # English under BPE vocabularies of 32k-128k
+_CHARS_RANGE = (0.25, 32.0)  # CJK byte fallback .. runs of spaces; outside it somebody miscounted
+_CHARS_WEIGHT: Final = 0.05  # of a new sample: a model's mix of languages changes over tens of requests
+_OUTPUT_PRIOR: Final = 512  # tokens, where the client sets no bound; above the mean of published chat traces (200-400)
+_SAMPLES_NEEDED: Final = 20  # before a learned quantile replaces the prior
+_BINS_PER_OCTAVE: Final = 4  # a quantile is at most 2^(1/4) = 19 % too long
+_BINS: Final = 24 * _BINS_PER_OCTAVE  # up to 16M tokens
+_FORGET_AT: Final = 512  # samples: then all are halved, so that a shift of traffic shows within a few hundred requests
+_SPEED_WEIGHT: Final = 0.1
+_SPEED_RANGE = (0.1, 10.0)  # a prior is not off by more; a broken stream is
+_DRAIN_TAU_S: Final = 10.0
+
+
+class CharsPerToken:
+    """Prompt tokens from characters, per model."""
+
+    __slots__ = ("_ratio",)
+
+    def __init__(self) -> None:
+        self._ratio: dict[str, float] = {}
+
+    def prompt_tokens(self, model: str, chars: int) -> int:
+        """At least 1."""
+        return max(1, ceil(chars / self._ratio.get(model, _CHARS_PRIOR)))
+
+    def learn(self, model: str, *, chars: int, tokens: int) -> None:
+        if chars <= 0 or tokens <= 0:
+            return
+        sample = min(max(chars / tokens, _CHARS_RANGE[0]), _CHARS_RANGE[1])
+        ratio = self._ratio.get(model, _CHARS_PRIOR)
+        self._ratio[model] = ratio + _CHARS_WEIGHT * (sample - ratio)
+
+
+class _Lengths:
+    __slots__ = ("_counts", "_quantiles", "_sum", "_total", "samples")
+
+    def __init__(self) -> None:
+        self._counts = [0.0] * _BINS
+        self._quantiles: dict[float, int] = {}
+        self._total = 0.0
+        self._sum = 0.0
+        self.samples = 0
+
+    def add(self, tokens: int) -> None:
+        self._counts[min(_BINS - 1, ceil(_BINS_PER_OCTAVE * log2(tokens)))] += 1
+        self._total += 1
+        self._sum += tokens
+        self.samples += 1
+        if self._total >= _FORGET_AT:
+            self._counts = [count / 2 for count in self._counts]
+            self._total /= 2
+            self._sum /= 2
+        self._quantiles.clear()
+
+    def mean(self) -> int:
+        return ceil(self._sum / self._total)
+
+    def quantile(self, q: float) -> int:
+        """The upper edge of the bin it falls in."""
+        known = self._quantiles.get(q)
+        if known is None:
+            below, wanted, index = 0.0, q * self._total, -1
+            while below < wanted - 1e-9 and index < _BINS - 1:
+                index += 1
+                below += self._counts[index]
+            known = self._quantiles[q] = ceil(2 ** (max(index, 0) / _BINS_PER_OCTAVE))
+        return known
+
+
+class OutputLengths:
+    """Output tokens per sequence, by model and the octave of `max_output_tokens`."""
+
+    __slots__ = ("_lengths", "_quantile")
+
+    def __init__(self, quantile: float) -> None:
+        self._quantile = quantile
+        self._lengths: dict[tuple[str, int], _Lengths] = {}
+
+    def forecast(self, model: str, max_output_tokens: int | None) -> tuple[int, int]:
+        """(to reserve, on average), both within the client's bound; the prior until enough was seen."""
+        bound = max_output_tokens or _OUTPUT_PRIOR
+        lengths = self._lengths.get((model, _octave(max_output_tokens)))
+        if lengths is None or lengths.samples < _SAMPLES_NEEDED:
+            return bound, min(bound, _OUTPUT_PRIOR)
+        reserve, average = lengths.quantile(self._quantile), lengths.mean()
+        if max_output_tokens is None:
+            return reserve, average
+        return min(reserve, max_output_tokens), min(average, max_output_tokens)
+
+    def learn(self, model: str, max_output_tokens: int | None, output_tokens: int) -> None:
+        if output_tokens > 0:
+            self._lengths.setdefault((model, _octave(max_output_tokens)), _Lengths()).add(output_tokens)
+
+
+def _octave(tokens: int | None) -> int:
+    return -1 if tokens is None else min(tokens.bit_length(), 24)
+
+
+class ReplicaSpeed:
+    """How one replica differs from its GPU type's prior, as ratios; and how far its prefix cache can be believed."""
+
+    __slots__ = ("prefix_trust_ratio", "tpot_factor", "ttft_factor")
+
+    def __init__(self) -> None:
+        self.ttft_factor = 1.0
+        self.tpot_factor = 1.0
+        self.prefix_trust_ratio = 1.0
+
+    def learn_ttft(self, *, observed_s: float, predicted_s: float) -> None:
+        self.ttft_factor = _towards(self.ttft_factor, observed_s, predicted_s)
+
+    def learn_tpot(self, *, observed_s: float, predicted_s: float) -> None:
+        self.tpot_factor = _towards(self.tpot_factor, observed_s, predicted_s)
+
+    def learn_cached(self, *, reported_tokens: int, expected_tokens: int) -> None:
+        """More than expected says nothing against the belief."""
+        if expected_tokens > 0:
+            sample = min(reported_tokens / expected_tokens, 1.0)
+            self.prefix_trust_ratio += _SPEED_WEIGHT * (sample - self.prefix_trust_ratio)
+
+
+def _towards(factor: float, observed_s: float, predicted_s: float) -> float:
+    if predicted_s <= 0:
+        return factor
+    sample = min(max(observed_s / predicted_s, _SPEED_RANGE[0]), _SPEED_RANGE[1])
+    return factor + _SPEED_WEIGHT * (sample - factor)
+
+
+class DrainRate:
+    """Requests that leave the queue for a replica, per second, over about the last ten seconds."""
+
+    __slots__ = ("_count", "_last_s", "_start_s")
+
+    def __init__(self) -> None:
+        self._count = 0.0
+        self._start_s: float | None = None
+        self._last_s = 0.0
+
+    def note(self, now: float) -> None:
+        if self._start_s is None:
+            self._start_s = self._last_s = now
+        self._count = self._count * exp((self._last_s - now) / _DRAIN_TAU_S) + 1
+        self._last_s = now
+
+    def per_s(self, now: float) -> float | None:
+        """None until something has left."""
+        if self._start_s is None:
+            return None
+        # A young counter has not had ten seconds to fill; a second at least, or one placement would look like a flood.
+        filled = 1 - exp(-max(now - self._start_s, 1.0) / _DRAIN_TAU_S)
+        return self._count * exp((self._last_s - now) / _DRAIN_TAU_S) / (_DRAIN_TAU_S * filled)
+
+
+class Estimators:
+    """The estimates that outlive replicas."""
+
+    __slots__ = ("chars", "drains", "outputs")
+
+    def __init__(self, *, output_quantile: float) -> None:
+        self.chars = CharsPerToken()
+        self.outputs = OutputLengths(output_quantile)
+        self.drains: dict[str, DrainRate] = {}
+
+    def note_placed(self, model: str, now: float) -> None:
+        self.drains.setdefault(model, DrainRate()).note(now)
+
+    def drain_rate(self, model: str, now: float) -> float | None:
+        drain = self.drains.get(model)
+        return None if drain is None else drain.per_s(now)

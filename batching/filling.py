@@ -1,0 +1,212 @@
+"""One pass over the queue: who is tested against which replicas, in which order, and the lease when one fits.
+
+Work conserving within `bypass_limit`: after a pass nothing waits that fits somewhere now, unless that room is protected
+for a head that others kept passing. Near-linear in what it admits: a ticket that fitted nowhere is tested again only
+against replicas where room has grown since.
+"""
+
+from heapq import heappop, heappush
+from itertools import count
+
+from batching.estimators import Estimators
+from batching.fleet import Fleet
+from batching.ledger import LeaseRecord
+from batching.placement import Need, Placement, place, reserved_output
+from batching.queue import Lane, Waiting, WaitingQueue
+from batching.request import Request, ServiceTier
+from batching.ticket import Lease, LeaseId, Placed, TicketState
+from config.schema import ModelKind, Objectives, Scheduling
+
+_TTFT_BASE_TOKENS = 1000  # the objective grows with prompts beyond it (config.schema.Objectives)
+
+
+class Filling:
+    """Gives the room there is to those who wait. `evaluations` counts ticket-replica tests, the unit of its cost."""
+
+    def __init__(self, scheduling: Scheduling, queue: WaitingQueue, fleet: Fleet, estimators: Estimators) -> None:
+        self._scheduling = scheduling
+        self._queue = queue
+        self._fleet = fleet
+        self._estimators = estimators
+        self._lease_ids = count(1)
+        self.evaluations = 0
+
+    def need(self, request: Request, ticket: int) -> Need:
+        """What the request asks, by the estimates of this moment."""
+        forecast, expected = self._estimators.outputs.forecast(request.model, request.max_output_tokens)
+        if request.kind is ModelKind.EMBEDDING:
+            forecast = expected = 0
+        ttft_s, tpot_s = _objectives(request, self._scheduling.objectives)
+        matched = self._fleet.prefixes.match(request.prefix_hashes) if request.prefix_chunk_tokens else {}
+        return Need(
+            request=request,
+            ticket=ticket,
+            forecast_tokens=forecast,
+            expected_tokens=expected,
+            ttft_objective_s=ttft_s,
+            tpot_objective_s=tpot_s,
+            min_output_tokens=0 if request.kind is ModelKind.EMBEDDING else 1,
+            cached_tokens={replica: chunks * request.prefix_chunk_tokens for replica, chunks in matched.items()},
+        )
+
+    def fill(self, now: float) -> list[Placed]:
+        """Places what fits; O(1) if nothing has arrived and no room has grown."""
+        placed: list[Placed] = []
+        # Again when the pass itself made room: a protected head was placed and its replica is everybody's.
+        while lanes := self._dirty_lanes():
+            self._queue.lift(now)
+            for lane in lanes:
+                self._renew_protection(lane, now)
+            for lane in lanes:
+                if lane.protected is not None:
+                    placed += self._try(lane.protected, now)
+            # One arrival alone is tested alone: all before it have been found not to fit.
+            walked = [lane for lane in lanes if lane.grown or len(lane.fresh) > 1]
+            placed += self._walk(walked, now)
+            placed += self._try_fresh(lanes, now)
+        return placed
+
+    def _try_fresh(self, lanes: list[Lane], now: float) -> list[Placed]:
+        placed: list[Placed] = []
+        for _, _, waiting in sorted(
+            (w.rank, w.order, w) for lane in lanes for w in lane.fresh if w.queued and w.tested_epoch < 0
+        ):
+            if self._fleet.has_room(waiting.ticket.request.model):
+                placed += self._try(waiting, now)
+        for lane in lanes:
+            lane.fresh.clear()
+            lane.grown = False
+        return placed
+
+    def _dirty_lanes(self) -> list[Lane]:
+        fleet, queue = self._fleet, self._queue
+        if not fleet.grown_models and not queue.arrived:
+            return []
+        for model in fleet.grown_models:
+            if model in queue.lanes:
+                queue.lanes[model].grown = True
+        models = sorted(fleet.grown_models | queue.arrived)
+        fleet.grown_models = set()
+        queue.arrived = set()
+        lanes = [lane for model in models if (lane := queue.lanes.get(model)) is not None]
+        for lane in lanes:
+            lane.fresh = [waiting for waiting in lane.fresh if waiting.queued]
+        return [lane for lane in lanes if lane.size]
+
+    def _walk(self, lanes: list[Lane], now: float) -> list[Placed]:
+        """In order over all lanes together, as they may share replicas; each looks past `bypass_limit` tickets at most."""
+        placed: list[Placed] = []
+        passed: dict[str, list[Waiting]] = {lane.model: [] for lane in lanes}
+        heads: list[tuple[int, tuple[float, int], Lane]] = []
+        for lane in lanes:
+            lane.blocked = None
+            self._enter(heads, lane)
+        while heads:
+            _, _, lane = heappop(heads)
+            waiting = lane.pop()
+            assert waiting is not None
+            if done := self._try(waiting, now):
+                placed += done
+            else:
+                passed[lane.model].append(waiting)
+                self._block(lane, waiting, now)
+            if len(passed[lane.model]) < self._scheduling.bypass_limit:
+                self._enter(heads, lane)
+        for lane in lanes:
+            for waiting in passed[lane.model]:
+                lane.push(waiting, arrives=False)
+        return placed
+
+    def _enter(self, heads: list[tuple[int, tuple[float, int], Lane]], lane: Lane) -> None:
+        head = lane.peek()
+        if head is not None and self._fleet.has_room(lane.model):
+            heappush(heads, (head.rank, head.order, lane))  # orders are unique: they carry the ticket's id
+
+    def _try(self, waiting: Waiting, now: float) -> list[Placed]:
+        ticket = waiting.ticket
+        offers = self._fleet.offers(ticket.request.model, since=waiting.tested_epoch)
+        if not offers:
+            return []
+        if waiting.tested_epoch >= 0 or now > ticket.queued_s:
+            need, before = self.need(ticket.request, ticket.id), waiting.need
+            waiting.need = need
+            # A smaller need may fit where the greater one did not.
+            if need.forecast_tokens < before.forecast_tokens or need.cached_tokens != before.cached_tokens:
+                offers = self._fleet.offers(ticket.request.model)
+        self.evaluations += len(offers)
+        placement = place(waiting.need, offers)
+        if placement is None:
+            waiting.tested_epoch = self._fleet.epoch
+            return []
+        return [self._commit(waiting, placement, now)]
+
+    def _commit(self, waiting: Waiting, placement: Placement, now: float) -> Placed:
+        ticket, request = waiting.ticket, waiting.ticket.request
+        live = self._fleet[placement.replica]
+        lease = Lease(id=LeaseId(next(self._lease_ids)), replica=placement.replica, request=request)
+        score = placement.score
+        record = LeaseRecord(
+            lease=lease,
+            placed_s=now,
+            rank=waiting.rank,
+            block_size=live.block_size,
+            prefill_tokens=request.prompt_tokens - score.cached_tokens,
+            believed_cached_tokens=min(waiting.need.cached_tokens.get(placement.replica, 0), request.prompt_tokens - 1),
+            forecast_tokens=reserved_output(waiting.need, live.offer),
+            ttft_s=score.ttft_s / live.offer.ttft_factor,
+            tpot_s=score.tpot_s / live.offer.tpot_factor,
+        )
+        protected_at = waiting.protected_at
+        lane = self._queue.lanes[request.model]
+        self._queue.leave(waiting, TicketState.PLACED)
+        self._fleet.open(record, None if request.streaming else now + score.ttft_s)
+        lane.charge(waiting.rank, request.tenant, request.prompt_tokens, dispatch=True)
+        self._estimators.note_placed(request.model, now)
+        if protected_at is not None:
+            self._fleet.protect(protected_at, None)
+        self._note_passed(placement, now)
+        return Placed(ticket=ticket, placement=placement, lease=lease)
+
+    # -- head protection ---------------------------------------------------------------------------------------------
+
+    def release(self, waiting: Waiting) -> None:
+        """It leaves without being placed: what was protected for it is everybody's again."""
+        if waiting.protected_at is not None:
+            self._fleet.protect(waiting.protected_at, None)
+
+    def _note_passed(self, placement: Placement, now: float) -> None:
+        for model in self._fleet[placement.replica].profile.models:
+            lane = self._queue.lanes.get(model)
+            if lane is not None and lane.blocked is not None and lane.blocked.passed_s is None:
+                lane.blocked.passed_s = now
+
+    def _block(self, lane: Lane, waiting: Waiting, now: float) -> None:
+        if lane.blocked is None:
+            lane.blocked = waiting
+            self._protect_if_due(lane, waiting, now)
+
+    def _renew_protection(self, lane: Lane, now: float) -> None:
+        held = lane.protected
+        if held is not None and held.protected_at is not None:
+            if held.protected_at in self._fleet and self._fleet[held.protected_at].offer.open:
+                return
+            self._fleet.protect(held.protected_at, None)
+            held.protected_at = lane.protected = None
+        if lane.blocked is not None:
+            self._protect_if_due(lane, lane.blocked, now)
+
+    def _protect_if_due(self, lane: Lane, waiting: Waiting, now: float) -> None:
+        due = waiting.passed_s is not None and now - waiting.passed_s >= self._scheduling.head_protection_s
+        if not due or lane.protected is not None:
+            return
+        replica = self._fleet.soonest(waiting.need)
+        if replica is not None:
+            lane.protected, waiting.protected_at = waiting, replica
+            self._fleet.protect(replica, waiting.ticket.id)
+
+
+def _objectives(request: Request, objectives: Objectives) -> tuple[float, float]:
+    if request.service_tier is ServiceTier.BATCH:  # nobody watches: cheap is all that counts
+        return float("inf"), float("inf")
+    beyond = max(0, request.prompt_tokens - _TTFT_BASE_TOKENS)
+    return objectives.ttft_s + objectives.ttft_s_per_prompt_token * beyond, objectives.tpot_s

@@ -1,0 +1,127 @@
+"""What one replica owes: sequences, prefill tokens and KV blocks of every live lease, and their sums.
+
+Invariant: each sum equals that of the live leases (`check`), and a lease leaves exactly once. Decides nothing: whether a
+lease may be opened is placement's business.
+"""
+
+from dataclasses import dataclass
+
+from batching.blocks import blocks_for
+from batching.ticket import Lease, LeaseId
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class LeaseRecord:
+    """One lease as the ledger keeps it."""
+
+    lease: Lease
+    placed_s: float
+    rank: int  # of the queue it left: where its tokens are charged
+    block_size: int
+    prefill_tokens: int  # uncached prompt, outstanding until the first token
+    believed_cached_tokens: int  # of the prompt, by the prefix index alone
+    forecast_tokens: int  # output per sequence that is reserved; grows with what was emitted
+    ttft_s: float  # predicted, the replica's learned factor divided out
+    tpot_s: float  # the same
+    emitted_tokens: int = 0  # all sequences together
+    charged_tokens: int = 0  # of those, the ones the tenant was charged for
+    first_token_s: float | None = None
+    last_token_s: float | None = None
+    held_blocks: int = 0
+    reserved_blocks: int = 0
+
+    @property
+    def emitted_per_sequence(self) -> int:
+        return -(-self.emitted_tokens // self.lease.request.sequences)
+
+    @property
+    def held_tokens(self) -> int:
+        return self.lease.request.prompt_tokens + self.emitted_tokens
+
+    def size(self) -> None:
+        """Blocks from tokens; never fewer reserved than held."""
+        request, emitted = self.lease.request, self.emitted_per_sequence
+        self.forecast_tokens = max(self.forecast_tokens, emitted)
+        self.held_blocks = blocks_for(request.prompt_tokens, emitted, request.sequences, self.block_size)
+        self.reserved_blocks = blocks_for(
+            request.prompt_tokens, self.forecast_tokens, request.sequences, self.block_size
+        )
+
+
+class Ledger:
+    """All operations O(1) but `rebase` and `check`."""
+
+    __slots__ = ("held_blocks", "held_tokens", "leases", "prefill_tokens", "reserved_blocks", "sequences")
+
+    def __init__(self) -> None:
+        self.leases: dict[LeaseId, LeaseRecord] = {}
+        self.sequences = 0
+        self.prefill_tokens = 0
+        self.held_tokens = 0
+        self.held_blocks = 0
+        self.reserved_blocks = 0
+
+    def open(self, record: LeaseRecord) -> None:
+        assert record.lease.id not in self.leases
+        record.size()
+        self.leases[record.lease.id] = record
+        self.sequences += record.lease.request.sequences
+        self._add(record, 1)
+
+    def prefilled(self, record: LeaseRecord) -> None:
+        """Its first token is out: the prompt no longer stands in anybody's way."""
+        self.prefill_tokens -= record.prefill_tokens
+        record.prefill_tokens = 0
+
+    def grow(self, record: LeaseRecord, emitted_tokens: int) -> bool:
+        """Whether a block boundary was crossed. Counts only rise: a late report of fewer tokens changes nothing."""
+        if emitted_tokens <= record.emitted_tokens:
+            return False
+        self.held_tokens += emitted_tokens - record.emitted_tokens
+        before = record.held_blocks
+        self.held_blocks -= record.held_blocks
+        self.reserved_blocks -= record.reserved_blocks
+        record.emitted_tokens = emitted_tokens
+        record.size()
+        self.held_blocks += record.held_blocks
+        self.reserved_blocks += record.reserved_blocks
+        return record.held_blocks != before
+
+    def close(self, lease_id: LeaseId) -> LeaseRecord | None:
+        """Gives everything back; None if it has been given back before."""
+        record = self.leases.pop(lease_id, None)
+        if record is not None:
+            self.sequences -= record.lease.request.sequences
+            self._add(record, -1)
+        return record
+
+    def rebase(self, block_size: int) -> None:
+        """The engine's block size became known or changed."""
+        self.held_blocks = self.reserved_blocks = 0
+        for record in self.leases.values():
+            record.block_size = block_size
+            record.size()
+            self.held_blocks += record.held_blocks
+            self.reserved_blocks += record.reserved_blocks
+
+    def check(self) -> None:
+        """Raises AssertionError unless every sum is that of the live leases."""
+        records = self.leases.values()
+        assert self.sequences == sum(r.lease.request.sequences for r in records), "sequences"
+        assert self.prefill_tokens == sum(r.prefill_tokens for r in records), "prefill_tokens"
+        assert self.held_tokens == sum(r.held_tokens for r in records), "held_tokens"
+        assert self.held_blocks == sum(r.held_blocks for r in records), "held_blocks"
+        assert self.reserved_blocks == sum(r.reserved_blocks for r in records), "reserved_blocks"
+        assert all(r.reserved_blocks >= r.held_blocks for r in records), "reserved < held"
+
+    def __repr__(self) -> str:
+        return (
+            f"<Ledger {len(self.leases)} leases, {self.sequences} sequences, {self.prefill_tokens} prefill tokens, "
+            f"{self.held_blocks} held and {self.reserved_blocks} reserved blocks>"
+        )
+
+    def _add(self, record: LeaseRecord, sign: int) -> None:
+        self.prefill_tokens += sign * record.prefill_tokens
+        self.held_tokens += sign * record.held_tokens
+        self.held_blocks += sign * record.held_blocks
+        self.reserved_blocks += sign * record.reserved_blocks

@@ -1,0 +1,271 @@
+"""Who is next: service tiers strictly, aging between them, tenants by tokens served, then deadline, then arrival.
+
+One lane per model, so that what waits for one model never blocks another. Counts what waits and enforces nothing: the
+bounds are admission's. Knows no replicas.
+
+Order inside a lane. A ticket's rank is its service tier, one better for every `aging_s` it has waited: nobody of rank 0
+starves, since inside a rank tenants take turns and inside a tenant no deadline counts as later than `max_wait_s` after
+arrival. Tenants share a rank by virtual token counters (VTC, Sheng et al., OSDI 2024): prompt tokens count 1, output
+tokens 2; whoever begins to wait starts at the counter last served, so that idling earns no credit.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from heapq import heappop, heappush, heapreplace
+from itertools import count
+from typing import Final
+
+from batching.lazy_heap import LazyHeap
+from batching.placement import Need
+from batching.request import ReplicaId, Request, ServiceTier
+from batching.ticket import Ticket, TicketId, TicketState
+from config.schema import Queue as QueueConfig
+
+OUTPUT_TOKEN_WEIGHT: Final = 2  # an output token costs about two prompt tokens (VTC's and the price lists' ratio)
+_MAX_COUNTERS: Final = 10_000  # tenants remembered per lane and rank: a megabyte; beyond it idle ones start afresh
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Waiting:
+    """A ticket in the queue and what was found out about it."""
+
+    ticket: Ticket
+    need: Need
+    rank: int
+    leave_s: float  # evicted then
+    order: tuple[float, int]  # inside a tenant, least first
+    tested_epoch: int = -1  # the fleet's epoch when it last fitted nowhere; -1: never tested
+    passed_s: float | None = None  # since when others take room that it could use
+    protected_at: ReplicaId | None = None
+
+    @property
+    def queued(self) -> bool:
+        return self.ticket.state is TicketState.QUEUED
+
+
+def leave_time(request: Request, now: float, max_wait_s: float) -> float:
+    """When a request is evicted: its own deadline, at most `max_wait_s` away but for batch work that named one."""
+    if request.deadline_s is None:
+        return now + max_wait_s
+    return (
+        request.deadline_s if request.service_tier is ServiceTier.BATCH else min(request.deadline_s, now + max_wait_s)
+    )
+
+
+class _Rank:
+    """The tenants of one rank of one lane."""
+
+    __slots__ = ("_activations", "_floor", "_rank", "_served", "_tenants", "_turns")
+
+    def __init__(self, rank: int) -> None:
+        self._rank = rank
+        self._tenants: dict[str, LazyHeap[tuple[float, int], Waiting]] = {}
+        self._turns: list[tuple[float, int, str]] = []  # one entry a tenant; its counter may be out of date (too low)
+        self._served: dict[str, float] = {}
+        self._floor = 0.0
+        self._activations = count()
+
+    def push(self, waiting: Waiting, *, arrives: bool) -> None:
+        tenant = waiting.ticket.request.tenant
+        heap = self._tenants.get(tenant)
+        if heap is None:
+            heap = self._tenants[tenant] = LazyHeap(self._alive)
+            served = self._served.get(tenant, 0.0)
+            self._served[tenant] = max(served, self._floor) if arrives else served
+            heappush(self._turns, (self._served[tenant], next(self._activations), tenant))
+        heap.push(waiting.order, waiting)
+
+    def peek(self) -> Waiting | None:
+        while self._turns:
+            noted, activation, tenant = self._turns[0]
+            if self._served[tenant] > noted:
+                heapreplace(self._turns, (self._served[tenant], activation, tenant))
+                continue
+            head = self._tenants[tenant].peek()
+            if head is not None:
+                return head[1]
+            heappop(self._turns)
+            del self._tenants[tenant]
+        return None
+
+    def pop(self) -> Waiting:
+        """What `peek` has just shown."""
+        return self._tenants[self._turns[0][2]].pop()
+
+    def charge(self, tenant: str, tokens: float, *, dispatch: bool) -> None:
+        served = self._served.get(tenant, self._floor)
+        if dispatch:
+            self._floor = max(self._floor, served)
+        self._served[tenant] = served + tokens
+        if len(self._served) > _MAX_COUNTERS:
+            self._served = {t: s for t, s in self._served.items() if t in self._tenants}
+
+    def _alive(self, waiting: Waiting) -> bool:
+        return waiting.queued and waiting.rank == self._rank
+
+
+class Lane:
+    """What waits for one model. `pop` and `push` are O(log n)."""
+
+    def __init__(self, model: str) -> None:
+        self.model = model
+        self.size = 0
+        self.fresh: list[Waiting] = []  # arrived since the last pass
+        self.grown = False  # room has grown since then
+        self.blocked: Waiting | None = None  # the first in order that fitted nowhere in the last pass
+        self.protected: Waiting | None = None
+        self._ranks = tuple(_Rank(tier.value) for tier in ServiceTier)
+
+    def push(self, waiting: Waiting, *, arrives: bool = True) -> None:
+        """`arrives=False` puts back what `pop` gave, its tenant's standing unchanged."""
+        self._ranks[waiting.rank].push(waiting, arrives=arrives)
+
+    def peek(self) -> Waiting | None:
+        """The next in order; it stays."""
+        for rank in self._ranks:
+            if (waiting := rank.peek()) is not None:
+                return waiting
+        return None
+
+    def pop(self) -> Waiting | None:
+        """The next in order, out of the order: the caller places it or puts it back."""
+        for rank in self._ranks:
+            if rank.peek() is not None:
+                return rank.pop()
+        return None
+
+    def charge(self, rank: int, tenant: str, tokens: float, *, dispatch: bool = False) -> None:
+        """Tokens served to a tenant; `dispatch` when one of its tickets leaves for a replica."""
+        self._ranks[rank].charge(tenant, tokens, dispatch=dispatch)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueStatistics:
+    """What waits for one model in one service tier."""
+
+    model: str
+    service_tier: ServiceTier
+    depth: int
+    tokens: int
+    bytes: int
+    oldest_age_s: float
+
+
+class _Group:
+    __slots__ = ("bytes", "members", "tokens")
+
+    def __init__(self) -> None:
+        self.members: dict[TicketId, Waiting] = {}  # in order of arrival
+        self.tokens = 0
+        self.bytes = 0
+
+
+class WaitingQueue:
+    """Every lane, and the sums over them."""
+
+    def __init__(self, config: QueueConfig) -> None:
+        self._config = config
+        self._groups: dict[tuple[str, ServiceTier], _Group] = {}
+        self._members: dict[TicketId, Waiting] = {}
+        self._leaving: LazyHeap[tuple[float, int], Waiting] = LazyHeap(lambda w: w.queued)
+        self._lifting: LazyHeap[tuple[float, int], Waiting] = LazyHeap(lambda w: w.queued)
+        self.lanes: dict[str, Lane] = {}
+        self.arrived: set[str] = set()  # models with fresh tickets
+        self.tokens = 0
+        self.bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def __iter__(self) -> Iterator[Waiting]:
+        return iter(tuple(self._members.values()))
+
+    def get(self, ticket: Ticket) -> Waiting | None:
+        return self._members.get(ticket.id)
+
+    def lane(self, model: str) -> Lane:
+        lane = self.lanes.get(model)
+        if lane is None:
+            lane = self.lanes[model] = Lane(model)
+        return lane
+
+    def add(self, ticket: Ticket, need: Need) -> None:
+        request, now = ticket.request, ticket.queued_s
+        leave_s = leave_time(request, now, self._config.max_wait_s)
+        waiting = Waiting(
+            ticket=ticket,
+            need=need,
+            rank=request.service_tier.value,
+            leave_s=leave_s,
+            order=(min(leave_s, now + self._config.max_wait_s), ticket.id),
+        )
+        lane = self.lane(request.model)
+        lane.push(waiting)
+        lane.fresh.append(waiting)
+        lane.size += 1
+        self.arrived.add(request.model)
+        self._members[ticket.id] = waiting
+        self._leaving.push((leave_s, ticket.id), waiting)
+        if waiting.rank > 0:
+            self._lifting.push((now + self._config.aging_s, ticket.id), waiting)
+        group = self._groups.setdefault((request.model, request.service_tier), _Group())
+        group.members[ticket.id] = waiting
+        self._count(group, request, 1)
+
+    def leave(self, waiting: Waiting, state: TicketState) -> None:
+        """Placed, evicted or cancelled; heaps drop it when they meet it."""
+        waiting.ticket.state = state
+        request = waiting.ticket.request
+        lane = self.lanes[request.model]
+        lane.size -= 1
+        if lane.blocked is waiting:
+            lane.blocked = None
+        if lane.protected is waiting:
+            lane.protected = None
+        del self._members[waiting.ticket.id]
+        group = self._groups[request.model, request.service_tier]
+        del group.members[waiting.ticket.id]
+        self._count(group, request, -1)
+
+    def expired(self, now: float) -> Iterator[Waiting]:
+        """Those whose time to leave has come; each must `leave` before the next is asked for."""
+        while (entry := self._leaving.peek()) and entry[0][0] <= now:
+            yield self._leaving.pop()
+
+    def lift(self, now: float) -> None:
+        """Aging. Changes the order only, never what fits, so it needs no timer and runs when there is room to give."""
+        while (entry := self._lifting.peek()) and entry[0][0] <= now:
+            waiting = self._lifting.pop()
+            waiting.rank -= 1
+            self.lanes[waiting.ticket.request.model].push(waiting)
+            if waiting.rank > 0:
+                self._lifting.push((entry[0][0] + self._config.aging_s, waiting.ticket.id), waiting)
+
+    def next_deadline(self) -> float | None:
+        entry = self._leaving.peek()
+        return None if entry is None else entry[0][0]
+
+    def statistics(self, now: float) -> tuple[QueueStatistics, ...]:
+        """Of every model and service tier that anything has waited for."""
+        return tuple(
+            QueueStatistics(
+                model=model,
+                service_tier=tier,
+                depth=len(group.members),
+                tokens=group.tokens,
+                bytes=group.bytes,
+                oldest_age_s=max(0.0, now - next((w.ticket.queued_s for w in group.members.values()), now)),
+            )
+            for (model, tier), group in sorted(self._groups.items())
+        )
+
+    def depth(self, model: str, worst: ServiceTier) -> int:
+        """Tickets of a model in `worst` and better tiers."""
+        groups = (self._groups.get((model, tier)) for tier in ServiceTier if tier <= worst)
+        return sum(len(group.members) for group in groups if group is not None)
+
+    def _count(self, group: _Group, request: Request, sign: int) -> None:
+        group.tokens += sign * request.prompt_tokens
+        group.bytes += sign * request.body_bytes
+        self.tokens += sign * request.prompt_tokens
+        self.bytes += sign * request.body_bytes

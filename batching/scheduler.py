@@ -1,0 +1,211 @@
+"""The scheduler: which queued request joins which replica's running batch, and when.
+
+Synchronous and pure: every method takes the time, none waits, logs or opens anything. The shell calls `advance` after every
+event that may have changed the answer and at `next_deadline`, sends what was `Placed` and answers what was `Evicted`.
+Wires queue, fleet, estimators and the pass over them together; each of those decides its own matter.
+"""
+
+from itertools import count
+
+from batching.admission import refuse_full, refuse_unservable, retry_after_s
+from batching.estimators import Estimators
+from batching.filling import Filling
+from batching.fleet import Fleet
+from batching.ledger import LeaseRecord
+from batching.queue import OUTPUT_TOKEN_WEIGHT, QueueStatistics, Waiting, WaitingQueue
+from batching.replica import EngineLoad, Lifecycle, ReplicaProfile, ReplicaState
+from batching.request import Outcome, Reason, Rejected, ReplicaId, Request, ServiceTier
+from batching.ticket import Decision, Evicted, LeaseId, Ticket, TicketId, TicketState
+from config.schema import Queue, Scheduling
+
+_TPOT_MIN_TOKENS = 8  # fewer tell more of the network's batching than of the engine's
+
+
+class Scheduler:
+    """Owes each ticket one Decision; is owed one `finish` for each lease. `stale_after_s`: how long a load report counts."""
+
+    def __init__(self, scheduling: Scheduling, queue: Queue, *, stale_after_s: float = 10.0) -> None:
+        self._config = queue
+        self._estimators = Estimators(output_quantile=scheduling.kv_forecast_quantile)
+        self._queue = WaitingQueue(queue)
+        self._fleet = Fleet(scheduling, stale_after_s=stale_after_s)
+        self._filling = Filling(scheduling, self._queue, self._fleet, self._estimators)
+        self._ticket_ids = count(1)
+        self._draining = False
+
+    # -- requests ----------------------------------------------------------------------------------------------------
+
+    def submit(self, request: Request, now: float) -> Ticket:
+        """A place in the queue, or `Rejected` at once where waiting cannot help. Call `advance` next."""
+        if self._draining:
+            raise Rejected(Reason.DRAINING)
+        refuse_unservable(request, self._fleet)
+        if request.deadline_s is not None and request.deadline_s <= now:
+            raise Rejected(Reason.DEADLINE)
+        refuse_full(request, self._queue, self._config, self._retry_after_s(request, now))
+        ticket = Ticket(TicketId(next(self._ticket_ids)), request, now)
+        self._queue.add(ticket, self._filling.need(request, ticket.id))
+        return ticket
+
+    def cancel(self, ticket: Ticket, now: float) -> bool:  # noqa: ARG002 - time is an argument everywhere
+        """Leaves the queue; False if it has left already. A lease is not touched: who owns it finishes it."""
+        waiting = self._queue.get(ticket)
+        if waiting is None:
+            return False
+        self._filling.release(waiting)
+        self._queue.leave(waiting, TicketState.CANCELLED)
+        return True
+
+    def advance(self, now: float) -> list[Decision]:
+        """Evicts what has waited too long, then fills the room there is. O(1) when nothing has changed."""
+        self._fleet.elapse(now)
+        decisions: list[Decision] = [self._evict(w, Reason.DEADLINE, now) for w in self._queue.expired(now)]
+        for model in [model for model in self._fleet.grown_models if not self._fleet.serves(model)]:
+            decisions += [
+                self._evict(w, Reason.NO_REPLICA, now) for w in self._queue if w.ticket.request.model == model
+            ]
+        decisions += self._filling.fill(now)
+        return decisions
+
+    def next_deadline(self) -> float | None:
+        """When `advance` must be called even if nothing happens; None while nothing waits."""
+        if not self._queue:
+            return None
+        times = (self._queue.next_deadline(), self._fleet.next_deadline())
+        return min((time for time in times if time is not None), default=None)
+
+    def drain(self, now: float) -> list[Decision]:
+        """Refuses what is new and evicts what waits; leases run on."""
+        self._draining = True
+        return [self._evict(waiting, Reason.DRAINING, now) for waiting in self._queue]
+
+    # -- leases ------------------------------------------------------------------------------------------------------
+
+    def on_first_token(self, lease_id: LeaseId, now: float) -> None:
+        """The prompt is prefilled; ignored after `finish`."""
+        record = self._fleet.leases.get(lease_id)
+        if record is not None and record.first_token_s is None:
+            self._fleet.first_token(record, now)
+
+    def on_tokens(self, lease_id: LeaseId, emitted_total: int, now: float) -> None:
+        """Output so far, all sequences together; ignored after `finish`. O(1)."""
+        record = self._fleet.leases.get(lease_id)
+        if record is not None:
+            record.last_token_s = now
+            self._fleet.grow(record, emitted_total)
+            self._charge_output(record, record.emitted_tokens)
+
+    def finish(
+        self,
+        lease_id: LeaseId,
+        now: float,  # noqa: ARG002
+        *,
+        outcome: Outcome,
+        prompt_tokens: int | None = None,
+        cached_tokens: int | None = None,
+        output_tokens: int | None = None,
+    ) -> bool:
+        """Gives the lease back; False if it was given back before, so it is safe in a `finally`. Token counts: usage's."""
+        record = self._fleet.leases.get(lease_id)
+        if record is None:
+            return False
+        self._charge_output(record, output_tokens or 0)
+        if outcome is Outcome.COMPLETED:
+            self._learn(record, prompt_tokens, cached_tokens, output_tokens or record.emitted_tokens)
+        self._fleet.close(lease_id)
+        return True
+
+    # -- replicas ----------------------------------------------------------------------------------------------------
+
+    def add_replica(self, profile: ReplicaProfile, lifecycle: Lifecycle, now: float) -> None:  # noqa: ARG002
+        """Raises ValueError for an id that is there and was not removed."""
+        self._fleet.add(profile, lifecycle)
+
+    def remove_replica(self, replica: ReplicaId, now: float) -> None:  # noqa: ARG002
+        """Takes no more work; gone with its last lease. Raises KeyError for one that is not there."""
+        self._fleet.remove(replica)
+
+    def update_profile(self, profile: ReplicaProfile, now: float) -> None:  # noqa: ARG002
+        """Price, capacity or models have changed or become known."""
+        self._fleet.update(profile)
+
+    def set_lifecycle(self, replica: ReplicaId, lifecycle: Lifecycle, now: float) -> None:  # noqa: ARG002
+        """Raises ValueError for what TRANSITIONS forbids; repeating the present state is no transition."""
+        self._fleet.set_lifecycle(replica, lifecycle)
+
+    def observe(self, replica: ReplicaId, load: EngineLoad, now: float) -> None:
+        """What the engine says of itself."""
+        self._fleet.observe(replica, load, now)
+
+    # -- looking -----------------------------------------------------------------------------------------------------
+
+    def states(self, now: float) -> tuple[ReplicaState, ...]:
+        return self._fleet.states(now)
+
+    def models(self) -> frozenset[str]:
+        """Every model that a replica was ever known to serve."""
+        return frozenset(self._fleet.known_models)
+
+    def replica_ids(self, model: str) -> frozenset[ReplicaId]:
+        """Who serves it, ready or not."""
+        return frozenset(live.profile.id for live in self._fleet.serving(model))
+
+    def queue_statistics(self, now: float) -> tuple[QueueStatistics, ...]:
+        return self._queue.statistics(now)
+
+    def prompt_tokens(self, model: str, chars: int) -> int:
+        """The estimate for `Request.prompt_tokens`, by the characters per token learned of this model."""
+        return self._estimators.chars.prompt_tokens(model, chars)
+
+    def drain_rate(self, model: str, now: float) -> float | None:
+        """Requests a second that leave the queue for a replica; None until one has."""
+        return self._estimators.drain_rate(model, now)
+
+    def predicted_wait_s(self, model: str, tier: ServiceTier, now: float) -> float | None:
+        """For one more request of this tier, at the measured drain rate; None where nothing was measured."""
+        depth = self._queue.depth(model, tier)
+        rate = self.drain_rate(model, now)
+        if depth == 0:
+            return 0.0
+        return depth / rate if rate else None
+
+    @property
+    def evaluations(self) -> int:
+        """Ticket-replica tests so far: what a decision costs, independent of the machine."""
+        return self._filling.evaluations
+
+    def check(self) -> None:
+        """Raises AssertionError where the ledgers do not add up; for tests and debugging. O(leases)."""
+        self._fleet.check()
+
+    def __repr__(self) -> str:
+        return f"<Scheduler {len(self._fleet)} replicas, {len(self._queue)} queued, {len(self._fleet.leases)} leased>"
+
+    def _evict(self, waiting: Waiting, reason: Reason, now: float) -> Evicted:
+        retry_s = None if reason is Reason.DRAINING else self._retry_after_s(waiting.ticket.request, now)
+        self._filling.release(waiting)
+        self._queue.leave(waiting, TicketState.EVICTED)
+        return Evicted(ticket=waiting.ticket, reason=reason, retry_after_s=retry_s)
+
+    def _retry_after_s(self, request: Request, now: float) -> float:
+        predicted_s = self.predicted_wait_s(request.model, request.service_tier, now)
+        return retry_after_s(predicted_s, unknown_s=self._config.max_wait_s)
+
+    def _charge_output(self, record: LeaseRecord, output_tokens: int) -> None:
+        more = output_tokens - record.charged_tokens
+        if more > 0:
+            record.charged_tokens = output_tokens
+            request = record.lease.request
+            self._queue.lane(request.model).charge(record.rank, request.tenant, OUTPUT_TOKEN_WEIGHT * more)
+
+    def _learn(self, record: LeaseRecord, prompt: int | None, cached: int | None, output: int) -> None:
+        request, speed = record.lease.request, self._fleet[record.lease.replica].speed
+        if prompt is not None and request.prompt_chars is not None:
+            self._estimators.chars.learn(request.model, chars=request.prompt_chars, tokens=prompt)
+        if cached is not None:
+            speed.learn_cached(reported_tokens=cached, expected_tokens=record.believed_cached_tokens)
+        self._estimators.outputs.learn(request.model, request.max_output_tokens, -(-output // request.sequences))
+        steps = record.emitted_per_sequence - 1
+        if record.first_token_s is not None and record.last_token_s is not None and steps >= _TPOT_MIN_TOKENS:
+            observed_s = (record.last_token_s - record.first_token_s) / steps
+            speed.learn_tpot(observed_s=observed_s, predicted_s=record.tpot_s)

@@ -1,0 +1,49 @@
+"""Who is believed to hold which prefix."""
+
+from batching.prefix_index import PrefixIndex
+from batching.request import ReplicaId
+
+A, B = ReplicaId("a"), ReplicaId("b")
+
+
+def test_match_counts_leading_chunks_for_each_replica():
+    """A replica matches as far as it holds every chunk from the first on."""
+    index = PrefixIndex()
+    index.record(A, (1, 2, 3))
+    index.record(B, (1, 2, 9))
+    assert index.match((1, 2, 3, 4)) == {A: 3, B: 2}
+    assert index.match((1, 2, 9)) == {A: 2, B: 3}
+    assert index.match((5, 2)) == index.match(()) == {}
+
+
+def test_forgotten_replicas_hold_nothing_until_recorded_anew():
+    """What went down lost its cache, also when it comes back under its name."""
+    index = PrefixIndex()
+    index.record(A, (1, 2))
+    index.record(B, (1,))
+    index.forget(A)
+    index.forget(A)
+    assert index.match((1, 2)) == {B: 1}
+    index.record(A, (1,))
+    assert index.match((1, 2)) == {A: 1, B: 1}
+
+
+def test_the_index_is_bounded_and_keeps_shared_beginnings():
+    """The least recently used chunks go first, and of a prompt the deepest."""
+    index = PrefixIndex(max_chunks=4)
+    index.record(A, (1, 2, 3))
+    index.record(A, (1, 7, 8))
+    assert len(index) == 4
+    assert index.match((1, 2, 3)) == {A: 2}
+    assert index.match((1, 7, 8)) == {A: 3}
+
+
+def test_thousands_of_replica_lives_leave_belief_intact():
+    """Masks are renumbered when forgotten replicas fill them; nobody's chunks change hands."""
+    index = PrefixIndex()
+    index.record(B, (1, 2))
+    for life in range(9000):
+        index.record(A, (1, life))
+        index.forget(A)
+    index.record(A, (1,))
+    assert index.match((1, 2)) == {A: 1, B: 2}
