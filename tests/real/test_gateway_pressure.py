@@ -106,12 +106,12 @@ async def test_the_ledger_agrees_with_the_engines(
     """While a few long answers grow, the KV blocks that the gateway holds in its books are those that the engine uses."""
     await load(itertools.repeat(gateway.url), requests=24, tokens=16)  # learns the tokenizer's characters per token
     watch = await watched(vllm_pair, gateway, requests=4, tokens=1500)
-    errors = [error for error, usage in zip(watch.errors, watch.usage, strict=True) if usage > 0.05]
+    errors = [error for error, usage in zip(watch.errors, watch.usage, strict=True) if usage > 0.01]
     mean = statistics.fmean(abs(error) for error in errors)
     figures = {"samples": len(errors), "ledger_error_mean_abs": mean, "ledger_error_mean": statistics.fmean(errors)}
     say(record_property, {**figures, "ledger_error_max_abs": max(map(abs, errors)), "kv_usage_max": max(watch.usage)})
-    assert len(errors) >= 10
-    assert max(watch.usage) > 0.15
+    assert len(errors) >= 5
+    assert max(watch.usage) > 0.05
     assert mean <= LEDGER_ERROR_LIMIT
 
 
