@@ -5,7 +5,6 @@ Decides what may be said in a config file; reads neither files nor the environme
 
 from enum import StrEnum
 from typing import Annotated, Literal, Self
-from urllib.parse import urlsplit
 
 from pydantic import (
     BaseModel,
@@ -15,14 +14,18 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    field_validator,
     model_validator,
 )
+
+from config.checks import fleet_problems, origin_problems, refusal, replica_problems
 
 
 class Section(BaseModel):
     """A frozen part of the configuration; a key it does not know is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # Inputs stay out of error texts because they may be secrets; `config.problems` shows those that are not.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
 
 
 class BackendKind(StrEnum):
@@ -130,7 +133,11 @@ class ReplicaConfig(Section):
     metrics_url: str | None = Field(
         None, description="where an engine's metrics live apart (Triton: http://host:8002/metrics)"
     )
-    api_key: str | None = Field(None, description="sent upstream as a bearer token; `env:NAME` or `file:/path`")
+    api_key: str | None = Field(
+        None,
+        repr=False,
+        description="sent upstream as a bearer token; `env:NAME` or `file:/path` keep it out of this file",
+    )
     priority_scheduling: bool = Field(
         False,
         description="the engine runs with `--scheduling-policy priority`; else a body's `priority` is never sent on",
@@ -146,32 +153,17 @@ class ReplicaConfig(Section):
         return data
 
     @model_validator(mode="after")
-    def _url_fits_backend(self) -> Self:
-        if self.backend is BackendKind.SIMULATED:
-            if self.url is not None:
-                raise ValueError(
-                    "`url` is set, but a simulated replica runs in process; remove it or set backend: vllm"
-                )
-            return self
-        schemes = ("grpc", "grpcs") if self.backend is BackendKind.TRITON else ("http", "https")
-        if self.url is None:
-            raise ValueError(
-                f"`url` is missing; a {self.backend} replica needs one, such as {schemes[0]}://127.0.0.1:8000"
-            )
-        parts = urlsplit(self.url)
-        if parts.scheme not in schemes or not parts.hostname:
-            raise ValueError(f"`url` is {self.url!r}; a {self.backend} replica needs {schemes[0]}://host:port")
-        if self.backend is BackendKind.TRITON and not self.models:
-            raise ValueError(
-                "`models` is empty; a triton replica must name them, such as [{name: textgen, kind: chat}]"
-            )
+    def _no_contradiction(self) -> Self:
+        problems = list(replica_problems(self))
+        if problems:
+            raise refusal("replica", problems)
         return self
 
 
 class Server(Section):
     """The front door's own limits. Seconds and bytes."""
 
-    host: str = "127.0.0.1"
+    host: str = Field("127.0.0.1", min_length=1, description="0.0.0.0 or :: for all interfaces")
     port: int = Field(8080, ge=0, le=65535, description="0 lets the system choose")
     max_body_bytes: PositiveInt = Field(16 * 2**20, description="larger bodies get 413")
     max_json_depth: PositiveInt = 64
@@ -188,6 +180,14 @@ class Server(Section):
     trusted: bool = Field(
         False, description="pass on the request fields that are stripped for strangers (see docs/api.md)"
     )
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins_as_browsers_send_them(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        problems = list(origin_problems(origins))
+        if problems:
+            raise refusal("cors_origins", problems)
+        return origins
 
 
 class Queue(Section):
@@ -271,11 +271,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _replicas_fit_together(self) -> Self:
-        seen: set[str] = set()
-        for index, replica in enumerate(self.replicas):
-            if replica.name in seen:
-                raise ValueError(
-                    f"replicas[{index}].name: {replica.name!r} is used twice; names tell replicas apart in metrics"
-                )
-            seen.add(replica.name)
+        problems = list(fleet_problems(self.replicas))
+        if problems:
+            raise refusal("configuration", problems)
         return self

@@ -1,0 +1,1 @@
+"""How it went: every instrument declared once on an injected registry; nothing here is global."""

@@ -1,0 +1,115 @@
+"""What types alone can't refuse: addresses that fit no backend, replicas that contradict each other.
+
+Pure; each function returns problems with where they are, `config.schema` raises them. Refuses only what is surely wrong.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from pydantic import ValidationError
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+if TYPE_CHECKING:
+    from config.schema import ReplicaConfig
+
+Problem = tuple[tuple[str | int, ...], str]  # where, below the section that refuses; what is wrong and what to change
+
+REFUSED = "refused"  # the error type by which `config.problems` knows texts that are complete
+
+
+def refusal(title: str, problems: Sequence[Problem]) -> ValidationError:
+    """One error for each problem, at its own key path; raised in a validator, pydantic puts the section's path before it."""
+    return ValidationError.from_exception_data(
+        title,
+        [
+            InitErrorDetails(type=PydanticCustomError(REFUSED, "{text}", {"text": text}), loc=where, input=None)
+            for where, text in problems
+        ],
+        hide_input=True,
+    )
+
+
+def replica_problems(replica: "ReplicaConfig") -> Iterator[Problem]:
+    """One replica's contradictions."""
+    if replica.backend == "simulated":
+        if replica.url is not None:
+            yield ("url",), "a simulated replica runs in process; remove it, or set backend: vllm"
+    else:
+        schemes = ("grpc", "grpcs") if replica.backend == "triton" else ("http", "https")
+        problem = address_problem(replica.url, schemes, f"a {replica.backend} replica needs one")
+        if problem:
+            yield ("url",), problem
+    if replica.metrics_url is not None:
+        problem = address_problem(replica.metrics_url, ("http", "https"), "it must be one")
+        if problem:
+            yield ("metrics_url",), problem
+    if replica.backend == "triton" and not replica.models:
+        yield ("models",), "empty; a triton replica must name them, such as [{name: textgen, kind: chat}]"
+    key = replica.api_key
+    if key is not None and (not key or not key.isascii() or not key.isprintable() or " " in key):
+        yield ("api_key",), "empty, or has spaces, line breaks or other characters that no HTTP header can carry"
+    names = [model.name for model in replica.models]
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            yield ("models", index, "name"), f"{name!r} is listed twice; keep one"
+
+
+def address_problem(url: str | None, schemes: tuple[str, str], who: str) -> str | None:
+    """Why `url` is no address of these schemes; never shows what may be a password."""
+    example = f"{who}, such as {schemes[0]}://127.0.0.1:{8001 if schemes[0] == 'grpc' else 8000}"
+    if url is None:
+        return f"missing; {example}"
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return f"has a bad host or port; {example}"
+    if parts.username is not None or parts.password is not None:
+        return "carries a user or password; put the credential in `api_key`"
+    if parts.scheme not in schemes or not parts.hostname:
+        return f"{url!r} is no {schemes[0]} address; {example}"
+    if port == 0:
+        return f"{url!r} has port 0; ports go from 1 to 65535"
+    if parts.query or parts.fragment or any(character.isspace() for character in url):
+        return f"{url!r} has a query, a fragment or a space; keep scheme, host, port and path"
+    return None
+
+
+def fleet_problems(replicas: Sequence["ReplicaConfig"]) -> Iterator[Problem]:
+    """Contradictions between replicas."""
+    names: dict[str, int] = {}
+    engines: dict[str, int] = {}
+    kinds: dict[str, tuple[str, str]] = {}
+    for i, replica in enumerate(replicas):
+        first = names.setdefault(replica.name, i)
+        if first != i:
+            what = f"{replica.name!r} is taken by replicas[{first}]; names tell replicas apart in metrics"
+            yield ("replicas", i, "name"), what
+        if replica.url is not None:
+            first = engines.setdefault(_engine(replica.url), i)
+            if first != i:
+                yield ("replicas", i, "url"), f"is replicas[{first}]'s too; an engine counted twice would be overfilled"
+        for j, model in enumerate(replica.models):
+            kind, where = kinds.setdefault(model.name, (model.kind, f"replicas[{i}]"))
+            if kind != model.kind:
+                what = f"{model.name!r} is {model.kind} here and {kind} in {where}; a name has one kind"
+                yield ("replicas", i, "models", j, "kind"), what
+
+
+def origin_problems(origins: Sequence[str]) -> Iterator[Problem]:
+    """CORS origins that no browser will ever send."""
+    for index, origin in enumerate(origins):
+        scheme, separator, rest = origin.partition("://")
+        if origin != "*" and (not separator or not scheme or not rest or "/" in rest or origin != origin.strip()):
+            yield (
+                (index,),
+                f"{origin!r} can match no browser's origin; write * or scheme://host[:port], no path, no slash",
+            )
+
+
+def _engine(url: str) -> str:
+    """Two spellings of one address are equal; OpenAI base URLs may or may not end in /v1."""
+    parts = urlsplit(url)
+    port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    return f"{parts.hostname}:{port}{parts.path.rstrip('/').removesuffix('/v1')}"

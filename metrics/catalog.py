@@ -1,0 +1,189 @@
+"""Every instrument, declared once: its name, help, labels and buckets, on a registry that the caller owns.
+
+An attribute is a metric's name without `penstock_`. `service_tier` is the request's class, `cost_tier` the replica's; series of
+tokens, money and latency carry the replica, its GPU and its cost tier, so that they can be compared per machine.
+Label values: models through `metrics.labels`, the rest from enums and the configuration. Never a key, a user or a request id.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, Self, get_args, get_type_hints
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+PREFIX = "penstock_"
+
+# vLLM's own buckets, so that its dashboards and ours are comparable (vllm/v1/metrics/loggers.py, 0.32).
+TTFT_BUCKETS_S = (
+    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),
+    *(1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0, 640.0, 2560.0),
+)
+TPOT_BUCKETS_S = (
+    *(0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75),
+    *(1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0),
+)
+ITL_BUCKETS_S = (0.001, 0.0025, 0.005, *TPOT_BUCKETS_S)  # vLLM starts at 10 ms: too coarse for an H200
+DURATION_BUCKETS_S = (
+    *(0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0),
+    *(120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0),
+)
+# The queue's own span: from one event-loop turn up to ten times the default `queue.max_wait_s`.
+QUEUE_WAIT_BUCKETS_S = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 300.0)
+# What the gateway itself adds: 50 us to 100 ms.
+OVERHEAD_BUCKETS_S = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1)
+ROUTING_BUCKETS_S = (0.00001, 0.000025, *OVERHEAD_BUCKETS_S)  # one pass over few replicas takes tens of microseconds
+FILL_BUCKETS_RATIO = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+
+CLASS = ("model", "service_tier")
+MACHINE = ("replica", "gpu", "cost_tier")
+STREAM = (*CLASS, *MACHINE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spec:
+    """What an instrument needs beyond its name."""
+
+    help: str
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metrics:
+    """The instruments. Positional `labels(...)` follow the order given here."""
+
+    # Requests
+    requests_total: Annotated[
+        Counter,
+        Spec(
+            help="Requests by their one end; status 499: the client left",
+            labels=("endpoint", *CLASS, "status", "error_code"),
+        ),
+    ]
+    requests_in_flight: Annotated[
+        Gauge, Spec(help="Requests now, by phase: queued, dispatched, streaming", labels=(*CLASS, "phase"))
+    ]
+    request_duration_seconds: Annotated[
+        Histogram,
+        Spec(
+            help="From the request's arrival to its last byte",
+            labels=(*CLASS, "stream", *MACHINE),
+            buckets=DURATION_BUCKETS_S,
+        ),
+    ]
+    time_to_first_token_seconds: Annotated[
+        Histogram,
+        Spec(
+            help="From the request's arrival to its first token, queue included", labels=STREAM, buckets=TTFT_BUCKETS_S
+        ),
+    ]
+    inter_token_latency_seconds: Annotated[
+        Histogram, Spec(help="Between two tokens of a stream", labels=STREAM, buckets=ITL_BUCKETS_S)
+    ]
+    time_per_output_token_seconds: Annotated[
+        Histogram,
+        Spec(help="Mean of a request's time per token after the first", labels=STREAM, buckets=TPOT_BUCKETS_S),
+    ]
+    overhead_seconds: Annotated[
+        Histogram,
+        Spec(
+            help="Time the gateway itself adds, neither queue nor engine, by stage: ingress, route, relay",
+            labels=("stage",),
+            buckets=OVERHEAD_BUCKETS_S,
+        ),
+    ]
+    client_disconnects_total: Annotated[
+        Counter, Spec(help="Clients that left before the end, by phase", labels=("model", "phase"))
+    ]
+    stream_interruptions_total: Annotated[
+        Counter,
+        Spec(
+            help="Streams whose engine broke off; action: resumed, errored; mode: exact, text, none",
+            labels=("model", "action", "mode"),
+        ),
+    ]
+
+    # Queue
+    queue_depth: Annotated[Gauge, Spec(help="Requests waiting for a replica", labels=CLASS)]
+    queue_tokens: Annotated[Gauge, Spec(help="Prompt tokens waiting, estimated", labels=CLASS)]
+    queue_bytes: Annotated[Gauge, Spec(help="Bytes of bodies held while queued", labels=CLASS)]
+    queue_utilization_ratio: Annotated[Gauge, Spec(help="Of queue.max_requests, 0 to 1", labels=CLASS)]
+    oldest_queued_seconds: Annotated[Gauge, Spec(help="Age of the request that waits longest", labels=CLASS)]
+    queue_wait_seconds: Annotated[
+        Histogram,
+        Spec(
+            help="Time in the queue, by how it ended",
+            labels=(*CLASS, "outcome"),
+            buckets=QUEUE_WAIT_BUCKETS_S,
+        ),
+    ]
+
+    # Tokens and money
+    tokens_total: Annotated[
+        Counter,
+        Spec(
+            help="Tokens by kind: input (not cached), cached_input, output, reasoning; source: reported, estimated",
+            labels=(*STREAM, "kind", "source"),
+        ),
+    ]
+    cost_usd_total: Annotated[
+        Counter, Spec(help="US dollars of machine time that requests used, as placement reckons it", labels=STREAM)
+    ]
+
+    # Placement and engines
+    routing_decisions_total: Annotated[
+        Counter,
+        Spec(
+            help="Placements by what decided: prefix_hit, cost, kv_headroom, fallback",
+            labels=("model", "replica", "cost_tier", "reason"),
+        ),
+    ]
+    routing_duration_seconds: Annotated[
+        Histogram, Spec(help="One pass of the scheduler over its queue", buckets=ROUTING_BUCKETS_S)
+    ]
+    upstream_attempts_total: Annotated[
+        Counter, Spec(help="Attempts on a replica, by outcome", labels=("replica", "outcome"))
+    ]
+
+    # Replicas; set when scraped
+    replica_up: Annotated[Gauge, Spec(help="1: ready for work", labels=MACHINE)]
+    replica_state: Annotated[Gauge, Spec(help="1 for the state that the replica is in", labels=("replica", "state"))]
+    replica_kv_headroom_tokens: Annotated[Gauge, Spec(help="KV tokens that a new placement may take", labels=MACHINE)]
+    replica_kv_usage_ratio: Annotated[Gauge, Spec(help="KV blocks in use, as the engine says", labels=MACHINE)]
+    replica_kv_reserved_ratio: Annotated[
+        Gauge, Spec(help="KV blocks our leases hold, forecast growth included", labels=MACHINE)
+    ]
+    replica_kv_held_ratio: Annotated[Gauge, Spec(help="KV blocks our leases fill now", labels=MACHINE)]
+    replica_kv_error_ratio: Annotated[
+        Gauge, Spec(help="The ledger's held ratio minus the engine's usage ratio", labels=MACHINE)
+    ]
+    replica_running: Annotated[Gauge, Spec(help="Sequences that our leases hold", labels=MACHINE)]
+    replica_waiting: Annotated[Gauge, Spec(help="Requests in the engine's own queue, as it says", labels=MACHINE)]
+    replica_batch_occupancy_ratio: Annotated[
+        Gauge, Spec(help="Running sequences over max_num_seqs, now", labels=MACHINE)
+    ]
+    replica_metrics_age_seconds: Annotated[Gauge, Spec(help="Age of the engine's last figures", labels=("replica",))]
+    batch_fill_ratio: Annotated[
+        Histogram,
+        Spec(
+            help="Running sequences over max_num_seqs, at each placement",
+            labels=("replica",),
+            buckets=FILL_BUCKETS_RATIO,
+        ),
+    ]
+
+    # The gateway itself
+    config_reloads_total: Annotated[Counter, Spec(help="Reloads by result: applied, rejected", labels=("result",))]
+    config_last_reload_success_timestamp_seconds: Annotated[Gauge, Spec(help="Unix time of the last applied reload")]
+    build_info: Annotated[Gauge, Spec(help="Always 1; the version is the label", labels=("version",))]
+    event_loop_lag_seconds: Annotated[Gauge, Spec(help="How late the event loop last woke a timer")]
+
+    @classmethod
+    def create(cls, registry: CollectorRegistry) -> Self:
+        """All instruments, registered; raises ValueError if `registry` has them already."""
+        hints = get_type_hints(cls, include_extras=True)
+        made: dict[str, Any] = {}  # each of its declared kind
+        for declared in fields(cls):
+            kind, spec = get_args(hints[declared.name])
+            buckets = {} if spec.buckets is None else {"buckets": spec.buckets}
+            made[declared.name] = kind(PREFIX + declared.name, spec.help, spec.labels, registry=registry, **buckets)
+        return cls(**made)
