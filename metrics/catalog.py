@@ -28,10 +28,8 @@ DURATION_BUCKETS_S = (
 )
 # The queue's own span: from one event-loop turn up to ten times the default `queue.max_wait_s`.
 QUEUE_WAIT_BUCKETS_S = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 300.0)
-# What the gateway itself adds: 50 us to 100 ms.
-OVERHEAD_BUCKETS_S = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1)
-ROUTING_BUCKETS_S = (0.00001, 0.000025, *OVERHEAD_BUCKETS_S)  # one pass over few replicas takes tens of microseconds
-FILL_BUCKETS_RATIO = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+# One pass over few replicas takes tens of microseconds.
+ROUTING_BUCKETS_S = (0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1)
 
 CLASS = ("model", "service_tier")
 MACHINE = ("replica", "gpu", "cost_tier")
@@ -83,14 +81,6 @@ class Metrics:
         Histogram,
         Spec(help="Mean of a request's time per token after the first", labels=STREAM, buckets=TPOT_BUCKETS_S),
     ]
-    overhead_seconds: Annotated[
-        Histogram,
-        Spec(
-            help="Time the gateway itself adds, neither queue nor engine, by stage: ingress, route, relay",
-            labels=("stage",),
-            buckets=OVERHEAD_BUCKETS_S,
-        ),
-    ]
     client_disconnects_total: Annotated[
         Counter, Spec(help="Clients that left before the end, by phase", labels=("model", "phase"))
     ]
@@ -124,9 +114,6 @@ class Metrics:
             help="Tokens by kind: input (not cached), cached_input, output, reasoning; source: reported, estimated",
             labels=(*STREAM, "kind", "source"),
         ),
-    ]
-    cost_usd_total: Annotated[
-        Counter, Spec(help="US dollars of machine time that requests used, as placement reckons it", labels=STREAM)
     ]
 
     # Placement and engines
@@ -162,14 +149,6 @@ class Metrics:
         Gauge, Spec(help="Running sequences over max_num_seqs, now", labels=MACHINE)
     ]
     replica_metrics_age_seconds: Annotated[Gauge, Spec(help="Age of the engine's last figures", labels=("replica",))]
-    batch_fill_ratio: Annotated[
-        Histogram,
-        Spec(
-            help="Running sequences over max_num_seqs, at each placement",
-            labels=("replica",),
-            buckets=FILL_BUCKETS_RATIO,
-        ),
-    ]
 
     # The gateway itself
     config_reloads_total: Annotated[Counter, Spec(help="Reloads by result: applied, rejected", labels=("result",))]

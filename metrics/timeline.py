@@ -21,7 +21,7 @@ class Timeline:
     output_tokens: int = 0
 
     def on_tokens(self, count: int, now: float) -> float | None:
-        """`count` tokens arrived at once. The interval per token since the last ones; None for the first, or for none at all."""
+        """`count` tokens arrived at once. The gap since the last ones; None for the first, or for none at all."""
         if count <= 0:
             return None
         before = self.last_token_s
@@ -30,7 +30,7 @@ class Timeline:
             self.first_token_s = self.last_token_s = now
             return None
         self.last_token_s = max(before, now)
-        return (self.last_token_s - before) / count
+        return self.last_token_s - before
 
     @property
     def queue_s(self) -> float | None:

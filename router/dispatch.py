@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from backends.backend import Backend, EngineCall, EngineReply, UpstreamError
+from backends.backend import Backend, ConnectFailed, EngineCall, EngineReply, UpstreamError
 from batching.request import Outcome, Rejected, ReplicaId, Request, RequestId, ServiceTier
 from batching.ticket import Lease
 from config.schema import Config, ModelKind
@@ -162,8 +162,8 @@ class Dispatcher:
                 evicted.reason, evicted.retry_after_s, flex=request.service_tier is ServiceTier.FLEX
             ) from None
         exchange.placed = placed
-        exchange.placed_s = loop.time()
-        exchange.queue_s += exchange.placed_s - queued_s
+        exchange.timeline.placed_s = loop.time()
+        exchange.queue_s += exchange.timeline.placed_s - queued_s
         self._report.placed(exchange)
         return placed.lease
 
@@ -190,6 +190,9 @@ class Dispatcher:
             if failed.forwarded:
                 self._report.interrupted(exchange)
                 raise failed.error from failed
+            if attempt == "timeout":  # the head had come, and then nothing
+                self._on_suspect(lease.replica)
+                raise AttemptFailed(upstream_timeout(), repeatable=False) from failed
             raise AttemptFailed(failed.error, repeatable=True) from failed
         except AttemptFailed as failed:
             attempt = "rejected" if failed.error.status < 500 or failed.error.status == 503 else "5xx"
@@ -210,7 +213,9 @@ class Dispatcher:
             outcome=outcome,
             prompt_tokens=usage.prompt_tokens,
             cached_tokens=usage.cached_tokens,
-            output_tokens=usage.completion_tokens if usage.completion_tokens is not None else exchange.output_tokens,
+            output_tokens=usage.completion_tokens
+            if usage.completion_tokens is not None
+            else exchange.timeline.output_tokens,
         )
 
     async def _send(self, exchange: Exchange, lease: Lease, body: Body) -> EngineReply:
@@ -231,7 +236,10 @@ class Dispatcher:
             stream=spec.stream,
             headers={name: value for name in _PASSED_HEADERS if (value := exchange.inbound.headers.get(name))},
         )
-        reply = await self._backends[lease.replica].send(call)
+        backend = self._backends.get(lease.replica)
+        if backend is None:
+            raise ConnectFailed("the replica was removed as the request was placed")
+        reply = await backend.send(call)
         if reply.status >= 400:
             error = await read_error(reply)
             await reply.aclose()
@@ -242,7 +250,7 @@ class Dispatcher:
         document = await read_document(reply, chat=exchange.endpoint == "chat")
         loop = asyncio.get_running_loop()
         exchange.usage = document.usage
-        exchange.first_token_s = loop.time()
+        exchange.timeline.first_token_s = loop.time()
         # Engine and ledger are free now; the client may take its time to read.
         self._give_back(exchange, lease, Outcome.COMPLETED)
         exchange.status = 200
@@ -253,19 +261,16 @@ class Dispatcher:
         assert spec is not None
         chunks = ChunkFilter(strip_usage=spec.strip_usage, expected_choices=spec.n, chat=exchange.endpoint == "chat")
         loop = asyncio.get_running_loop()
+        timeline = exchange.timeline
 
         def progress(tokens: int) -> None:
-            now = loop.time()
-            if exchange.first_token_s is None:
-                exchange.first_token_s = now
+            if timeline.output_tokens == 0:
                 self._report.phase(exchange, "streaming")
-            if exchange.output_tokens == 0:
                 self._admission.first_token(lease)
-            exchange.output_tokens += tokens
-            self._admission.tokens(lease, exchange.output_tokens)
-            self._report.tokens(exchange, tokens, now)
+            self._report.tokens(exchange, tokens, loop.time())
+            self._admission.tokens(lease, timeline.output_tokens)
 
-        exchange.output_tokens = 0
+        timeline.output_tokens = 0
         try:
             tail = await relay_stream(
                 reply, exchange.client, chunks, headers=exchange.stream_headers, progress=progress, silence=silence
@@ -294,7 +299,7 @@ class Dispatcher:
 
     def _request(self, exchange: Exchange, spec: CallSpec) -> Request:
         estimate = self._admission.scheduler.prompt_tokens
-        now = asyncio.get_running_loop().time()
+        now = exchange.timeline.queued_s = asyncio.get_running_loop().time()
         exact = spec.prompt_token_count
         chunk = spec.prefix_chunk_tokens
         return Request(

@@ -4,10 +4,11 @@ A record, not a decider: the dispatcher writes it, the report turns it into metr
 """
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from batching.request import Outcome, Request
 from batching.ticket import Placed
+from metrics.timeline import Timeline
 from router.client import JSON_HEADERS, SSE_HEADERS, Client, Headers
 from router.ingress import Inbound
 from router.openai.errors import ApiError
@@ -29,24 +30,20 @@ class Exchange:
     phase: str = "queued"  # queued | dispatched | streaming
     placed: Placed | None = None
     attempts: int = 0
-    queue_s: float = 0.0
-    placed_s: float | None = None
-    first_token_s: float | None = None
-    last_token_s: float | None = None
-    output_tokens: int = 0  # counted from events; usage corrects it
+    queue_s: float = 0.0  # all its waits in the queue, of repeated attempts too
+    timeline: Timeline = field(init=False)  # tokens are counted from events; usage corrects them
     usage: Usage | None = None
     outcome: Outcome = Outcome.COMPLETED
     status: int = 0
     error: ApiError | None = None
     aborted: ApiError | None = None  # the gateway itself ends it (drain deadline)
 
+    def __post_init__(self) -> None:
+        self.timeline = Timeline(self.inbound.received_s)
+
     @property
     def endpoint(self) -> str:
         return ENDPOINTS[self.inbound.path]
-
-    @property
-    def started_s(self) -> float:
-        return self.inbound.received_s
 
     def decision_headers(self) -> list[tuple[bytes, bytes]]:
         """Where it went and how long it waited, for whoever debugs a client."""
@@ -64,11 +61,8 @@ class Exchange:
         return [*SSE_HEADERS, *self.decision_headers()]
 
     def document_headers(self, now: float) -> Headers:
-        headers = [
-            *JSON_HEADERS,
-            *self.decision_headers(),
-            (b"openai-processing-ms", b"%d" % round((now - self.started_s) * 1e3)),
-        ]
-        if self.first_token_s is not None:
-            headers.append((b"x-penstock-ttft-ms", b"%d" % round((self.first_token_s - self.started_s) * 1e3)))
+        total_ms = round((now - self.inbound.received_s) * 1e3)
+        headers = [*JSON_HEADERS, *self.decision_headers(), (b"openai-processing-ms", b"%d" % total_ms)]
+        if (ttft_s := self.timeline.ttft_s) is not None:
+            headers.append((b"x-penstock-ttft-ms", b"%d" % round(ttft_s * 1e3)))
         return headers

@@ -41,6 +41,7 @@ class Gateway:
         self.registry = CollectorRegistry()
         self.metrics = Metrics.create(self.registry)
         self.metrics.build_info.labels(version).set(1)
+        self.metrics.config_last_reload_success_timestamp_seconds.set(self.started_unix_s)
         # The pure core, and the shell that gives it the loop's clock.
         self.scheduler = Scheduler(config.scheduling, config.queue, stale_after_s=config.probe.stale_after_s)
         self.admission = Admission(self.scheduler, on_pass=self.metrics.routing_duration_seconds.observe)

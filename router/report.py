@@ -66,15 +66,13 @@ class Report:
         self._meters[exchange] = self._handles.get(*self._where(exchange))
 
     def tokens(self, exchange: Exchange, count: int, now: float) -> None:
-        """`count` tokens arrived in one read: the first after the gap, the others at once, as the client sees them."""
+        """`count` tokens arrived in one read."""
+        gap_s = exchange.timeline.on_tokens(count, now)
         meters = self._meters[exchange]
-        if exchange.last_token_s is None:
-            meters.observe_ttft(now - exchange.started_s)
+        if gap_s is None:
+            meters.observe_ttft(now - exchange.inbound.received_s)
         else:
-            meters.observe_itl(now - exchange.last_token_s)
-        for _ in range(count - 1):
-            meters.observe_itl(0.0)
-        exchange.last_token_s = now
+            meters.observe_itl(gap_s, count)
 
     def attempted(self, exchange: Exchange, outcome: str) -> None:
         if exchange.placed is not None:
@@ -85,6 +83,7 @@ class Report:
 
     def ended(self, exchange: Exchange, now: float) -> None:
         """Once per request, whatever became of it."""
+        exchange.timeline.finished_s = now
         gauge = self._in_flight.pop(exchange, None)
         if gauge is not None:
             gauge.dec()
@@ -98,8 +97,8 @@ class Report:
         if exchange.placed is None:
             self._left_queue(exchange, model, tier, now)
         else:
-            self._served(exchange, now)
-        self._log(exchange, model, tier, status, now)
+            self._served(exchange)
+        self._log(exchange, model, tier, status)
 
     def _left_queue(self, exchange: Exchange, model: str, tier: str, now: float) -> None:
         if exchange.request is None:
@@ -107,18 +106,17 @@ class Report:
         outcome = "cancelled" if exchange.error is None else _QUEUE_OUTCOME.get(exchange.error.case, "no_replica")
         self._metrics.queue_wait_seconds.labels(model, tier, outcome).observe(now - exchange.request.arrived_s)
 
-    def _served(self, exchange: Exchange, now: float) -> None:
+    def _served(self, exchange: Exchange) -> None:
         labels = self._where(exchange)
         handles = self._handles.get(*labels)
         spec = exchange.spec
         assert spec is not None
         self._metrics.request_duration_seconds.labels(
             labels[0], labels[1], "true" if spec.stream else "false", *labels[2:]
-        ).observe(now - exchange.started_s)
+        ).observe(exchange.timeline.e2e_s or 0.0)
         self._count_tokens(exchange, handles)
-        first, last = exchange.first_token_s, exchange.last_token_s
-        if first is not None and last is not None and exchange.output_tokens > 1:
-            handles.observe_tpot((last - first) / (exchange.output_tokens - 1))
+        if (tpot_s := exchange.timeline.tpot_s) is not None:
+            handles.observe_tpot(tpot_s)
 
     def _count_tokens(self, exchange: Exchange, handles: StreamHandles) -> None:
         usage, request = exchange.usage, exchange.request
@@ -133,7 +131,7 @@ class Report:
             handles.add_tokens(reasoning, TokenKind.REASONING, source)
         else:
             handles.add_tokens(request.prompt_tokens, TokenKind.INPUT, TokenSource.ESTIMATED)
-            handles.add_tokens(exchange.output_tokens, TokenKind.OUTPUT, TokenSource.ESTIMATED)
+            handles.add_tokens(exchange.timeline.output_tokens, TokenKind.OUTPUT, TokenSource.ESTIMATED)
 
     def _class(self, exchange: Exchange) -> tuple[str, str]:
         """(model, service tier) as labels."""
@@ -149,19 +147,17 @@ class Report:
         placement = exchange.placed.placement
         return *self._class(exchange), placement.replica, self._gpu_of(placement.replica), placement.cost_tier.value
 
-    def _log(self, exchange: Exchange, model: str, tier: str, status: int, now: float) -> None:
+    def _log(self, exchange: Exchange, model: str, tier: str, status: int) -> None:
         if not log.isEnabledFor(logging.INFO):
             return
-        placed = exchange.placed
-        error = exchange.error
+        placed, error, timeline = exchange.placed, exchange.error, exchange.timeline
         log.info(
             "id=%s endpoint=%s model=%s tier=%s status=%d outcome=%s replica=%s attempts=%d queue_ms=%d ttft_ms=%s total_ms=%d "
             "prompt_tokens=%s output_tokens=%s error=%s",
             exchange.inbound.request_id, exchange.endpoint, model, tier, status, exchange.outcome,
             placed.placement.replica if placed else "-", exchange.attempts, round(exchange.queue_s * 1e3),
-            "-" if exchange.first_token_s is None else round((exchange.first_token_s - exchange.started_s) * 1e3),
-            round((now - exchange.started_s) * 1e3),
+            "-" if timeline.ttft_s is None else round(timeline.ttft_s * 1e3), round((timeline.e2e_s or 0.0) * 1e3),
             exchange.usage.prompt_tokens if exchange.usage else "-",
-            (exchange.usage.completion_tokens if exchange.usage else None) or exchange.output_tokens,
+            (exchange.usage.completion_tokens if exchange.usage else None) or timeline.output_tokens,
             error.label if error else "-",
         )  # fmt: skip

@@ -9,26 +9,24 @@ LABELS = {"model": "m", "service_tier": "default", "replica": "r", "gpu": "H100"
 
 
 def test_a_stream_s_figures_land_in_its_series():
-    """TTFT, ITL, TPOT, tokens and money carry model, service tier, replica, GPU and cost tier."""
+    """TTFT, ITL, TPOT and tokens carry model, service tier, replica, GPU and cost tier."""
     registry = CollectorRegistry()
     handles = HandleCache(Metrics.create(registry)).get(*LABELS.values())
     handles.observe_ttft(0.3)
     handles.observe_itl(0.004)
-    handles.observe_itl(0.02)
+    handles.observe_itl(0.02, tokens=3)
     handles.observe_tpot(0.015)
     handles.add_tokens(7, TokenKind.OUTPUT, TokenSource.REPORTED)
     handles.add_tokens(2, TokenKind.OUTPUT, TokenSource.REPORTED)
-    handles.add_usd(0.25)
 
     def value(name: str, **more: str) -> float | None:
         return registry.get_sample_value(f"penstock_{name}", {**LABELS, **more})
 
     assert value("time_to_first_token_seconds_sum") == 0.3
-    assert value("inter_token_latency_seconds_count") == 2
-    assert value("inter_token_latency_seconds_bucket", le="0.005") == 1
+    assert value("inter_token_latency_seconds_count") == 4
+    assert value("inter_token_latency_seconds_bucket", le="0.005") == 3
     assert value("time_per_output_token_seconds_sum") == 0.015
     assert value("tokens_total", kind="output", source="reported") == 9
-    assert value("cost_usd_total") == 0.25
 
 
 def test_tokens_that_were_not_counted_make_no_series():
