@@ -3,10 +3,15 @@
 Imports sit in the branches: a gateway without Triton replicas never pays for loading gRPC and numpy.
 """
 
+from typing import TYPE_CHECKING
+
 import httpx
 
 from backends.backend import Backend
 from config.schema import BackendKind, Config, ReplicaConfig
+
+if TYPE_CHECKING:
+    from backends.simulated.options import EngineOptions
 
 
 def build_backend(replica: ReplicaConfig, config: Config, http: httpx.AsyncClient) -> Backend:
@@ -28,18 +33,23 @@ def build_backend(replica: ReplicaConfig, config: Config, http: httpx.AsyncClien
     return HttpBackend(replica, upstream=config.upstream, probe_client=http, probe_timeout_s=config.probe.timeout_s)
 
 
-def _simulated(replica: ReplicaConfig) -> Backend:
-    from backends.simulated.backend import SimulatedBackend  # noqa: PLC0415
+def engine_options(replica: ReplicaConfig) -> "EngineOptions":
+    """What a simulated replica runs: its GPU, what it declares, and defaults for the rest."""
     from backends.simulated.options import EngineOptions  # noqa: PLC0415
 
     declared = {name: value for name, value in replica.capacity.model_dump().items() if value is not None}
-    models = {spec.name: spec.kind for spec in replica.models}
-    options = EngineOptions(
-        model=next(iter(models), EngineOptions().model),
+    return EngineOptions(
+        model=next((spec.name for spec in replica.models), EngineOptions().model),
         gpu=replica.gpu.type,
         gpu_count=replica.gpu.count,
         speed=replica.simulated.speed,
         seed=replica.simulated.seed,
         **declared,
     )
-    return SimulatedBackend(options, models or None)
+
+
+def _simulated(replica: ReplicaConfig) -> Backend:
+    from backends.simulated.backend import SimulatedBackend  # noqa: PLC0415
+
+    models = {spec.name: spec.kind for spec in replica.models}
+    return SimulatedBackend(engine_options(replica), models or None)

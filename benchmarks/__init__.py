@@ -1,0 +1,1 @@
+"""Programs that measure Penstock; each answers one question (README.md). Nothing in the gateway imports them."""
