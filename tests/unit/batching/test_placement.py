@@ -105,9 +105,25 @@ ROWS = {
         [offer("a", usd=0, headroom_ratio=0.9), offer("b", usd=0)],  # b
         ("b", "prefix_hit"),
     ),
-    "learned slowness counts": (
+    "learned slowness counts against the objective": (
         need(),
-        [offer("a", tpot_factor=2.0, ttft_factor=2.0, headroom_ratio=0.9), offer("b")],  # b: as the prior says
+        [
+            offer("a", tpot_factor=20.0, headroom_ratio=0.9),
+            offer("b"),
+        ],  # b: as the prior says; a would take 160 ms a token
+        ("b", "cost"),
+    ),
+    "learned slowness does not move the price": (
+        need(),
+        [
+            offer("a", tpot_factor=0.8, ttft_factor=0.8),
+            offer("b", headroom_ratio=0.9),
+        ],  # b: a was merely idle a moment ago
+        ("b", "kv_headroom"),
+    ),
+    "a prediction near the objective is no promise": (
+        need(tpot_s=0.01),
+        [offer("a", tpot_factor=1.0, usd=0.1), offer("b", tpot_factor=0.5)],  # b: a's 8 ms leave no margin to 10 ms
         ("b", "cost"),
     ),
     "a tier the request excludes": (
