@@ -27,7 +27,7 @@ from router.openai.errors import (
     upstream_timeout,
 )
 from router.openai.models import near
-from router.openai.request import CallSpec, read_call, stripped_fields, upstream_body
+from router.openai.request import CallSpec, read_call, upstream_body, upstream_fields
 from router.openai.usage import Usage
 from router.relay import KeepAlive, RelayFailed, drain_tail, read_document, read_error, relay_stream
 from router.report import Report
@@ -224,15 +224,11 @@ class Dispatcher:
         self._report.phase(exchange, "dispatched")
         priority_ok = lease.replica in self._orders_by_priority
         trusted = self.config.server.trusted
-        edited = upstream_body(body, spec, trusted=trusted, priority_ok=priority_ok)
-        stripped = stripped_fields(body, trusted=trusted, priority_ok=priority_ok)
         call = EngineCall(
             request_id=exchange.inbound.request_id,
             path=exchange.inbound.path,
-            body=edited,
-            fields={name: value for name, value in body.fields.items() if name not in stripped}
-            if stripped
-            else body.fields,
+            body=upstream_body(body, spec, trusted=trusted, priority_ok=priority_ok),
+            fields=upstream_fields(body, spec, trusted=trusted, priority_ok=priority_ok),
             stream=spec.stream,
             headers={name: value for name in _PASSED_HEADERS if (value := exchange.inbound.headers.get(name))},
         )

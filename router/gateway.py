@@ -136,8 +136,9 @@ class Gateway:
     def _change(self, before: ReplicaConfig, after: ReplicaConfig) -> None:
         assert self.watch is not None
         watched = self.watch.replicas[ReplicaId(after.name)]
-        moved = {"url", "backend", "api_key", "simulated", "metrics_url"}
-        if before.model_dump(include=moved) != after.model_dump(include=moved):
+        # Price and queueing are ours; everything else is what a backend was built from (models: templates and kinds, too).
+        ours = {"cost", "priority_scheduling"}
+        if before.model_dump(exclude=ours) != after.model_dump(exclude=ours):
             assert self._http is not None
             self._retired.append((watched.id, watched.backend))
             watched.backend = self.backends[watched.id] = self._backend_factory(after, self.config, self._http)

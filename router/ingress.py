@@ -8,6 +8,7 @@ import logging
 import re
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,6 +18,7 @@ from config.schema import Server
 from router.client import JSON_HEADERS, Client, ClientGone
 from router.openai.errors import (
     ApiError,
+    Case,
     body_timeout,
     body_too_large,
     internal_error,
@@ -28,6 +30,7 @@ log = logging.getLogger("penstock")
 
 HOT_PATHS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings"})
 _SHORT = re.compile(r"^/(chat/completions|completions|embeddings|models(?:/.*)?)$")
+_LINGER_S = 5.0  # nginx's lingering_timeout: for a client to finish sending a body that was refused
 _VISIBLE_ASCII = re.compile(rb"^[\x21-\x7e]{1,128}$")
 
 
@@ -91,12 +94,7 @@ class HotPath:
             body = await self._read_body(headers, receive)
         except ApiError as error:
             self._handler.refused(path, error)
-            # The unread rest of a refused body must not be taken for the next request.
-            await client.respond(
-                error.status,
-                error.to_body(client.request_id),
-                [*JSON_HEADERS, *error.headers(), (b"connection", b"close")],
-            )
+            await _refuse_body(client, error, receive)
             return
         except ClientGone:
             return
@@ -164,6 +162,26 @@ class HotPath:
                         return b"".join(parts)
         except TimeoutError:
             raise body_timeout(self._server.body_timeout_s) from None
+
+
+async def _refuse_body(client: Client, error: ApiError, receive: Receive) -> None:
+    """The answer at once; then read the rest of the body for a while before the connection is closed.
+
+    Closing with unread bytes would be a reset, which takes the answer back from a client that sends all before it reads (httpx).
+    """
+    body = error.to_body(client.request_id)
+    length = (b"content-length", b"%d" % len(body))
+    try:
+        await client.start(error.status, [*JSON_HEADERS, *error.headers(), length, (b"connection", b"close")])
+        await client.write(body)
+        # One that did not send in time is not waited for any longer.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(0 if error.case is Case.REQUEST_TIMEOUT else _LINGER_S):
+                while (message := await receive())["type"] == "http.request" and message.get("more_body", False):
+                    pass
+        await client.end()
+    except ClientGone:
+        pass
 
 
 async def _run(work: Callable[[], Awaitable[None]]) -> None:

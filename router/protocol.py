@@ -1,11 +1,16 @@
-"""uvicorn's HTTP/1.1 protocol with what it lacks: a deadline and a size for the request head, and errors in OpenAI's shape.
+"""uvicorn's HTTP/1.1 protocol with what it lacks: deadlines and sizes for the request head, errors in OpenAI's shape, and more.
 
-Uvicorn has no header timeout, so a client that dribbles a head would hold its socket for ever (slowloris).
+Uvicorn has no header timeout, so a client that dribbles a head would hold its socket for ever (slowloris). It also tells only the
+last of several pipelined requests that the client has gone, loses the body of a request that offers an upgrade, and chunks the
+answers of HTTP/1.0 clients.
 """
 
 import asyncio
+from collections import deque
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+import httptools
+from starlette.types import Message
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from router.openai.errors import ApiError, bad_http, head_timeout, head_too_large
 
@@ -13,69 +18,130 @@ from router.openai.errors import ApiError, bad_http, head_timeout, head_too_larg
 MAX_HEAD_BYTES = 64 * 1024
 MAX_HEADERS = 100
 KEEP_ALIVE_IDLE_S = 75  # longer than the usual 60 s of a load balancer, so that it closes first
+_LINGER_S = 2.0  # for a refused client to stop sending and read why
+_UPGRADE_HEADERS = frozenset({b"connection", b"upgrade", b"http2-settings"})
 
 
-def protocol_with(header_timeout_s: float) -> type[HttpToolsProtocol]:
+def protocol_with(header_timeout_s: float, write_stall_timeout_s: float = 60.0) -> type[HttpToolsProtocol]:
     """The protocol class for `uvicorn.Config(http=...)`."""
 
     class PenstockProtocol(_HeadGuard):
         _head_timeout_s = header_timeout_s
+        _flush_timeout_s = write_stall_timeout_s
 
     return PenstockProtocol
 
 
 class _HeadGuard(HttpToolsProtocol):
     _head_timeout_s: float
+    _flush_timeout_s: float
     _head_timer: asyncio.TimerHandle | None = None
-    _head_bytes = 0
+    _flush_timer: asyncio.TimerHandle | None = None
+    _head_bytes = 0  # of what the parser has made names and values of
+    _later_bytes = 0  # of reads that lie wholly within one head: a line without an end is no header yet
+    _in_head = False
     _refused = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)  # type: ignore[arg-type]
+        self._unanswered: deque[RequestResponseCycle] = deque()
         self._arm()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
+        if self._flush_timer is not None:
+            self._flush_timer.cancel()
+        for cycle in self._unanswered:  # uvicorn tells the last one only
+            cycle.disconnected = True
+            cycle.message_event.set()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if not self._refused:
-            super().data_received(data)
+        if self._refused:
+            return
+        self._unset_keepalive_if_required()
+        if self._head_timer is None and not self._unanswered:
+            self._arm()  # also for empty lines, which begin no message
+        in_head = self._in_head
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as offer:
+            self._decline_upgrade(data[offer.args[0] :])
+        except httptools.HttpParserError:
+            self._refuse(bad_http("Invalid HTTP request received."))
+        if in_head and self._in_head:
+            self._later_bytes += len(data)
+            self._check_size()
+
+    # Parser callbacks.
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self.scope["extensions"] = {"penstock.abort": self.transport.abort}  # type: ignore[dict-item]
-        self._head_bytes = 0
+        self._in_head = True
+        self._head_bytes = self._later_bytes = 0
         if self._head_timer is None:
             self._arm()
 
     def on_url(self, url: bytes) -> None:
         super().on_url(url)
-        self._grow(len(url))
+        self._head_bytes += len(url)
+        self._check_size()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         super().on_header(name, value)
-        self._grow(len(name) + len(value))
+        self._head_bytes += len(name) + len(value)
+        self._check_size()
 
     def on_headers_complete(self) -> None:
+        self._in_head = False
         self._disarm()
-        if not self._refused:
-            super().on_headers_complete()
+        if self._refused or self.parser.should_upgrade():
+            return
+        super().on_headers_complete()
+        self._unanswered.append(self.cycle)
+        if self.scope["http_version"] == "1.0":
+            self.cycle.__class__ = _UntilClose
 
     def on_body(self, body: bytes) -> None:
         if not self._refused:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        if not self._refused:
-            super().on_message_complete()
+        if self._refused or self.parser.should_upgrade():
+            return
+        super().on_message_complete()
+        if not self._unanswered:  # the rest of a body whose answer did not wait for it
+            self._disarm()
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
 
-    def send_400_response(self, msg: str) -> None:
-        self._refuse(bad_http(msg))
+    def on_response_complete(self) -> None:
+        self._unanswered.popleft()
+        super().on_response_complete()
+        if self._flush_timer is None:
+            self._flush_timer = self.loop.call_later(self._flush_timeout_s, self._flush_overdue)
 
-    def _grow(self, size: int) -> None:
-        self._head_bytes += size
-        if (self._head_bytes > MAX_HEAD_BYTES or len(self.headers) > MAX_HEADERS) and not self._refused:
+    def _decline_upgrade(self, rest: bytes) -> None:
+        """Read the same request without its offer: the parser takes what follows the head for another protocol.
+
+        Java's HTTP client offers h2c with every request, bodies included.
+        """
+        method = self.parser.get_method()
+        if method == b"CONNECT":
+            self._refuse(bad_http("CONNECT is not offered here."))
+        if self._refused:
+            return
+        kept = [b"%b: %b\r\n" % header for header in self.headers if header[0] not in _UPGRADE_HEADERS]
+        version = self.parser.get_http_version().encode()
+        self.parser = httptools.HttpRequestParser(self)
+        self.data_received(b"%b %b HTTP/%b\r\n%b\r\n" % (method, self.url, version, b"".join(kept)) + rest)
+
+    # Deadlines and sizes.
+
+    def _check_size(self) -> None:
+        if max(self._head_bytes, self._later_bytes) > MAX_HEAD_BYTES or len(self.headers) > MAX_HEADERS:
             self._refuse(head_too_large(MAX_HEAD_BYTES, MAX_HEADERS))
 
     def _arm(self) -> None:
@@ -88,14 +154,42 @@ class _HeadGuard(HttpToolsProtocol):
 
     def _head_overdue(self) -> None:
         self._head_timer = None
-        self._refuse(head_timeout(self._head_timeout_s))
+        if self.flow.read_paused:  # it is we who do not read
+            self._arm()
+        else:
+            self._refuse(head_timeout(self._head_timeout_s))
+
+    def _flush_overdue(self) -> None:
+        """An answer that its client does not read holds no socket for ever, finished or not."""
+        self._flush_timer = None
+        if not self._unanswered and self.transport.get_write_buffer_size():
+            self.transport.abort()
 
     def _refuse(self, error: ApiError) -> None:
-        """Answer outside ASGI: the request never became one."""
+        """Answer outside ASGI: the request never became one. Behind answers under way it is only that nothing more is read."""
         if self._refused or self.transport.is_closing():
             return
         self._refused = True
+        self._disarm()
+        if self._unanswered:
+            self._unanswered[-1].keep_alive = False
+            return
         body = error.to_body()
         head = f"HTTP/1.1 {error.status} {error.phrase}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
         self.transport.write(head.encode("ascii") + body)
-        self.transport.close()
+        # Closing with unread bytes would be a reset, which takes the answer back from a client that still sends.
+        self.transport.write_eof()
+        if self._flush_timer is not None:
+            self._flush_timer.cancel()
+        self._flush_timer = self.loop.call_later(_LINGER_S, self.transport.abort)
+
+
+class _UntilClose(RequestResponseCycle):
+    """HTTP/1.0 knows no chunks: a body without a length ends with the connection."""
+
+    async def send(self, message: Message) -> None:  # type: ignore[override]  # uvicorn's types are private
+        if message["type"] == "http.response.start":
+            self.chunked_encoding = False
+        else:
+            self.expected_content_length = len(message.get("body", b""))
+        await super().send(message)  # type: ignore[arg-type]

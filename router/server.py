@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.metadata import version as installed_version
 from types import FrameType
 
@@ -27,6 +28,8 @@ log = logging.getLogger("penstock")
 # Room for a burst of clients that all connect at once: SDKs give up on a connection after 5 s.
 _BACKLOG = 4096
 _ABORT_GRACE_S = 5  # after the drain deadline, for the error events to go out
+_RELOAD_AFTER_START_S = 0.5
+_FORCED_GRACE_S = 1.0  # the same after a second signal, which asks not to wait
 
 
 def run(config: Config, *, reload: Callable[[], Config] | None = None) -> int:
@@ -82,7 +85,7 @@ class PenstockServer(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 create_app(gateway, version),
-                http=protocol_with(server.header_timeout_s),
+                http=protocol_with(server.header_timeout_s, server.write_stall_timeout_s),
                 ws="none",
                 lifespan="on",
                 log_config=None,
@@ -100,10 +103,9 @@ class PenstockServer(uvicorn.Server):
         self._reload = reload
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        loop = asyncio.get_running_loop()
         if self._reload is not None:
-            loop.add_signal_handler(signal.SIGHUP, self._reload_config)
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload_config)
+        await super().startup(sockets)
         print(banner(self._gateway, self._listener.getsockname(), self._version), flush=True)  # noqa: T201 - what a newcomer copies
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -115,6 +117,12 @@ class PenstockServer(uvicorn.Server):
             await super().shutdown(sockets)
         finally:
             deadline.cancel()
+        if self.force_exit:  # uvicorn would leave all that runs to the loop's end, a traceback each
+            self._gateway.end_drain()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_FORCED_GRACE_S):
+                    await asyncio.gather(*self.server_state.tasks)
+                    await self.lifespan.shutdown()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal drains, the second does not wait. Not captured: a drained exit is a clean one."""
@@ -125,6 +133,9 @@ class PenstockServer(uvicorn.Server):
 
     def _reload_config(self) -> None:
         assert self._reload is not None
+        if not self.started:  # unhandled, the signal would end the process
+            asyncio.get_running_loop().call_later(_RELOAD_AFTER_START_S, self._reload_config)
+            return
         metrics = self._gateway.metrics
         try:
             config = self._reload()

@@ -138,6 +138,17 @@ def upstream_body(body: Body, spec: CallSpec, *, trusted: bool, priority_ok: boo
     return body.edit(set_, stripped_fields(body, trusted=trusted, priority_ok=priority_ok))
 
 
+def upstream_fields(body: Body, spec: CallSpec, *, trusted: bool, priority_ok: bool) -> Mapping[str, Any]:
+    """The members of `upstream_body`, parsed: backends that re-shape a call must not see more than the engine would."""
+    dropped = stripped_fields(body, trusted=trusted, priority_ok=priority_ok)
+    if not dropped and not spec.strip_usage:
+        return body.fields
+    fields = {name: value for name, value in body.fields.items() if name not in dropped}
+    if spec.strip_usage:
+        fields["stream_options"] = {**(fields.get("stream_options") or {}), "include_usage": True}
+    return fields
+
+
 def stripped_fields(body: Body, *, trusted: bool, priority_ok: bool) -> frozenset[str]:
     """The members of this body that its engine must not see."""
     banned = frozenset() if trusted else RISKY_FIELDS

@@ -1,6 +1,5 @@
 """Whole gateways for tests: over fake engines under virtual time, or listening on a real socket in this event loop."""
 
-import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from router.engines import build_backend
 from router.gateway import Gateway
 from router.protocol import protocol_with
 from router.server import bind
+from tests.support.servers import in_this_loop
 
 
 @dataclass
@@ -25,6 +25,13 @@ class Running:
     gateway: Gateway
     app: ASGIApp
     url: str = ""
+    server: uvicorn.Server | None = None
+
+    @property
+    def connections(self) -> int:
+        """Open ones, of clients."""
+        assert self.server is not None
+        return len(self.server.server_state.connections)
 
     def metric(self, name: str, **labels: str) -> float:
         """The sum of a metric's samples that carry `labels`; 0.0 where there is none."""
@@ -86,26 +93,15 @@ async def listening(config: Config, engines: Mapping[str, Backend] | None = None
     gateway = Gateway(config, version="test", backend_factory=factory)
     app = create_app(gateway, "test")
     listener = bind("127.0.0.1", 0)
+    protocol = protocol_with(config.server.header_timeout_s, config.server.write_stall_timeout_s)
     server = uvicorn.Server(
         uvicorn.Config(
-            app, http=protocol_with(config.server.header_timeout_s), ws="none", lifespan="on", log_config=None,
+            app, http=protocol, ws="none", lifespan="on", log_config=None,
             access_log=False, proxy_headers=False, server_header=False, timeout_graceful_shutdown=5,
         )
     )  # fmt: skip
-    server.capture_signals = _no_signals  # type: ignore[method-assign]
-    async with asyncio.TaskGroup() as tasks:
-        serving = tasks.create_task(server.serve(sockets=[listener]))
-        while not server.started:
-            await asyncio.sleep(0.01)
+    async with in_this_loop(server, listener):
         try:
-            yield Running(gateway, app, f"http://127.0.0.1:{listener.getsockname()[1]}")
+            yield Running(gateway, app, f"http://127.0.0.1:{listener.getsockname()[1]}", server)
         finally:
             gateway.begin_drain()
-            server.should_exit = True
-            await serving
-
-
-def _no_signals() -> Any:
-    from contextlib import nullcontext
-
-    return nullcontext()

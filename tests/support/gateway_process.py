@@ -1,0 +1,81 @@
+"""`penstock serve` as a process of its own: signals, exit codes and what it prints."""
+
+import asyncio
+import re
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+_PENSTOCK = Path(sys.executable).with_name("penstock")
+_PATIENCE_S = 60.0
+_URL = re.compile(r"listens on (http://\S+)")
+
+
+class GatewayProcess:
+    """Running until told otherwise; `log` grows while it does."""
+
+    def __init__(self, process: asyncio.subprocess.Process, tasks: asyncio.TaskGroup) -> None:
+        self._process = process
+        self._changed = asyncio.Condition()
+        self.log = ""
+        self.url = ""
+        for stream in (process.stdout, process.stderr):
+            assert stream is not None
+            tasks.create_task(self._read(stream))
+
+    def signal(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
+    async def until_log(self, pattern: str, *, times: int = 1) -> re.Match[str]:
+        """The first match, once there are so many."""
+        async with asyncio.timeout(_PATIENCE_S), self._changed:
+            await self._changed.wait_for(lambda: len(re.findall(pattern, self.log)) >= times or self._ended)
+        match = re.search(pattern, self.log)
+        assert match, self.log
+        return match
+
+    async def exit_code(self) -> int:
+        async with asyncio.timeout(_PATIENCE_S):
+            return await self._process.wait()
+
+    def kill(self) -> None:
+        if self._process.returncode is None:
+            self._process.kill()
+
+    @property
+    def _ended(self) -> bool:
+        return self._process.returncode is not None
+
+    async def _read(self, stream: asyncio.StreamReader) -> None:
+        while line := await stream.readline():
+            async with self._changed:
+                self.log += line.decode()
+                self._changed.notify_all()
+        async with self._changed:
+            self._changed.notify_all()
+
+
+@asynccontextmanager
+async def started(*arguments: str) -> AsyncIterator[GatewayProcess]:
+    """`penstock serve` with these arguments; killed at the end of the block if it still runs."""
+    async with asyncio.TaskGroup() as tasks:
+        process = await asyncio.create_subprocess_exec(
+            _PENSTOCK, "serve", *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+            env={"PYTHONUNBUFFERED": "1"},
+        )  # fmt: skip
+        gateway = GatewayProcess(process, tasks)
+        try:
+            yield gateway
+        finally:
+            gateway.kill()
+            await process.wait()
+
+
+@asynccontextmanager
+async def serving(config: Path) -> AsyncIterator[GatewayProcess]:
+    """... from this file, on a free port, once it listens."""
+    async with started("--config", str(config), "--port", "0") as gateway:
+        gateway.url = (await gateway.until_log(_URL.pattern))[1]
+        yield gateway
