@@ -7,6 +7,7 @@ stands in front.
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
@@ -147,9 +148,10 @@ def _add_hot_paths(api: FastAPI, hot: HotPath) -> None:
         ("/v1/completions", CompletionRequest, Completion),
         ("/v1/embeddings", EmbeddingRequest, EmbeddingList),
     )
+    parts: dict[str, object] = {}  # what the request schemas refer to
     for path, wanted, answered in described:
         schema = wanted.model_json_schema(ref_template="#/components/schemas/{model}")
-        schema.pop("$defs", None)
+        parts.update(schema.pop("$defs", {}))
         api.add_api_route(
             path,
             lambda p=path: TakenOver(hot, p),
@@ -161,6 +163,14 @@ def _add_hot_paths(api: FastAPI, hot: HotPath) -> None:
             openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}},
             description=wanted.__doc__,
         )
+    generated = api.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = generated()
+        document["components"]["schemas"].update(parts)
+        return document
+
+    api.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend the document
 
 
 def _handle_errors(api: FastAPI) -> None:

@@ -5,6 +5,7 @@ back on every path, cancellation included.
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
@@ -66,6 +67,9 @@ class Dispatcher:
         self._report = report
         self._on_suspect = on_suspect
         self._active: set[Exchange] = set()
+        self.in_use: Counter[int] = (
+            Counter()
+        )  # attempts under way, by id() of the backend: a retired one closes after its last
 
     def configure(self, config: Config) -> None:
         """Also on reload; requests under way keep what they have read."""
@@ -129,6 +133,8 @@ class Dispatcher:
         while True:
             exchange.attempts += 1
             lease = await self._place(exchange, request)
+            if silence is not None:
+                silence.begin()
             try:
                 await self._attempt(exchange, lease, body, silence)
             except AttemptFailed as failed:
@@ -138,6 +144,8 @@ class Dispatcher:
                     raise failed.error from failed
                 request = _again(request, tried)
                 self._report.phase(exchange, "queued")
+                if silence is not None:
+                    silence.pause()
             else:
                 return
 
@@ -163,16 +171,21 @@ class Dispatcher:
             ) from None
         exchange.placed = placed
         exchange.timeline.placed_s = loop.time()
-        exchange.queue_s += exchange.timeline.placed_s - queued_s
-        self._report.placed(exchange)
+        waited_s = exchange.timeline.placed_s - queued_s
+        exchange.queue_s += waited_s
+        self._report.placed(exchange, waited_s)
         return placed.lease
 
     async def _attempt(self, exchange: Exchange, lease: Lease, body: Body, silence: KeepAlive | None) -> None:
         """One send; the lease goes back whatever happens."""
         outcome, attempt = Outcome.FAILED, "ok"
         reply: EngineReply | None = None
+        backend = self._backends.get(lease.replica)
+        self.in_use[id(backend)] += 1
         try:
-            reply = await self._send(exchange, lease, body)
+            if backend is None:
+                raise ConnectFailed("the replica was removed as the request was placed")
+            reply = await self._send(exchange, backend, lease, body)
             if silence is None:
                 await self._document(exchange, lease, reply)
             else:
@@ -193,7 +206,7 @@ class Dispatcher:
             if attempt == "timeout":  # the head had come, and then nothing
                 self._on_suspect(lease.replica)
                 raise AttemptFailed(upstream_timeout(), repeatable=False) from failed
-            raise AttemptFailed(failed.error, repeatable=True) from failed
+            raise AttemptFailed(failed.error, repeatable=failed.repeatable) from failed
         except AttemptFailed as failed:
             attempt = "rejected" if failed.error.status < 500 or failed.error.status == 503 else "5xx"
             raise
@@ -205,6 +218,7 @@ class Dispatcher:
             self._report.attempted(exchange, attempt)
             if reply is not None:
                 await reply.aclose()
+            self.in_use[id(backend)] -= 1
 
     def _give_back(self, exchange: Exchange, lease: Lease, outcome: Outcome) -> None:
         usage = exchange.usage or Usage()
@@ -218,7 +232,7 @@ class Dispatcher:
             else exchange.timeline.output_tokens,
         )
 
-    async def _send(self, exchange: Exchange, lease: Lease, body: Body) -> EngineReply:
+    async def _send(self, exchange: Exchange, backend: Backend, lease: Lease, body: Body) -> EngineReply:
         spec = exchange.spec
         assert spec is not None
         self._report.phase(exchange, "dispatched")
@@ -232,13 +246,12 @@ class Dispatcher:
             stream=spec.stream,
             headers={name: value for name in _PASSED_HEADERS if (value := exchange.inbound.headers.get(name))},
         )
-        backend = self._backends.get(lease.replica)
-        if backend is None:
-            raise ConnectFailed("the replica was removed as the request was placed")
         reply = await backend.send(call)
         if reply.status >= 400:
-            error = await read_error(reply)
-            await reply.aclose()
+            try:
+                error = await read_error(reply)
+            finally:
+                await reply.aclose()
             raise AttemptFailed(error, repeatable=reply.status in _REPEATABLE_STATUS)
         return reply
 
@@ -288,7 +301,7 @@ class Dispatcher:
             return
         if client.started:
             exchange.status = 200
-            await client.end(stream_error_event(error))
+            await client.end(stream_error_event(error, client.request_id))
             return
         exchange.status = error.status
         raise error

@@ -12,9 +12,11 @@ from batching.replica import TRANSITIONS, Lifecycle
 from batching.request import ReplicaId
 from config.schema import Probe, ReplicaConfig
 from router.admission import Admission
-from router.profiles import lifecycle_after, load_of, missing_models, profile_of
+from router.profiles import lifecycle_after, load_of, missing_models, profile_of, remembered
 
 log = logging.getLogger("penstock.fleet")
+
+_BACKSTOP_TIMEOUTS = 3.0  # a look asks at most two questions in turn (Triton: alive, then figures)
 
 
 @dataclass(slots=True, eq=False)
@@ -29,6 +31,7 @@ class Watched:
     models_seen: set[str] = field(default_factory=set)  # ever served while ready
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     suspected: bool = False
+    known: ProbeResult | None = None  # all that this backend ever told
     task: asyncio.Task[None] | None = None
 
     @property
@@ -92,11 +95,12 @@ class FleetWatch:
     async def _look(self, watched: Watched) -> None:
         found: ProbeResult | None = None
         try:
-            async with asyncio.timeout(self._probe.timeout_s):
+            # A backstop: backends bound each of their questions by the timeout, and one that hangs must not fail the others.
+            async with asyncio.timeout(_BACKSTOP_TIMEOUTS * self._probe.timeout_s):
                 found = await watched.backend.probe()
             watched.detail = found.detail
         except TimeoutError:
-            watched.detail = f"no answer to a probe within {self._probe.timeout_s:g} s"
+            watched.detail = "no answer to a probe"
         except UpstreamError as error:
             watched.detail = str(error) or error.outcome
         except Exception:  # a probe reads what an engine sends: whatever it sends must not end the watch
@@ -115,7 +119,8 @@ class FleetWatch:
         limit = 1 if watched.suspected else self._probe.unhealthy_after
         watched.suspected = False
         if found is not None and ready:
-            scheduler.update_profile(profile := profile_of(watched.config, found), now)
+            watched.known = remembered(watched.known, found)
+            scheduler.update_profile(profile := profile_of(watched.config, watched.known), now)
             watched.models_seen.update(profile.models)
             load = load_of(found, now)
             if load is not None:

@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry
 from backends.backend import Backend
 from batching.request import ReplicaId
 from batching.scheduler import Scheduler
+from config.gpus import gpu_table
 from config.schema import Config, ReplicaConfig
 from metrics.catalog import Metrics
 from router.admission import Admission
@@ -27,7 +28,7 @@ from router.report import Report
 
 log = logging.getLogger("penstock")
 
-_LAG_INTERVAL_S = 0.5
+_HOUSEKEEPING_S = 0.5
 BackendFactory = Callable[[ReplicaConfig, Config, httpx.AsyncClient], Backend]
 
 
@@ -58,7 +59,7 @@ class Gateway:
         )
         self.gauges = Gauges(self.metrics, self.scheduler)
         self._backend_factory = backend_factory
-        self._retired: list[tuple[ReplicaId, Backend]] = []
+        self._retired: list[Backend] = []  # removed or replaced by a reload; closed after their last stream
         self._http: httpx.AsyncClient | None = None
 
     @asynccontextmanager
@@ -72,13 +73,13 @@ class Gateway:
                     for replica in self.config.replicas:
                         self._add(replica)
                     await self.watch.first_look()
-                    lag = tasks.create_task(self._watch_lag(), name="event-loop-lag")
+                    housekeeping = tasks.create_task(self._housekeep(), name="housekeeping")
                     yield
-                    lag.cancel()
+                    housekeeping.cancel()
                     self.watch.close()
             finally:
                 self.admission.close()
-                for backend in [*self.backends.values(), *(backend for _, backend in self._retired)]:
+                for backend in [*self.backends.values(), *self._retired]:
                     await backend.aclose()
 
     def begin_drain(self) -> None:
@@ -121,6 +122,14 @@ class Gateway:
         return list(self.watch.replicas.values()) if self.watch is not None else []
 
     def _add(self, replica: ReplicaConfig) -> None:
+        if replica.gpu.type != "unknown" and replica.gpu.type not in gpu_table():
+            known = ", ".join(sorted(gpu_table()))
+            log.warning(
+                "replica %s: no priors for gpu type %r, assuming an A100; known: %s",
+                replica.name,
+                replica.gpu.type,
+                known,
+            )
         assert self._http is not None
         assert self.watch is not None
         backend = self._backend_factory(replica, self.config, self._http)
@@ -128,10 +137,10 @@ class Gateway:
         self.watch.add(replica, backend)
 
     def _retire(self, name: str) -> None:
-        """Its streams run on; the backend is closed with the gateway."""
+        """Its streams run on."""
         assert self.watch is not None
         watched = self.watch.remove(ReplicaId(name))
-        self._retired.append((watched.id, self.backends.pop(watched.id)))
+        self._retired.append(self.backends.pop(watched.id))
 
     def _change(self, before: ReplicaConfig, after: ReplicaConfig) -> None:
         assert self.watch is not None
@@ -140,7 +149,7 @@ class Gateway:
         ours = {"cost", "priority_scheduling"}
         if before.model_dump(exclude=ours) != after.model_dump(exclude=ours):
             assert self._http is not None
-            self._retired.append((watched.id, watched.backend))
+            self._retired.append(watched.backend)
             watched.backend = self.backends[watched.id] = self._backend_factory(after, self.config, self._http)
         watched.config = after
         watched.wake.set()
@@ -154,9 +163,14 @@ class Gateway:
         if self.watch is not None:
             self.watch.suspect(replica)
 
-    async def _watch_lag(self) -> None:
+    async def _housekeep(self) -> None:
+        """Twice a second: how late the loop wakes us, and which retired backends have served their last stream."""
         loop = asyncio.get_running_loop()
         while True:
-            due_s = loop.time() + _LAG_INTERVAL_S
-            await asyncio.sleep(_LAG_INTERVAL_S)
+            due_s = loop.time() + _HOUSEKEEPING_S
+            await asyncio.sleep(_HOUSEKEEPING_S)
             self.metrics.event_loop_lag_seconds.set(max(0.0, loop.time() - due_s))
+            for backend in [b for b in self._retired if not self.dispatcher.in_use[id(b)]]:
+                self._retired.remove(backend)
+                del self.dispatcher.in_use[id(backend)]
+                await backend.aclose()

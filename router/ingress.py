@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from config.schema import Server
 from router.client import JSON_HEADERS, Client, ClientGone
@@ -22,6 +22,7 @@ from router.openai.errors import (
     body_timeout,
     body_too_large,
     internal_error,
+    invalid_request,
     method_not_allowed,
     stream_error_event,
 )
@@ -71,7 +72,8 @@ class Ingress:
             await self._hot.serve(path, scope, receive, send)
             return
         method = "GET" if scope["method"] == "HEAD" else scope["method"]
-        await self._rest({**scope, "path": path, "raw_path": path.encode(), "method": method}, receive, send)
+        named = _with_request_id(send, request_id(scope["headers"]))
+        await self._rest({**scope, "path": path, "raw_path": path.encode(), "method": method}, receive, named)
 
 
 class HotPath:
@@ -90,6 +92,8 @@ class HotPath:
         try:
             if scope["method"] != "POST":
                 raise method_not_allowed(scope["method"], ("POST",))
+            if headers.get("content-encoding", "identity") != "identity":
+                raise invalid_request("Send the body uncompressed: content-encoding is not supported.")
             received_s = asyncio.get_running_loop().time()
             body = await self._read_body(headers, receive)
         except ApiError as error:
@@ -184,6 +188,19 @@ async def _refuse_body(client: Client, error: ApiError, receive: Receive) -> Non
         pass
 
 
+def _with_request_id(send: Send, request_id: str) -> Send:
+    """Every answer carries the id, also those of FastAPI's routes; an answer that has one already keeps it."""
+
+    async def named(message: Message) -> None:
+        if message["type"] == "http.response.start" and not any(
+            name == b"x-request-id" for name, _ in message["headers"]
+        ):
+            message = {**message, "headers": [*message["headers"], (b"x-request-id", request_id.encode("ascii"))]}
+        await send(message)
+
+    return named
+
+
 async def _run(work: Callable[[], Awaitable[None]]) -> None:
     await work()
 
@@ -218,4 +235,4 @@ async def _own_up(client: Client) -> None:
     if not client.started:
         await client.respond(error.status, error.to_body(client.request_id))
     elif not client.ended:
-        await client.end(stream_error_event(error))
+        await client.end(stream_error_event(error, client.request_id))

@@ -3,6 +3,8 @@
 Declared wins, then asked; what neither tells stays None and is learned by the scheduler.
 """
 
+from dataclasses import replace
+
 from backends.backend import ProbeResult
 from batching.replica import EngineLoad, Lifecycle, ReplicaProfile
 from batching.request import ReplicaId
@@ -25,6 +27,23 @@ def profile_of(replica: ReplicaConfig, found: ProbeResult | None) -> ReplicaProf
         block_size=capacity.block_size or (found and found.block_size) or None,
         max_model_len=capacity.max_model_len or _context(found),
         speed=replica.simulated.speed if replica.backend is BackendKind.SIMULATED else 1.0,
+    )
+
+
+def remembered(before: ProbeResult | None, found: ProbeResult) -> ProbeResult:
+    """What is known after a look: a page that could not be read says nothing, and what was told before still holds.
+
+    Else one failed `/v1/models` would empty a healthy replica, one failed `/metrics` would make its KV cache boundless.
+    """
+    if before is None:
+        return found
+    return replace(
+        found,
+        models=found.models or before.models,
+        max_num_seqs=found.max_num_seqs or before.max_num_seqs,
+        max_num_batched_tokens=found.max_num_batched_tokens or before.max_num_batched_tokens,
+        kv_blocks=found.kv_blocks or before.kv_blocks,
+        block_size=found.block_size or before.block_size,
     )
 
 

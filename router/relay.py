@@ -16,22 +16,26 @@ from router.openai.errors import ApiError, from_engine, upstream_garbled, upstre
 KEEP_ALIVE = b": keep-alive\n\n"
 # After [DONE] an engine only has to close its framing; past this the connection is not worth keeping.
 _TAIL_TIMEOUT_S = 1.0
-# A whole document is held at once: four times the largest answer of 128k tokens with logprobs left out.
-MAX_DOCUMENT_BYTES = 16 * 2**20
+# A whole document is held at once: 64 MiB are 768 embeddings of 4,096 floats, or any chat answer.
+MAX_DOCUMENT_BYTES = 64 * 2**20
 
 
 class RelayFailed(Exception):
     """The upstream did not deliver a whole answer. `forwarded`: some of it reached the client, so it can't be sent again."""
 
-    def __init__(self, error: ApiError, *, forwarded: bool, outcome: str) -> None:
+    def __init__(self, error: ApiError, *, forwarded: bool, outcome: str, repeatable: bool = True) -> None:
         super().__init__(error.message)
         self.error = error
         self.forwarded = forwarded
         self.outcome = outcome
+        self.repeatable = repeatable and not forwarded
 
 
 class KeepAlive:
-    """Writes an SSE comment whenever a stream has been silent for `interval_s`; the first one commits the headers."""
+    """Writes an SSE comment whenever a stream has been silent for `interval_s`; the first one commits the headers.
+
+    It says nothing before `begin`, the first placement: a request that was never placed can still be refused with a status.
+    """
 
     def __init__(
         self,
@@ -45,14 +49,27 @@ class KeepAlive:
         self._spawn = spawn
         self._headers = headers
         self._loop = asyncio.get_running_loop()
+        self._last_s = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def begin(self) -> None:
+        """The request was placed: from now on silence counts. Again on a later attempt: what was committed stays."""
         self._last_s = self._loop.time()
-        self._timer = self._loop.call_later(interval_s, self._fire)
+        if self._timer is None:
+            self._timer = self._loop.call_later(self._interval_s, self._fire)
+
+    def pause(self) -> None:
+        """Back in the queue: with nothing committed yet, silence again."""
+        if self._timer is not None and not self._client.started:
+            self._timer.cancel()
+            self._timer = None
 
     def touch(self, now: float) -> None:
         self._last_s = now
 
     def close(self) -> None:
-        self._timer.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
 
     def _fire(self) -> None:
         now = self._loop.time()
@@ -128,7 +145,7 @@ async def read_document(reply: EngineReply, *, chat: bool) -> Document:
             parts.append(data)
             size += len(data)
             if size > MAX_DOCUMENT_BYTES:
-                raise RelayFailed(upstream_garbled(), forwarded=False, outcome="too_large")
+                raise RelayFailed(upstream_garbled(), forwarded=False, outcome="too_large", repeatable=False)
     except UpstreamError as error:
         raise RelayFailed(upstream_lost(), forwarded=False, outcome=error.outcome) from error
     try:

@@ -54,12 +54,12 @@ class Report:
         gauge.inc()
         self._in_flight[exchange] = gauge
 
-    def placed(self, exchange: Exchange) -> None:
+    def placed(self, exchange: Exchange, waited_s: float) -> None:
         assert exchange.placed is not None
         placement = exchange.placed.placement
         model, tier = self._class(exchange)
         metrics = self._metrics
-        metrics.queue_wait_seconds.labels(model, tier, "dispatched").observe(exchange.queue_s)
+        metrics.queue_wait_seconds.labels(model, tier, "dispatched").observe(waited_s)
         metrics.routing_decisions_total.labels(
             model, placement.replica, placement.cost_tier.value, placement.reason
         ).inc()

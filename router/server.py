@@ -29,6 +29,7 @@ log = logging.getLogger("penstock")
 _BACKLOG = 4096
 _ABORT_GRACE_S = 5  # after the drain deadline, for the error events to go out
 _RELOAD_AFTER_START_S = 0.5
+_DRAIN_LOOK_S = 0.05
 _FORCED_GRACE_S = 1.0  # the same after a second signal, which asks not to wait
 
 
@@ -55,6 +56,7 @@ def bind(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         listener.bind(address)
+        listener.listen(_BACKLOG)  # now, so that a second gateway on this port fails here and not half started
     except OSError:
         listener.close()
         raise
@@ -109,11 +111,13 @@ class PenstockServer(uvicorn.Server):
         print(banner(self._gateway, self._listener.getsockname(), self._version), flush=True)  # noqa: T201 - what a newcomer copies
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """The door stays open while streams finish: whoever asks is told 503 and when to come back, `/readyz` says why."""
         self._gateway.begin_drain()
-        deadline = asyncio.get_running_loop().call_later(
-            self._gateway.config.server.drain_timeout_s, self._gateway.end_drain
-        )
+        loop = asyncio.get_running_loop()
+        deadline = loop.call_later(self._gateway.config.server.drain_timeout_s, self._gateway.end_drain)
         try:
+            while self._gateway.dispatcher.active and not self.force_exit:  # noqa: ASYNC110 - signals only set flags
+                await asyncio.sleep(_DRAIN_LOOK_S)
             await super().shutdown(sockets)
         finally:
             deadline.cancel()

@@ -2,13 +2,14 @@
 
 import asyncio
 import json
+import re
 from typing import Any
 
 import pytest
 
-from backends.backend import ConnectFailed, FirstByteTimeout
+from backends.backend import ConnectFailed, FirstByteTimeout, StreamCut
 from tests.support.asgi import Call, chat, post
-from tests.support.fake_engine import FakeEngine, Script, document
+from tests.support.fake_engine import FakeEngine, Script, chunk, document
 from tests.support.gateways import Running, gateway_over
 from tests.support.virtual_time import run_virtual
 
@@ -172,6 +173,38 @@ def test_compat_24_request_ids(given: list[tuple[str, str]], kept: str | None) -
     if kept is None:
         assert returned is not None
         assert returned.startswith("req-")
+
+
+def test_compat_24_every_answer_has_an_id() -> None:
+    """Also those of routes that are not hot, and errors inside a stream name it."""
+    models, ready = ask(
+        FakeEngine(),
+        {"path": "/v1/models", "method": "GET"},
+        {"path": "/readyz", "method": "GET", "headers": [("x-request-id", "r1")]},
+    )
+    assert models.header("x-request-id") is not None
+    assert ready.header("x-request-id") == "r1"
+    cut = Script([chunk("", role="assistant"), chunk("half")], fail=StreamCut("cut"))
+    call = ask(
+        FakeEngine(cut),
+        {"path": CHAT, "body": json.dumps(chat(stream=True)).encode(), "headers": [("x-request-id", "r2")]},
+    )[0]
+    assert "(request id: r2)" in json.loads(call.events()[-1])["error"]["message"]
+
+
+def test_the_openapi_document_is_whole() -> None:
+    """Every reference in /openapi.json leads somewhere, and the hot endpoints are described."""
+    document = ask(FakeEngine(), {"path": "/openapi.json", "method": "GET"})[0].json()
+    references = set(re.findall(r"#/components/schemas/([A-Za-z0-9_]+)", json.dumps(document)))
+    assert references <= document["components"]["schemas"].keys()
+    assert {"/v1/chat/completions", "/v1/completions", "/v1/embeddings"} <= document["paths"].keys()
+
+
+def test_a_compressed_body_is_refused_by_name() -> None:
+    """`content-encoding: gzip` is said to be the problem, not some byte of it."""
+    call = ask(FakeEngine(), {"path": CHAT, "body": b"\x1f\x8b", "headers": [("content-encoding", "gzip")]})[0]
+    assert call.status == 400
+    assert "content-encoding" in call.json()["error"]["message"]
 
 
 def test_compat_25_decision_headers() -> None:

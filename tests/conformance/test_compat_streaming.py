@@ -83,6 +83,24 @@ def test_compat_05_keep_alive_comments_while_silent() -> None:
     assert call.status == 200
 
 
+def test_compat_05_a_queued_request_is_silent() -> None:
+    """Nothing is committed before a placement: a stream that waits too long in the queue is refused with a status."""
+    engine = FakeEngine(default=lambda: Script(hang=True))
+
+    async def main() -> Call:
+        async with gateway_over({"a": engine}, capacity={"max_num_seqs": 1}) as running:
+            first = post(running.app, CHAT, chat(stream=True))
+            task = asyncio.get_running_loop().create_task(first.run())
+            await asyncio.sleep(1)
+            waiting = await post(running.app, CHAT, chat(stream=True)).run()
+            first.hang_up()
+            await task
+            return waiting
+
+    waiting = run_virtual(main())
+    assert (waiting.status, waiting.json()["error"]["code"]) == (503, "queue_timeout")
+
+
 def test_compat_06_events_may_be_large() -> None:
     """An event of 3 MiB passes whole."""
     big = "x" * (3 * 2**20)
@@ -221,6 +239,7 @@ def test_compat_16_hanging_up_stops_the_engine() -> None:
             (True, Script(whole_stream()[:2], hang=True)),
             (False, Script([], hang=True)),
             (True, Script(head_s=1e6)),
+            (False, Script([b"boom"], status=500, hang=True)),  # its error is still being read
         ):
             engine = FakeEngine(script)
             async with gateway_over({"a": engine}) as running:
@@ -234,7 +253,7 @@ def test_compat_16_hanging_up_stops_the_engine() -> None:
                 seen.append((engine.running, int(running.metric("penstock_client_disconnects_total")), leases(running)))
         return seen
 
-    assert run_virtual(main()) == [(0, 1, "0 leased")] * 3
+    assert run_virtual(main()) == [(0, 1, "0 leased")] * 4
 
 
 def test_compat_16_hanging_up_leaves_the_queue() -> None:

@@ -45,7 +45,7 @@ async def begun(client: RawClient, *requests: bytes) -> bytes:
 
 
 async def test_sigterm_lets_streams_finish(config: Path) -> None:
-    """After SIGTERM: streams end whole, new connections are refused, `readyz` says why, and the exit code is 0."""
+    """After SIGTERM: streams end whole, whoever comes is told 503 and when to come back, and the exit code is 0."""
     async with serving(config) as gateway, connected(gateway.url) as streaming, connected(gateway.url) as asking:
         first = await begun(streaming, story(150))
         # Behind a stream, so that its connection is kept: idle ones are closed.
@@ -56,8 +56,10 @@ async def test_sigterm_lets_streams_finish(config: Path) -> None:
         ready = await asking.answer()
         assert ready.status == 503
         assert ready.json()["problems"][0].startswith("draining")
-        with pytest.raises(ConnectionError):
-            await ask(gateway.url, get("/livez"))
+        assert (await ask(gateway.url, get("/readyz"))).status == 503
+        refused = await ask(gateway.url, story(5))
+        assert (refused.status, refused.error["code"]) == (503, "draining")
+        assert int(refused.headers["retry-after"]) >= 1
         body = first + await streaming.rest_of_chunks()
         assert body.endswith(b"data: [DONE]\n\n")
         events = [json.loads(line[6:]) for line in body.decode().split("\n") if line.startswith("data: {")]
