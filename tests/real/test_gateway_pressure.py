@@ -136,4 +136,4 @@ async def test_round_robin_preempts_and_the_gateway_does_not(
     assert ours == 0
     assert max(watch.queued) > 0
     assert waiting <= WAITING_LIMIT
-    assert max(watch.usage) > 0.6, "safe is not enough: the caches are to be filled"
+    assert max(watch.usage) > 0.5, "safe is not enough: the caches are to be filled"
