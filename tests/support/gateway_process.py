@@ -25,6 +25,14 @@ class GatewayProcess:
             assert stream is not None
             tasks.create_task(self._read(stream))
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    async def listens(self) -> None:
+        """Until the banner says where."""
+        self.url = (await self.until_log(_URL.pattern))[1]
+
     def signal(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
 
@@ -77,5 +85,5 @@ async def started(*arguments: str) -> AsyncIterator[GatewayProcess]:
 async def serving(config: Path) -> AsyncIterator[GatewayProcess]:
     """... from this file, on a free port, once it listens."""
     async with started("--config", str(config), "--port", "0") as gateway:
-        gateway.url = (await gateway.until_log(_URL.pattern))[1]
+        await gateway.listens()
         yield gateway
