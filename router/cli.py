@@ -63,6 +63,16 @@ Examples:
   penstock check-config config/example.yaml
 """
 
+_SCHEMA_EXAMPLES = """\b
+Examples:
+  penstock schema > penstock.schema.json
+      for an editor that completes and checks the file while you write it
+"""
+_VERSION_EXAMPLES = """\b
+Examples:
+  penstock version
+"""
+
 
 def main() -> None:
     """The `penstock` command."""
@@ -83,8 +93,8 @@ def build_app() -> typer.Typer:
     app.command("serve", epilog=_SERVE_EXAMPLES)(serve)
     app.command("engine", epilog=_ENGINE_EXAMPLES)(engine)
     app.command("check-config", epilog=_CHECK_EXAMPLES)(check_config)
-    app.command("schema")(schema)
-    app.command("version")(version)
+    app.command("schema", epilog=_SCHEMA_EXAMPLES)(schema)
+    app.command("version", epilog=_VERSION_EXAMPLES)(version)
     return app
 
 

@@ -38,6 +38,9 @@ _REPEATABLE_STATUS = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 # Forwarded to engines: tracing context only. Everything else of a client's head stays here (docs/api.md, "Headers").
 _PASSED_HEADERS = ("traceparent", "tracestate")
 _MIN_QUEUE_WAIT_S = 1.0
+ANONYMOUS = (
+    "anonymous"  # everybody, while keys are off: who a call belongs to is read where its body is, in CallSpec.tenant
+)
 
 
 class AttemptFailed(Exception):
@@ -130,9 +133,17 @@ class Dispatcher:
     async def _attempts(self, exchange: Exchange, body: Body, silence: KeepAlive | None) -> None:
         request = exchange.request
         assert request is not None
+        before: ApiError | None = None  # why the last attempt failed
         while True:
+            try:
+                lease = await self._place(exchange, request)
+            except ApiError:
+                if before is None:
+                    raise
+                # No room in time for another try: the engine's failure is the story, not the queue.
+                exchange.outcome = Outcome.FAILED
+                raise before from None
             exchange.attempts += 1
-            lease = await self._place(exchange, request)
             if silence is not None:
                 silence.begin()
             try:
@@ -142,6 +153,7 @@ class Dispatcher:
                 left = self._admission.scheduler.replica_ids(request.model) - tried
                 if not failed.repeatable or not left or exchange.attempts >= self.config.upstream.attempts:
                     raise failed.error from failed
+                before = failed.error
                 request = _again(request, tried)
                 self._report.phase(exchange, "queued")
                 if silence is not None:
@@ -320,6 +332,7 @@ class Dispatcher:
             streaming=spec.stream,
             max_output_tokens=0 if spec.kind is ModelKind.EMBEDDING else spec.max_output_tokens,
             kind=spec.kind,
+            tenant=spec.tenant or ANONYMOUS,
             service_tier=spec.service_tier,
             sequences=spec.n,
             deadline_s=now + _queue_wait_s(exchange.inbound.headers, self.config.queue.max_wait_s),

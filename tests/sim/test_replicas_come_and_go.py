@@ -9,6 +9,8 @@ from config.schema import ModelKind
 from router.engines import engine_options
 from tests.support.asgi import Call, chat, post
 from tests.support.conditions import at_rest
+from tests.support.fake_engine import FakeEngine, Script
+from tests.support.gateways import gateway_over
 from tests.support.simulated_fleet import CHAT, Fleet, Plan, contents, fleet, fleet_config, mixed_load, play
 from tests.support.virtual_time import run_virtual
 
@@ -150,3 +152,24 @@ def test_a_lone_failure_is_invisible() -> None:
     calls = run_virtual(main())
     assert {(call.status, call.events()[-1]) for call in calls} == {(200, "[DONE]")}
     assert "2" in {call.header("x-penstock-attempts") for call in calls}
+
+
+def test_a_second_try_without_room_tells_the_first_failure() -> None:
+    """The engine failed and nobody else had room in time: the client is told of the failure, not of the queue."""
+    bad = FakeEngine(default=lambda: Script(status=500, pieces=[b"boom"]))
+    busy = FakeEngine(default=lambda: Script(hang=True))
+
+    async def main() -> Call:
+        async with gateway_over(
+            {"a": bad, "b": busy}, capacity={"max_num_seqs": 1}, queue={"max_wait_s": 5.0}
+        ) as running:
+            holder = post(running.app, CHAT, chat(stream=True))
+            task = asyncio.get_running_loop().create_task(holder.run())
+            await asyncio.sleep(1)  # `a` failed, `b` took it and holds its only slot
+            call = await post(running.app, CHAT, chat()).run()
+            holder.hang_up()
+            await task
+            return call
+
+    call = run_virtual(main())
+    assert (call.status, call.json()["error"]["code"]) == (502, "upstream_error")
