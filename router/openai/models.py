@@ -34,6 +34,7 @@ def model_document(entry: ModelEntry, *, created: int = 0) -> dict[str, Any]:
         "replicas": entry.replicas,
         "max_model_len": entry.max_model_len,
         "context_length": entry.max_model_len,
+        "service_tiers": ["priority", "default", "flex"],
     }
 
 

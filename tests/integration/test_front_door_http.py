@@ -119,7 +119,7 @@ async def test_ambiguous_lengths(gateway: Running, engine: FakeEngine) -> None:
     assert engine.calls == []
 
 
-async def test_keep_alive(gateway: Running, engine: FakeEngine) -> None:
+async def test_compat_14_keep_alive(gateway: Running, engine: FakeEngine) -> None:
     """One connection serves streams, documents, refusals and GETs in turn."""
     engine.scripts += [Script([chunk("hi", finish="stop")]), Script([document()], content_type="application/json")]
     async with connected(gateway.url) as client:

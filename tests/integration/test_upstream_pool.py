@@ -127,7 +127,7 @@ def test_concurrent_streams_get_their_own_bytes(run: Run):
 
 
 @pytest.mark.parametrize("ending", [closes, resets])
-def test_a_stale_connection_is_tried_again_once_on_a_new_one(
+def test_compat_14_a_stale_connection_is_tried_again_once_on_a_new_one(
     run: Run, ending: Callable[[Peer], Coroutine[Any, Any, None]]
 ):
     """A kept connection that ends before a byte of answer met the engine's idle close: the request has been seen by nobody."""

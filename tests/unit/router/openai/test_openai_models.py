@@ -23,6 +23,7 @@ def test_compat_18_the_models_document() -> None:
         "replicas": 2,
         "max_model_len": 4096,
         "context_length": 4096,
+        "service_tiers": ["priority", "default", "flex"],
     }
     assert model_document(entries[1])["context_length"] is None
 
