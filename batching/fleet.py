@@ -21,7 +21,7 @@ from config.schema import Scheduling
 
 # A lifecycle that may become ready by itself: requests for its models wait.
 HOPEFUL = frozenset({Lifecycle.READY, Lifecycle.STARTING, Lifecycle.WARMING, Lifecycle.ASLEEP, Lifecycle.WAKING})
-_CACHE_LOST = frozenset({Lifecycle.DOWN, Lifecycle.ASLEEP, Lifecycle.STARTING})
+CACHE_LOST = frozenset({Lifecycle.DOWN, Lifecycle.ASLEEP, Lifecycle.STARTING})
 
 
 class Fleet:
@@ -88,7 +88,7 @@ class Fleet:
         if lifecycle not in TRANSITIONS[live.lifecycle]:
             raise ValueError(f"replica {replica!r} cannot go from {live.lifecycle} to {lifecycle}")
         live.lifecycle = lifecycle
-        if lifecycle in _CACHE_LOST:
+        if lifecycle in CACHE_LOST:
             self.prefixes.forget(replica)
         self._changed(replica)
 

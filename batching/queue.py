@@ -9,6 +9,7 @@ arrival. Tenants share a rank by virtual token counters (VTC, Sheng et al., OSDI
 tokens 2; whoever begins to wait starts at the counter last served, so that idling earns no credit.
 """
 
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from heapq import heappop, heappush, heapreplace
@@ -155,7 +156,7 @@ class _Group:
     __slots__ = ("bytes", "members", "tokens")
 
     def __init__(self) -> None:
-        self.members: dict[TicketId, Waiting] = {}  # in order of arrival
+        self.members: OrderedDict[TicketId, Waiting] = OrderedDict()  # by arrival; the first is O(1), unlike a dict's
         self.tokens = 0
         self.bytes = 0
 
@@ -188,6 +189,12 @@ class WaitingQueue:
         if lane is None:
             lane = self.lanes[model] = Lane(model)
         return lane
+
+    def first(self, model: str) -> Waiting:
+        """Who waits longest for a model, whatever its tier; something must wait for it."""
+        groups = (self._groups.get((model, tier)) for tier in ServiceTier)
+        firsts = (next(iter(group.members.values())) for group in groups if group is not None and group.members)
+        return min(firsts, key=lambda waiting: waiting.ticket.id)
 
     def add(self, ticket: Ticket, need: Need) -> None:
         request, now = ticket.request, ticket.queued_s

@@ -8,10 +8,12 @@ Wires queue, fleet, estimators and the pass over them together; each of those de
 from itertools import count
 
 from batching.admission import refuse_full, refuse_unservable, retry_after_s
+from batching.dispatching import Dispatching
 from batching.estimators import Estimators
 from batching.filling import Filling
-from batching.fleet import Fleet
+from batching.fleet import CACHE_LOST, Fleet
 from batching.ledger import LeaseRecord
+from batching.policies.policy import Policy
 from batching.queue import OUTPUT_TOKEN_WEIGHT, QueueStatistics, Waiting, WaitingQueue
 from batching.replica import EngineLoad, Lifecycle, ReplicaProfile, ReplicaState
 from batching.request import Outcome, Reason, Rejected, ReplicaId, Request, ServiceTier
@@ -22,14 +24,24 @@ _TPOT_MIN_TOKENS = 8  # fewer tell more of the network's batching than of the en
 
 
 class Scheduler:
-    """Owes each ticket one Decision; is owed one `finish` for each lease. `stale_after_s`: how long a load report counts."""
+    """Owes each ticket one Decision; is owed one `finish` for each lease.
 
-    def __init__(self, scheduling: Scheduling, queue: Queue, *, stale_after_s: float = 10.0) -> None:
+    `stale_after_s`: how long a load report counts. `policy`: another router's rule in place of ours, for comparison.
+    """
+
+    def __init__(
+        self, scheduling: Scheduling, queue: Queue, *, stale_after_s: float = 10.0, policy: Policy | None = None
+    ) -> None:
         self._config = queue
         self._estimators = Estimators(output_quantile=scheduling.kv_forecast_quantile)
         self._queue = WaitingQueue(queue)
         self._fleet = Fleet(scheduling, stale_after_s=stale_after_s)
-        self._filling = Filling(scheduling, self._queue, self._fleet, self._estimators)
+        self._policy = policy
+        self._filling: Filling | Dispatching
+        if policy is None:
+            self._filling = Filling(scheduling, self._queue, self._fleet, self._estimators)
+        else:
+            self._filling = Dispatching(policy, self._queue, self._fleet, self._estimators)
         self._ticket_ids = count(1)
         self._draining = False
 
@@ -86,6 +98,8 @@ class Scheduler:
         record = self._fleet.leases.get(lease_id)
         if record is not None and record.first_token_s is None:
             self._fleet.first_token(record, now)
+            if self._policy is not None:
+                self._policy.first_token(record.lease.request, record.lease.replica, now)
 
     def on_tokens(self, lease_id: LeaseId, emitted_total: int, now: float) -> None:
         """Output so far, all sequences together; ignored after `finish`. O(1)."""
@@ -98,7 +112,7 @@ class Scheduler:
     def finish(
         self,
         lease_id: LeaseId,
-        now: float,  # noqa: ARG002
+        now: float,
         *,
         outcome: Outcome,
         prompt_tokens: int | None = None,
@@ -113,6 +127,8 @@ class Scheduler:
         if outcome is Outcome.COMPLETED:
             self._learn(record, prompt_tokens, cached_tokens, output_tokens or record.emitted_tokens)
         self._fleet.close(lease_id)
+        if self._policy is not None:
+            self._policy.finished(record.lease.request, record.lease.replica, now)
         return True
 
     # -- replicas ----------------------------------------------------------------------------------------------------
@@ -124,6 +140,8 @@ class Scheduler:
     def remove_replica(self, replica: ReplicaId, now: float) -> None:  # noqa: ARG002
         """Takes no more work; gone with its last lease. Raises KeyError for one that is not there."""
         self._fleet.remove(replica)
+        if self._policy is not None:
+            self._policy.forget(replica)
 
     def update_profile(self, profile: ReplicaProfile, now: float) -> None:  # noqa: ARG002
         """Price, capacity or models have changed or become known."""
@@ -132,6 +150,8 @@ class Scheduler:
     def set_lifecycle(self, replica: ReplicaId, lifecycle: Lifecycle, now: float) -> None:  # noqa: ARG002
         """Raises ValueError for what TRANSITIONS forbids; repeating the present state is no transition."""
         self._fleet.set_lifecycle(replica, lifecycle)
+        if self._policy is not None and lifecycle in CACHE_LOST:
+            self._policy.forget(replica)
 
     def observe(self, replica: ReplicaId, load: EngineLoad, now: float) -> None:
         """What the engine says of itself."""

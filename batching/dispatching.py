@@ -1,0 +1,101 @@
+"""Who goes where under a baseline: requests in order of arrival, each to the replica that the policy names, or held.
+
+Stands where `batching.filling` stands under our own rule. Checks no budget: the originals do not, and their engines queue.
+"""
+
+from itertools import count
+
+from batching.estimators import Estimators
+from batching.fleet import Fleet
+from batching.ledger import LeaseRecord
+from batching.placement import Need, Placement, Score, could_ever_hold, reserved_output
+from batching.policies.policy import Candidate, Policy
+from batching.queue import Lane, Waiting, WaitingQueue
+from batching.request import ReplicaId, Request
+from batching.ticket import Lease, LeaseId, Placed, TicketState
+
+
+class Dispatching:
+    """Asks the policy about the head of each model's queue until it holds one. `evaluations` counts candidates shown."""
+
+    def __init__(self, policy: Policy, queue: WaitingQueue, fleet: Fleet, estimators: Estimators) -> None:
+        self.policy = policy
+        self._queue = queue
+        self._fleet = fleet
+        self._estimators = estimators
+        self._lease_ids = count(1)
+        self.evaluations = 0
+
+    def need(self, request: Request, ticket: int) -> Need:
+        """Only what a lease must know: a baseline forecasts nothing."""
+        forecast, expected = self._estimators.outputs.forecast(request.model, request.max_output_tokens)
+        return Need(
+            request=request,
+            ticket=ticket,
+            forecast_tokens=forecast,
+            expected_tokens=expected,
+            ttft_objective_s=float("inf"),
+            tpot_objective_s=float("inf"),
+        )
+
+    def fill(self, now: float) -> list[Placed]:
+        """Every event may change a policy's mind, so every head is asked each time: O(models) while all are held."""
+        self._fleet.grown_models = set()
+        self._queue.arrived.clear()
+        placed: list[Placed] = []
+        for lane in self._queue.lanes.values():
+            lane.fresh.clear()
+            lane.grown = False
+            while lane.size and (done := self._next(lane, now)) is not None:
+                placed.append(done)
+        return placed
+
+    def release(self, waiting: Waiting) -> None:
+        """Nothing is ever protected for a head."""
+
+    def _next(self, lane: Lane, now: float) -> Placed | None:
+        waiting = self._queue.first(lane.model)
+        need = waiting.need
+        candidates = [
+            Candidate(live.profile, live.load)
+            for live in self._fleet.serving(lane.model)
+            if live.offer.open and could_ever_hold(need.request, live.offer, min_output_tokens=need.min_output_tokens)
+        ]
+        self.evaluations += len(candidates)
+        replica = self.policy.choose(need.request, candidates, now) if candidates else None
+        return None if replica is None else self._commit(waiting, replica, len(candidates), now)
+
+    def _commit(self, waiting: Waiting, replica: ReplicaId, considered: int, now: float) -> Placed:
+        request, live = waiting.need.request, self._fleet[replica]
+        record = LeaseRecord(
+            lease=Lease(id=LeaseId(next(self._lease_ids)), replica=replica, request=request),
+            placed_s=now,
+            rank=waiting.rank,
+            block_size=live.block_size,
+            prefill_tokens=request.prompt_tokens,
+            believed_cached_tokens=0,
+            forecast_tokens=reserved_output(waiting.need, live.offer),
+            ttft_s=0.0,
+            tpot_s=0.0,
+        )
+        self._queue.leave(waiting, TicketState.PLACED)
+        self._fleet.open(record, None if request.streaming else now)
+        self._estimators.note_placed(request.model, now)
+        self.policy.placed(request, replica, now)
+        score = Score(
+            replica=replica,
+            ttft_s=0.0,
+            tpot_s=0.0,
+            usd=0.0,
+            cached_tokens=0,
+            headroom_blocks=None,
+            meets_objective=True,
+        )
+        placement = Placement(
+            replica=replica,
+            cost_tier=live.profile.cost_tier,
+            reason="policy",
+            score=score,
+            considered=considered,
+        )
+        return Placed(ticket=waiting.ticket, placement=placement, lease=record.lease)
