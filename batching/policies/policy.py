@@ -44,5 +44,8 @@ class Policy(Protocol):
     def finished(self, request: Request, replica: ReplicaId, now: float) -> None:
         """However it ended; follows every `placed` exactly once."""
 
+    def answered(self, request: Request, output_tokens: int, now: float) -> None:
+        """It was answered in full, with so many tokens (all sequences together); comes before its `finished`."""
+
     def forget(self, replica: ReplicaId) -> None:
-        """It is gone, or its cache is: nothing that was believed of it holds."""
+        """It is gone, or its cache is: nothing that was believed of it holds. What is in flight still finishes."""
