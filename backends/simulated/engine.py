@@ -5,18 +5,18 @@ prefilled in chunks beside decodes); when KV blocks run out the last in rank is 
 words, stops and wire shapes are made by those who read the steps.
 """
 
-import heapq
-from bisect import insort
-from dataclasses import dataclass
-from operator import attrgetter
 from typing import NamedTuple
 
 from backends.simulated.kv_cache import KvCache
 from backends.simulated.options import EngineOptions
+from backends.simulated.running import RunningSequences
 from backends.simulated.sequence import EngineSequence
 from backends.simulated.statistics import Counters, Statistics
+from backends.simulated.step import Emission, StepResult, Work
+from backends.simulated.waiting import WaitingQueue
 
-_BY_RANK = attrgetter("rank")
+__all__ = ["Emission", "Engine", "EngineBusy", "StepResult", "TooLarge"]
+
 _JITTER_RATIO = (
     0.05  # of a step's time, uniform; only with a seed: about what kernels and clocks vary from step to step
 )
@@ -30,34 +30,14 @@ class EngineBusy(Exception):
     """As many requests wait as may."""
 
 
-class Emission(NamedTuple):
-    """One sequence's result of a step: token number `token` (from 0; -1: the prompt is read, nothing is to be generated)."""
+class _Blocked(NamedTuple):
+    """The first in the queue did not fit; it will not either while nothing that its attempt read has changed for the better."""
 
-    seq_id: int
-    token: int
-    finish_reason: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class StepResult:
-    """A step that starts now: the tokens are there after `duration_s`."""
-
-    duration_s: float
-    emissions: list[Emission]
-
-
-class _Work:
-    """What a step computes, in the units of the roofline."""
-
-    __slots__ = ("attention_pairs", "budget", "decode_seqs", "emissions", "kv_tokens", "prefill_tokens")
-
-    def __init__(self, budget: int) -> None:
-        self.budget = budget
-        self.prefill_tokens = 0
-        self.decode_seqs = 0
-        self.kv_tokens = 0
-        self.attention_pairs = 0.0
-        self.emissions: list[Emission] = []
+    sequence: EngineSequence
+    changes: int  # of the KV cache
+    tokens: int
+    available_blocks: int
+    idle_hits: int  # its cached blocks that nobody holds: last to be evicted, because the attempt touched them
 
 
 class Engine:
@@ -71,8 +51,9 @@ class Engine:
         self._block_size = options.block_size
         self._counters = Counters()
         self._sequences: dict[int, EngineSequence] = {}
-        self._running: list[EngineSequence] = []  # by rank
-        self._waiting: list[tuple[tuple[int, int], EngineSequence]] = []  # heap by rank; ranks are unique
+        self._waiting = WaitingQueue()
+        self._blocked: _Blocked | None = None
+        self._running = RunningSequences(self.kv, self._waiting, self._counters, options.block_size)
         self._finishing: list[EngineSequence] = []  # they hold their blocks until the step that ends them is over
         self._arrivals = 0
         self._jitter = options.seed
@@ -88,7 +69,7 @@ class Engine:
         sequence.rank = (sequence.priority if self.options.priority_scheduling else 0, self._arrivals)
         sequence.arrived_s = now
         self._sequences[sequence.seq_id] = sequence
-        heapq.heappush(self._waiting, (sequence.rank, sequence))
+        self._waiting.push(sequence)
 
     def abort(self, seq_id: int) -> None:
         """Forget a sequence and free what it holds; one that is unknown or ended is ignored."""
@@ -96,31 +77,31 @@ class Engine:
         if sequence is None:
             return
         self._counters.count_end("abort")
-        if sequence in self._running:
-            self._running.remove(sequence)
-            self.kv.release(sequence.table)
-        else:
-            self._waiting.remove((sequence.rank, sequence))
-            heapq.heapify(self._waiting)
+        if not self._running.stop(sequence):
+            self._waiting.discard(sequence)
 
     def step(self, now: float) -> StepResult | None:
         """Start the next step; None: nothing to do, or asleep. The step before it is over when this is called."""
         self._settle()
         if self.asleep or not self._sequences:
             return None
-        work = _Work(self.options.max_num_batched_tokens)
-        if not self._continue_running(work):
+        work = Work(self.options.max_num_batched_tokens)
+        if self._running.plan(work) and len(self._waiting):
             self._admit_waiting(work, now)
+        self._running.close(work)
+        self._finishing = work.finished
         self._counters.steps += 1
-        self._counters.step_tokens += work.prefill_tokens + work.decode_seqs
-        return StepResult(self._duration_s(work), work.emissions)
+        self._counters.step_tokens += work.prefill_tokens + work.decode_tokens
+        return StepResult(
+            self._duration_s(work), work.first, work.finished, work.grown, work.decoded, work, self._running.ticks
+        )
 
     def sleep(self) -> None:
         """Give up all KV memory and stop stepping; what ran waits and is recomputed after `wake`."""
         self._settle()
         self.asleep = True
-        while self._running:
-            self._preempt(self._running[-1])
+        while len(self._running):
+            self._running.preempt_last()
         self.kv.forget()
 
     def wake(self) -> None:
@@ -130,109 +111,70 @@ class Engine:
         self.kv.forget()
 
     def statistics(self) -> Statistics:
-        return self._counters.statistics(running=len(self._running), waiting=len(self._waiting), kv=self.kv)
+        return self._counters.statistics(
+            running=len(self._running), waiting=len(self._waiting), waiting_tokens=self._waiting.tokens, kv=self.kv
+        )
 
     def _settle(self) -> None:
         for sequence in self._finishing:
-            if self._sequences.pop(sequence.seq_id, None) is not None:
-                self._running.remove(sequence)
-                self.kv.release(sequence.table)
+            if self._sequences.get(sequence.seq_id) is sequence:
+                del self._sequences[sequence.seq_id]
+                self._running.stop(sequence)
                 self._counters.count_end(sequence.finish_reason)
-        self._finishing.clear()
+        self._finishing = []
 
-    def _continue_running(self, work: _Work) -> bool:
-        """Give every running sequence its next tokens, preempting from the end; True: something was preempted."""
-        preempted = False
-        running = self._running
-        index = 0
-        while index < len(running) and work.budget > 0:
-            sequence = running[index]
-            tokens = min(
-                sequence.prompt_tokens + sequence.generated_tokens - sequence.computed_tokens,
-                work.budget,
-            )
-            blocks = self._missing_blocks(sequence, tokens)
-            while blocks > 0 and not self.kv.allocate(sequence.table, blocks):
-                victim = running[-1]
-                self._preempt(victim)
-                preempted = True
-                if victim is sequence:
-                    return True
-            self._compute(sequence, tokens, work)
-            index += 1
-        return preempted
-
-    def _admit_waiting(self, work: _Work, now: float) -> None:
-        while self._waiting and work.budget > 0 and len(self._running) < self.options.max_num_seqs:
+    def _admit_waiting(self, work: Work, now: float) -> None:
+        while len(self._waiting) and work.budget > 0 and len(self._running) < self.options.max_num_seqs:
             if not self.kv.available_blocks:
                 return
-            sequence = self._waiting[0][1]
-            total = sequence.prompt_tokens + sequence.generated_tokens
+            sequence = self._waiting.first()
+            if self._is_blocked(sequence, work.budget):
+                return
+            total = sequence.total_tokens
+            available_blocks, idle_blocks = self.kv.available_blocks, self.kv.idle_blocks
             # The last token is always computed: its logits are what the next token is sampled from.
             hits = self.kv.match(sequence.block_hash, (total - 1) // self._block_size)
             self.kv.claim(sequence.table, hits)
-            sequence.computed_tokens = len(hits) * self._block_size
-            tokens = min(total - sequence.computed_tokens, work.budget)
-            if not self.kv.allocate(sequence.table, self._missing_blocks(sequence, tokens)):
+            idle_hits = idle_blocks - self.kv.idle_blocks
+            sequence.read_tokens = len(hits) * self._block_size
+            tokens = min(total - sequence.read_tokens, work.budget)
+            blocks = -(-(sequence.read_tokens + tokens) // self._block_size) - len(hits)
+            if not self.kv.allocate(sequence.table, blocks):
                 self.kv.release(sequence.table)
-                sequence.computed_tokens = 0
+                sequence.read_tokens = 0
+                self._blocked = _Blocked(sequence, self.kv.changes, tokens, available_blocks, idle_hits)
                 return
-            heapq.heappop(self._waiting)
-            insort(self._running, sequence, key=_BY_RANK)
+            self._blocked = None
+            self._waiting.pop()
             if sequence.cached_tokens is None:
                 self._count_admission(sequence, now)
-            self._compute(sequence, tokens, work)
+            else:
+                self._counters.recomputed_tokens += max(sequence.lost_tokens - sequence.read_tokens, 0)
+            self._running.start(sequence, tokens, work)
+
+    def _is_blocked(self, sequence: EngineSequence, budget: int) -> bool:
+        """Whether an attempt to admit it would fail as its last one did, and leave the cache as it is."""
+        blocked, kv = self._blocked, self.kv
+        return (
+            blocked is not None
+            and blocked.sequence is sequence
+            and blocked.changes == kv.changes
+            and blocked.tokens <= budget
+            and blocked.available_blocks >= kv.available_blocks
+            and blocked.idle_hits <= kv.idle_blocks
+        )
 
     def _count_admission(self, sequence: EngineSequence, now: float) -> None:
-        sequence.cached_tokens = sequence.computed_tokens
+        sequence.cached_tokens = sequence.read_tokens
         self._counters.prefix_queries += sequence.prompt_tokens
         self._counters.prefix_hits += sequence.cached_tokens
         self._counters.admissions += 1
         self._counters.queue_time_s += now - sequence.arrived_s
 
-    def _missing_blocks(self, sequence: EngineSequence, tokens: int) -> int:
-        return -(-(sequence.computed_tokens + tokens) // self._block_size) - sequence.table.blocks
-
-    def _compute(self, sequence: EngineSequence, tokens: int, work: _Work) -> None:
-        work.budget -= tokens
-        computed = sequence.computed_tokens = sequence.computed_tokens + tokens
-        generated = sequence.generated_tokens
-        if tokens == 1 and generated:
-            work.decode_seqs += 1
-            work.kv_tokens += computed
-        else:
-            work.prefill_tokens += tokens
-            work.attention_pairs += tokens * (computed - tokens / 2)
-        full_blocks = computed // self._block_size
-        if full_blocks > sequence.table.committed:
-            self.kv.commit(sequence.table, full_blocks, sequence.block_hash)
-        if computed == sequence.prompt_tokens + generated:
-            self._emit(sequence, work)
-
-    def _emit(self, sequence: EngineSequence, work: _Work) -> None:
-        index = sequence.generated_tokens if sequence.limit_tokens else -1
-        if index <= 0:
-            self._counters.prompt_tokens += sequence.prompt_tokens
-        if index >= 0:
-            sequence.generated_tokens += 1
-            self._counters.generation_tokens += 1
-        finish = sequence.finish_reason if index + 1 >= sequence.limit_tokens else None
-        if finish is not None:
-            self._finishing.append(sequence)
-        work.emissions.append(Emission(sequence.seq_id, index, finish))
-
-    def _preempt(self, victim: EngineSequence) -> None:
-        self._running.remove(victim)
-        self.kv.release(victim.table)
-        victim.computed_tokens = 0
-        victim.preemptions += 1
-        self._counters.preemptions += 1
-        heapq.heappush(self._waiting, (victim.rank, victim))
-
-    def _duration_s(self, work: _Work) -> float:
+    def _duration_s(self, work: Work) -> float:
         model = self._model
         duration = model.step_s(
-            prefill_tokens=work.prefill_tokens, decode_seqs=work.decode_seqs, kv_tokens=work.kv_tokens
+            prefill_tokens=work.prefill_tokens, decode_seqs=work.decode_tokens, kv_tokens=work.kv_tokens
         )
         # `step_s` knows one prompt's context; a step may hold chunks of many, so their attention is summed here.
         duration += model.attention_s * work.attention_pairs

@@ -12,8 +12,12 @@ class Statistics:
 
     running: int
     waiting: int
+    waiting_tokens: int  # prompt and generated tokens of those that wait, cached ones included
     kv_usage_ratio: float
     preemptions_total: int
+    recomputed_tokens_total: (
+        int  # computed again after a preemption or a sleep; what the prefix cache still held is not
+    )
     prefix_queries_total: int  # prompt tokens looked up
     prefix_hits_total: int  # ... and found
     prompt_tokens_total: int
@@ -30,6 +34,7 @@ class Counters:
     """What an engine counts as it steps."""
 
     preemptions: int = 0
+    recomputed_tokens: int = 0
     prefix_queries: int = 0
     prefix_hits: int = 0
     prompt_tokens: int = 0
@@ -43,12 +48,14 @@ class Counters:
     def count_end(self, reason: str) -> None:
         self.ends[reason] = self.ends.get(reason, 0) + 1
 
-    def statistics(self, *, running: int, waiting: int, kv: KvCache) -> Statistics:
+    def statistics(self, *, running: int, waiting: int, waiting_tokens: int, kv: KvCache) -> Statistics:
         return Statistics(
             running=running,
             waiting=waiting,
+            waiting_tokens=waiting_tokens,
             kv_usage_ratio=kv.used_blocks / kv.total_blocks,
             preemptions_total=self.preemptions,
+            recomputed_tokens_total=self.recomputed_tokens,
             prefix_queries_total=self.prefix_queries,
             prefix_hits_total=self.prefix_hits,
             prompt_tokens_total=self.prompt_tokens,
