@@ -26,7 +26,10 @@ def test_a_match_beyond_three_tenths_is_pinned():
 
 
 def test_at_three_tenths_the_load_decides():
-    """192 / 640 = 0.3, not more than 0.3: the least loaded, b."""
+    """192 / 640 = 0.3, not more than 0.3: the least loaded, b. 192 / 639 = 0.3005 is more: a."""
+    policy = CacheAware()
+    policy.placed(prompt("0", 1, 2, 3), A, 0.0)
+    assert policy.choose(prompt("1", 1, 2, 3, 14, tokens=639), AB, 0.0) == A
     policy = CacheAware()
     assert place(policy, prompt("1", 1, 2, 3), AB) == A
     assert place(policy, prompt("2", 1, 2, 3, 14, 15, 16, 17, 18, 19, 20), AB) == B
@@ -54,13 +57,15 @@ def test_the_spill_gate_needs_both_margins():
     assert policy.choose(prompt("4", 1, 2, 3, 4), AB, 0.0) == B
 
 
-def test_sixty_four_beyond_is_not_enough_below_one_and_a_half_means():
-    """With a 265, b 135: mean 200; a is 65 beyond but 265 < 300: it keeps the request."""
+def test_sixty_four_beyond_is_not_enough_up_to_one_and_a_half_means():
+    """With a 300, b 100: mean 200; a is 100 beyond but not above 300: it keeps the request. At 302 (mean 201, 301.5) it spills."""
     policy = CacheAware()
     policy.placed(prompt("1", 1, 2, 3, 4), A, 0.0)
-    busy(policy, A, 264)
-    busy(policy, B, 135)
+    busy(policy, A, 299)
+    busy(policy, B, 100)
     assert policy.choose(prompt("2", 1, 2, 3, 4), AB, 0.0) == A
+    busy(policy, A, 2)
+    assert policy.choose(prompt("3", 1, 2, 3, 4), AB, 0.0) == B
 
 
 def test_equally_loaded_the_one_that_was_sent_least_takes_it():

@@ -71,7 +71,9 @@ def test_a_prefix_outweighs_a_longer_queue():
     pool = [candidate("a", load(waiting=2, kv=0.1)), candidate("b", load(waiting=1, kv=0.3))]
     policy = LlmD()
     policy.placed(prompt("1", 1, 2, 3, 4, 5), A, 0.0)
-    assert policy.choose(prompt("2", 1, 2, 3, 4, 5, 16, 17, 18, 19, 20), pool, 0.0) == B
+    half = prompt("2", 1, 2, 3, 4, 5, 16, 17, 18, 19, 20)
+    assert policy._blend(pool, policy.prefix_scores(half)) == pytest.approx([4.3, 4.4])
+    assert policy.choose(half, pool, 0.0) == B
     policy.placed(prompt("3", 1, 2, 3, 4, 5, 16), A, 0.0)
     assert policy.choose(prompt("4", 1, 2, 3, 4, 5, 16, 17, 18, 19, 20), pool, 0.0) == A
 
@@ -84,6 +86,7 @@ def test_the_queue_is_scored_between_the_shortest_and_the_longest():
     policy = LlmD()
     policy.placed(prompt("1", 1), C, 0.0)
     pool = [candidate("a", load(kv=0.5)), candidate("b", load(waiting=1, kv=0.2)), candidate("c", load(waiting=4))]
+    assert policy._blend(pool, policy.prefix_scores(prompt("2", 1))) == pytest.approx([4.0, 4.1, 3.3])
     assert policy.choose(prompt("2", 1), pool, 0.0) == B
 
 
@@ -91,6 +94,7 @@ def test_cold_requests_go_round():
     """Equal queues (2 each) and caches: the no-hit-LRU decides. Never used, in order: 1, 1/2, 0 -> a; then b, c, and a again."""
     policy = LlmD()
     pool = [candidate(name, load()) for name in "abc"]
+    assert policy._blend(pool, {}) == pytest.approx([2 + 2 + 2, 2 + 2 + 1, 2 + 2 + 0])
     chosen = [place(policy, prompt(str(n), n + 100), pool) for n in range(5)]
     assert chosen == [A, B, C, A, B]
 
@@ -123,6 +127,26 @@ def test_the_index_of_a_server_is_as_large_as_its_cache():
     assert policy.prefix_scores(prompt("2", 1, 2)) == {A: 0.2}
     assert place(policy, prompt("3", 1, 2, 3), pool) == A
     assert policy.prefix_scores(prompt("4", 1, 2, 3)) == {}
+
+
+def test_a_server_that_tells_no_size_has_31250_blocks():
+    """Of sixteen prompts of 2000 blocks, 32,000, the oldest 750 are lost."""
+    policy = LlmD()
+    for number in range(16):
+        hashes = range(number * 2000, number * 2000 + 2000)
+        assert (
+            place(policy, prompt(str(number), *hashes, tokens=128_000), [candidate("a", load(), kv_blocks=None)]) == A
+        )
+    assert len(policy._index) == 31_250
+    assert policy.prefix_scores(prompt("first", 749)) == {}
+    assert policy.prefix_scores(prompt("first", 750)) == {A: 0.1}
+
+
+def test_prompts_count_up_to_131072_tokens():
+    """Of 262,144 tokens only 2048 blocks are looked at: 1024 of them held are a half."""
+    policy = LlmD()
+    policy.placed(prompt("1", *range(1024), tokens=65_536), A, 0.0)
+    assert policy.prefix_scores(prompt("2", *range(4096), tokens=262_144)) == {A: 0.5}
 
 
 def test_coarse_chunks_count_as_blocks():

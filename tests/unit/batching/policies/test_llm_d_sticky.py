@@ -30,10 +30,10 @@ def behind(policy: LlmDSticky, tokens: int, replica: ReplicaId = A) -> Request:
 
 
 def test_eight_tenths_stick():
-    """8 of 10 blocks: only a is scored. 7 of 10: both, and b's empty queue wins."""
-    ten = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10)
-    assert warm(*ten[:8]).choose(prompt("2", *ten), LONGER_QUEUE, 0.0) == A
-    assert warm(*ten[:7]).choose(prompt("2", *ten), LONGER_QUEUE, 0.0) == B
+    """80 of 100 blocks: only a is scored. 79 of 100: both, and b's empty queue wins."""
+    hundred = prompt("2", *range(100), tokens=6400)
+    assert warm(*range(80)).choose(hundred, LONGER_QUEUE, 0.0) == A
+    assert warm(*range(79)).choose(hundred, LONGER_QUEUE, 0.0) == B
 
 
 def test_eighteen_seconds_of_prefill_break_it():

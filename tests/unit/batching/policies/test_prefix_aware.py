@@ -55,7 +55,7 @@ def test_only_candidates_are_matched():
 def test_below_the_minimum_match_the_lowest_qps_of_a_minute():
     """Minimum 128 tokens, two chunks. a got 2 requests at 0 s, b 1 at 30 s, c none ever: c; with 3 to c: b (1 < 2 < 3).
 
-    At 61 s a's are out of the window (0 of 60 s) and b's is in: a. 64 tokens of match are too few, 128 are not.
+    At 60 s all are in: b; at 60.5 s a's are out of the window and b's is in: a. 64 tokens of match are too few, 128 are not.
     """
     policy = PrefixAware(min_match_tokens=128)
     for number, (replica, now) in enumerate(((A, 0.0), (A, 0.0), (B, 30.0))):
@@ -64,7 +64,8 @@ def test_below_the_minimum_match_the_lowest_qps_of_a_minute():
     for number in range(3):
         policy.placed(request(f"c{number}"), C, 32.0)
     assert policy.choose(prompt("4", 1, 9), ABC, 33.0) == B
-    assert policy.choose(prompt("5", 1, 9), ABC, 61.0) == A
+    assert policy.choose(prompt("5", 1, 9), ABC, 60.0) == B
+    assert policy.choose(prompt("5", 1, 9), ABC, 60.5) == A
     policy.placed(prompt("6", 1, 2), B, 61.0)
     assert policy.choose(prompt("7", 1, 2), ABC, 62.0) == B
 

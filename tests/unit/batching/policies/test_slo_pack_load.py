@@ -36,6 +36,13 @@ def test_fills_one_replica_before_the_next():
     assert chosen == [B] * 5 + [A] * 8 + [None]
 
 
+def test_the_cap_is_one():
+    """Thirteen slots: the fourteenth would be 1.08. Nine: nine ninths are one, though they add up to 1.0000000000000002."""
+    for slots in (13, 9):
+        policy, pool = taught(), [candidate("a", max_num_seqs=slots)]
+        assert [place(policy, sized(str(n)), pool) for n in range(slots + 1)] == [A] * slots + [None]
+
+
 def test_the_fullest_that_fits():
     """With a at 7/8 = 0.875, b at 2/5 = 0.4: a + 0.125 = 1.0 fits and is fuller than b + 0.2 = 0.6. The next: a would be 1.125: b."""
     policy = taught()
