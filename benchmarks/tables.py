@@ -5,7 +5,7 @@ Simulated runs that differ by policy alone share a table. Decides nothing about 
 
 import argparse
 import json
-import re
+import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -21,14 +21,43 @@ def render(results: Iterable[Result]) -> str:
     simulated: dict[str, list[Result]] = {}
     sections: list[str] = []
     for result in results:
-        if result["benchmark"] == "simulate":
-            simulated.setdefault(re.sub(r"policy=\w+/", "", result["run"]), []).append(result)
-        else:
-            sections.append(_section(result["run"], [result], result["figures"]))
-    for run, runs in simulated.items():
-        columns = {re.sub(r"policy=(\w+)/.*", r"\1", one["run"]): one["figures"] for one in runs}
-        sections.append(_section(run, runs, columns))
+        if "benchmark" in result:
+            sections.append(_section(result["run"], result["figures"], [f"`{result['command']}`  ", _origin(result)]))
+            continue
+        for run in _runs(result):
+            simulated.setdefault(_name(run["run"]), []).append(run)
+    for name, runs in simulated.items():
+        columns = {run["run"]["policy"]: {key: run[key] for key in run if key != "run"} for run in runs}
+        sections.append(_section(name, columns, [f"`{_command(run['run'])}`  " for run in runs]))
     return "\n".join(sections)
+
+
+def _runs(result: Result) -> Iterable[Result]:
+    """`penstock simulate` writes one run; with --compare, one of each policy."""
+    return [result] if "requests" in result else list(result.values())
+
+
+def _name(run: Mapping[str, Any]) -> str:
+    said = {name: value for name, value in run.items() if name != "policy" and value not in (None, [])}
+    return "/".join(f"{name}={'+'.join(value) if isinstance(value, list) else value}" for name, value in said.items())
+
+
+def _command(run: Mapping[str, Any]) -> str:
+    """How to make these figures again; what has its default value goes without saying."""
+    defaults = {"policy": "penstock", "rate_scale": 1.0, "seed": 1, "fleet": "embedded", "trace": "synthetic"}
+    if run["spot"]:
+        defaults |= {"spot_scale": run["rate_scale"], "spot_notice_s": 30.0}
+    words = ["penstock simulate"]
+    for name, value in run.items():
+        if value is None or value == defaults.get(name):
+            continue
+        flag = "--" + name.removesuffix("_s").replace("_", "-")
+        words += [f"{flag} {shlex.quote(f'{one:g}' if isinstance(one, float) else str(one))}" for one in _each(value)]
+    return " ".join(words)
+
+
+def _each(value: object) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def put_into(document: str, tables: str) -> str:
@@ -39,27 +68,23 @@ def put_into(document: str, tables: str) -> str:
     return f"{before}{_BEGIN}\n\n{tables}\n{_END}{rest.partition(_END)[2]}"
 
 
-def _section(run: str, results: Sequence[Result], columns: Mapping[str, Mapping[str, object]]) -> str:
+def _section(name: str, columns: Mapping[str, Mapping[str, object]], origins: Sequence[str]) -> str:
     rows = list(dict.fromkeys(row for figures in columns.values() for row in figures))
     lines = [
-        f"### `{run}`",
+        f"### `{name}`",
         "",
         f"| | {' | '.join(columns)} |",
         f"|---|{'---:|' * len(columns)}",
         *(f"| {row} | {' | '.join(_cell(figures.get(row)) for figures in columns.values())} |" for row in rows),
         "",
-        *(f"`{one['command']}`  " for one in results),
-        _origin(results),
+        *origins,
         "",
     ]
     return "\n".join(lines)
 
 
-def _origin(results: Sequence[Result]) -> str:
-    origins = {
-        f"revision {r['revision']}, {r['wall']['date']}, Python {r['python']}, {r['machine']}": None for r in results
-    }
-    return "; ".join(origins)
+def _origin(result: Result) -> str:
+    return f"revision {result['revision']}, {result['wall']['date']}, Python {result['python']}, {result['machine']}"
 
 
 def _cell(value: object) -> str:
@@ -68,6 +93,8 @@ def _cell(value: object) -> str:
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
     if isinstance(value, Mapping):
+        if any(isinstance(inner, Mapping) for inner in value.values()):
+            return "; ".join(f"{key}: {_cell(inner)}" for key, inner in value.items()) if len(value) > 1 else ""
         return ", ".join(f"{key} {_cell(inner)}" for key, inner in value.items()) or "none"
     return str(value)
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from router.simulation import command as simulation
+
 if TYPE_CHECKING:
     from config.problems import ConfigError
     from config.schema import Config
@@ -31,6 +33,8 @@ Examples:
   penstock check-config penstock.yaml
   penstock engine --port 8101
       a simulated vLLM server to try a gateway against
+  penstock simulate --trace requests.csv --fleet penstock.yaml
+      what this fleet would have made of these requests
 
 \b
 Settings: flags win over PENSTOCK_SECTION__KEY variables, those over the file, that over defaults.
@@ -92,6 +96,7 @@ def build_app() -> typer.Typer:
     )
     app.command("serve", epilog=_SERVE_EXAMPLES)(serve)
     app.command("engine", epilog=_ENGINE_EXAMPLES)(engine)
+    app.command("simulate", cls=simulation.Command)(simulation.simulate)
     app.command("check-config", epilog=_CHECK_EXAMPLES)(check_config)
     app.command("schema", epilog=_SCHEMA_EXAMPLES)(schema)
     app.command("version", epilog=_VERSION_EXAMPLES)(version)

@@ -1,1 +1,0 @@
-"""The offline simulator: the real scheduler and simulated engines, driven by a trace in virtual time."""

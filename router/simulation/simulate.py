@@ -1,0 +1,101 @@
+"""One run from its options to its figures: reads trace, fleet and spot traces, builds the scheduler, plays it all."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from batching.policies import BASELINES
+from batching.scheduler import Scheduler
+from router.simulation.fleet import Machine, build_machines, model_of, read_fleet
+from router.simulation.report import figures
+from router.simulation.run import PROBE_INTERVAL_S, Simulation, Watcher
+from router.simulation.spot import SpotTrace, read_spot, schedule
+from router.simulation.trace import Call, faster, synthetic_trace
+from router.simulation.trace_files import read_trace
+
+OURS: Final = "penstock"
+SYNTHETIC_REQUESTS: Final = 2000  # seconds of work; without a limit
+SPOT_NOTICE_S: Final = 30.0  # the shortest of the large clouds' (GCP, Azure); AWS gives two minutes
+
+
+def policies() -> tuple[str, ...]:
+    """Every name that `Options.policy` may be; ours first."""
+    return (OURS, *BASELINES)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """One run; together they name it."""
+
+    fleet: Path | None = None  # None: what the gateway runs without a configuration
+    trace: Path | None = None  # None: synthetic
+    policy: str = OURS
+    rate_scale: float = 1.0
+    seed: int = 1
+    limit: int | None = None
+    max_output_tokens: int | None = None
+    spot: tuple[Path, ...] = ()
+    spot_scale: float | None = None  # None: as rate_scale
+    spot_notice_s: float = SPOT_NOTICE_S
+
+    def named(self) -> dict[str, object]:
+        """For the result: files by name alone, as folders are nobody's business."""
+        return {
+            "policy": self.policy,
+            "fleet": "embedded" if self.fleet is None else self.fleet.name,
+            "trace": "synthetic" if self.trace is None else self.trace.name,
+            "rate_scale": self.rate_scale,
+            "seed": self.seed,
+            "limit": self.limit,
+            "max_output_tokens": self.max_output_tokens,
+            "spot": [path.name for path in self.spot],
+            "spot_scale": self._spot_scale if self.spot else None,
+            "spot_notice_s": self.spot_notice_s if self.spot else None,
+        }
+
+    @property
+    def _spot_scale(self) -> float:
+        return self.rate_scale if self.spot_scale is None else self.spot_scale
+
+    def spot_traces(self) -> list[SpotTrace]:
+        return [read_spot(path).faster(self._spot_scale) for path in self.spot]
+
+
+class Run:
+    """Everything read and built, to be played once. Raises ConfigError, OSError or ValueError for what cannot be."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        config = read_fleet(options.fleet)
+        self.machines: Sequence[Machine] = build_machines(config.replicas, options.seed)
+        self.calls: Sequence[Call] = _calls(options)
+        policy = None if options.policy == OURS else BASELINES[options.policy](options.seed)
+        self._scheduler = Scheduler(
+            config.scheduling, config.queue, stale_after_s=config.probe.stale_after_s, policy=policy
+        )
+        self._model = model_of(self.machines)
+        self._max_wait_s = config.queue.max_wait_s
+        self._probe_interval_s = (policy and policy.scrape_interval_s) or PROBE_INTERVAL_S
+        self._spot = options.spot_traces()
+
+    def play(self, watcher: Watcher | None = None) -> dict[str, object]:
+        """What ran and its figures, a function of the options alone."""
+        simulation = Simulation(
+            self.calls,
+            self.machines,
+            self._scheduler,
+            model=self._model,
+            max_wait_s=self._max_wait_s,
+            max_output_tokens=self.options.max_output_tokens,
+            probe_interval_s=self._probe_interval_s,
+            watcher=watcher,
+        )
+        schedule(simulation, self._spot, notice_s=self.options.spot_notice_s)
+        return {"run": self.options.named(), **figures(simulation.run(), self.calls, self.machines)}
+
+
+def _calls(options: Options) -> list[Call]:
+    if options.trace is not None:
+        return faster(read_trace(options.trace, options.limit), options.rate_scale)
+    return faster(synthetic_trace(options.seed, options.limit or SYNTHETIC_REQUESTS), options.rate_scale)
