@@ -52,7 +52,13 @@ class LiveReplica:
         if self.block_size != (profile.block_size or DEFAULT_BLOCK_SIZE):
             self.ledger.rebase(profile.block_size or DEFAULT_BLOCK_SIZE)
         self.profile = profile
-        step = self._step = step_model(profile.gpu, count=profile.gpu_count, speed=profile.speed)
+        step = self._step = step_model(
+            profile.gpu,
+            count=profile.gpu_count,
+            speed=profile.speed,
+            shape=profile.shape,
+            pipeline=profile.pipeline_parallel,
+        )
         offer = self.offer
         offer.cost_tier = profile.cost_tier
         offer.usd_per_s = 0.0 if profile.cost_tier is CostTier.RESERVED else profile.usd_per_hour / 3600

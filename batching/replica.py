@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from batching.request import ReplicaId
+from config.gpus import ShapeName
 from config.schema import CostTier, ModelKind
 
 
@@ -45,6 +46,8 @@ class ReplicaProfile:
     models: Mapping[str, ModelKind]  # served name -> kind; LoRA adapters are names of their own
     gpu: str = "unknown"
     gpu_count: int = 1
+    shape: ShapeName = "8b"  # the model's size, for the prior; a simulated engine's, unknown of real ones
+    pipeline_parallel: int = 1  # stages that share the GPUs
     cost_tier: CostTier = CostTier.ON_DEMAND
     usd_per_hour: float = 0.0
     max_num_seqs: int | None = None

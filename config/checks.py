@@ -10,6 +10,8 @@ from urllib.parse import urlsplit
 from pydantic import ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from config.gpus import kv_bytes
+
 if TYPE_CHECKING:
     from config.schema import ReplicaConfig
 
@@ -44,6 +46,7 @@ def replica_problems(replica: "ReplicaConfig") -> Iterator[Problem]:
         problem = address_problem(replica.metrics_url, ("http", "https"), "it must be one")
         if problem:
             yield ("metrics_url",), problem
+    yield from _engine_problems(replica)
     if replica.backend == "triton" and not replica.models:
         yield ("models",), "empty; a triton replica must name them, such as [{name: textgen, kind: chat}]"
     key = replica.api_key
@@ -53,6 +56,26 @@ def replica_problems(replica: "ReplicaConfig") -> Iterator[Problem]:
     for index, name in enumerate(names):
         if name in names[:index]:
             yield ("models", index, "name"), f"{name!r} is listed twice; keep one"
+
+
+def _engine_problems(replica: "ReplicaConfig") -> Iterator[Problem]:
+    """What no simulated engine can be."""
+    engine, count = replica.simulated, replica.gpu.count
+    stages, tensor = engine.pipeline_parallel, engine.tensor_parallel
+    if tensor is None and count % stages:
+        what = f"gpu.count is {count}, which {stages} stages cannot share evenly; make it a multiple"
+        yield ("simulated", "pipeline_parallel"), what
+    elif tensor is not None and tensor * stages != count:
+        what = f"{tensor}, times pipeline_parallel {stages}, is {tensor * stages} GPUs and gpu.count is {count}; make them equal"
+        yield ("simulated", "tensor_parallel"), what
+    if replica.backend == "simulated" and replica.capacity.kv_blocks is None:
+        left = kv_bytes(replica.gpu.type, count=count, shape=engine.shape, memory_ratio=engine.memory_ratio)
+        if left <= 0:
+            what = (
+                f"the weights of {engine.shape} leave no memory for KV on {count} x {replica.gpu.type}; raise gpu.count"
+                " or memory_ratio, or take a larger gpu.type"
+            )
+            yield ("simulated", "shape"), what
 
 
 def address_problem(url: str | None, schemes: tuple[str, str], who: str) -> str | None:

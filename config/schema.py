@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from config.checks import fleet_problems, origin_problems, refusal, replica_problems
+from config.gpus import MEMORY_RATIO, ShapeName
 
 
 class Section(BaseModel):
@@ -113,6 +114,22 @@ class SimulatedEngine(Section):
 
     speed: PositiveFloat = Field(1.0, description="2 runs twice as fast as the GPU it models")
     seed: NonNegativeInt = 0
+    shape: ShapeName = Field(
+        "8b", description="the model's size: parameters, layers and KV bytes a token, of Llama 3.1"
+    )
+    tensor_parallel: PositiveInt | None = Field(None, description="default: gpu.count / pipeline_parallel")
+    pipeline_parallel: PositiveInt = Field(1, description="stages; times tensor_parallel it is gpu.count")
+    memory_ratio: float = Field(MEMORY_RATIO, gt=0, le=1, description="of GPU memory, as vLLM's gpu_memory_utilization")
+
+
+class KvEvents(Section):
+    """Where a vLLM started with `--kv-events-config` publishes what its prefix cache holds (docs/kv-events.md)."""
+
+    endpoint: str = Field(description="the engine's `endpoint` as seen from here: tcp://host:5557")
+    replay_endpoint: str | None = Field(
+        None, description="its `replay_endpoint`: what was missed is asked for; without one, a gap forgets everything"
+    )
+    topic: str = Field("", description="its `topic`; empty: all")
 
 
 ReplicaName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]

@@ -37,13 +37,17 @@ def engine_options(replica: ReplicaConfig) -> "EngineOptions":
     """What a simulated replica runs: its GPU, what it declares, and defaults for the rest."""
     from backends.simulated.options import EngineOptions  # noqa: PLC0415
 
+    simulated = replica.simulated
     declared = {name: value for name, value in replica.capacity.model_dump().items() if value is not None}
     return EngineOptions(
         model=next((spec.name for spec in replica.models), EngineOptions().model),
         gpu=replica.gpu.type,
         gpu_count=replica.gpu.count,
-        speed=replica.simulated.speed,
-        seed=replica.simulated.seed,
+        shape=simulated.shape,
+        pipeline_parallel=simulated.pipeline_parallel,
+        memory_ratio=simulated.memory_ratio,
+        speed=simulated.speed,
+        seed=simulated.seed,
         **declared,
     )
 

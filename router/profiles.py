@@ -8,12 +8,13 @@ from dataclasses import replace
 from backends.backend import ProbeResult
 from batching.replica import EngineLoad, Lifecycle, ReplicaProfile
 from batching.request import ReplicaId
-from config.schema import BackendKind, ModelKind, ReplicaConfig
+from config.schema import BackendKind, ModelKind, ReplicaConfig, SimulatedEngine
 
 
 def profile_of(replica: ReplicaConfig, found: ProbeResult | None) -> ReplicaProfile:
     """The profile after a probe; `found` None: before the first one that answered."""
     capacity = replica.capacity
+    simulated = replica.simulated if replica.backend is BackendKind.SIMULATED else SimulatedEngine()
     return ReplicaProfile(
         id=ReplicaId(replica.name),
         models=_models(replica, found),
@@ -26,7 +27,9 @@ def profile_of(replica: ReplicaConfig, found: ProbeResult | None) -> ReplicaProf
         kv_blocks=capacity.kv_blocks or (found and found.kv_blocks) or None,
         block_size=capacity.block_size or (found and found.block_size) or None,
         max_model_len=capacity.max_model_len or _context(found),
-        speed=replica.simulated.speed if replica.backend is BackendKind.SIMULATED else 1.0,
+        speed=simulated.speed,
+        shape=simulated.shape,
+        pipeline_parallel=simulated.pipeline_parallel,
     )
 
 

@@ -172,12 +172,13 @@ class Engine:
         self._counters.queue_time_s += now - sequence.arrived_s
 
     def _duration_s(self, work: Work) -> float:
-        model = self._model
-        duration = model.step_s(
-            prefill_tokens=work.prefill_tokens, decode_seqs=work.decode_tokens, kv_tokens=work.kv_tokens
+        duration = self._model.step_s(
+            prefill_tokens=work.prefill_tokens,
+            decode_seqs=work.decode_tokens,
+            kv_tokens=work.kv_tokens,
+            attention_pairs=work.attention_pairs,
+            sequences=work.sequences,
         )
-        # `step_s` knows one prompt's context; a step may hold chunks of many, so their attention is summed here.
-        duration += model.attention_s * work.attention_pairs
         if not self.options.seed:
             return duration
         self._jitter = (self._jitter * 6364136223846793005 + 1442695040888963407) % 2**64  # Knuth's MMIX generator

@@ -12,7 +12,10 @@ class EngineOptions:
     model: str = "sim-8b"
     gpu: str = "H100-80G"
     gpu_count: int = 1
-    kv_blocks: int | None = None  # None: what fits beside an 8B model's weights, from config.gpus
+    shape: gpus.ShapeName = "8b"  # the model's size
+    pipeline_parallel: int = 1  # stages; tensor parallelism has the GPUs of one stage
+    memory_ratio: float = gpus.MEMORY_RATIO  # vLLM's gpu_memory_utilization
+    kv_blocks: int | None = None  # None: what fits beside the model's weights, from config.gpus
     block_size: int = 16
     max_num_seqs: int = 256  # vLLM's default for its server
     max_num_batched_tokens: int = 8192
@@ -26,7 +29,13 @@ class EngineOptions:
     def total_blocks(self) -> int:
         if self.kv_blocks is not None:
             return self.kv_blocks
-        return gpus.kv_blocks(self.gpu, count=self.gpu_count, block_size=self.block_size)
+        return gpus.kv_blocks(
+            self.gpu,
+            count=self.gpu_count,
+            block_size=self.block_size,
+            shape=self.shape,
+            memory_ratio=self.memory_ratio,
+        )
 
     @property
     def context_tokens(self) -> int:
@@ -34,4 +43,6 @@ class EngineOptions:
         return min(self.max_model_len, self.total_blocks * self.block_size)
 
     def step_model(self) -> gpus.StepModel:
-        return gpus.step_model(self.gpu, count=self.gpu_count, speed=self.speed)
+        return gpus.step_model(
+            self.gpu, count=self.gpu_count, speed=self.speed, shape=self.shape, pipeline=self.pipeline_parallel
+        )

@@ -109,6 +109,7 @@ class RunningSequences:
         self._counters.generation_tokens += len(batch)
         work.decoded += len(batch)
         work.decode_tokens += len(batch)
+        work.sequences += len(batch)
         work.kv_tokens += batch.kv_tokens
 
     def _cross_in_order(self, work: Work) -> None:
@@ -178,6 +179,7 @@ class RunningSequences:
 
     def _compute(self, sequence: EngineSequence, tokens: int, work: Work) -> None:
         work.budget -= tokens
+        work.sequences += 1
         computed = sequence.read_tokens = sequence.read_tokens + tokens
         if tokens == 1 and sequence.generated_tokens:
             work.decode_tokens += 1

@@ -33,10 +33,12 @@ class Work:
         "prefill_tokens",
         "ran",
         "ready",
+        "sequences",
     )
 
     def __init__(self, budget: int) -> None:
         self.budget = budget
+        self.sequences = 0
         self.prefill_tokens = 0
         self.decode_tokens = 0
         self.kv_tokens = 0

@@ -69,6 +69,20 @@ REPLICA_PROBLEMS = [
         {"backend": "triton", "url": "grpc://h:1"},
         "replicas[0].models: empty; a triton replica must name them, such as [{name: textgen, kind: chat}]",
     ),
+    (
+        {"gpu": {"count": 4}, "simulated": {"tensor_parallel": 4, "pipeline_parallel": 2}},
+        "replicas[0].simulated.tensor_parallel: 4, times pipeline_parallel 2, is 8 GPUs and gpu.count is 4; make them equal",
+    ),
+    (
+        {"gpu": {"count": 3}, "simulated": {"pipeline_parallel": 2}},
+        "replicas[0].simulated.pipeline_parallel: gpu.count is 3, which 2 stages cannot share evenly; make it a multiple",
+    ),
+    (
+        {"backend": "simulated", "url": None, "gpu": {"type": "A100-80G"}, "simulated": {"shape": "70b"}},
+        "replicas[0].simulated.shape: the weights of 70b leave no memory for KV on 1 x A100-80G; raise gpu.count or memory_ratio, or take a larger gpu.type",
+    ),
+    ({"simulated": {"shape": "7b"}}, "replicas[0].simulated.shape: '7b' is not one of 8b, 70b"),
+    ({"simulated": {"memory_ratio": 90}}, "replicas[0].simulated.memory_ratio: 90 is too large; give 1 or less"),
 ]
 
 
