@@ -120,6 +120,10 @@ class SimulatedEngine(Section):
     tensor_parallel: PositiveInt | None = Field(None, description="default: gpu.count / pipeline_parallel")
     pipeline_parallel: PositiveInt = Field(1, description="stages; times tensor_parallel it is gpu.count")
     memory_ratio: float = Field(MEMORY_RATIO, gt=0, le=1, description="of GPU memory, as vLLM's gpu_memory_utilization")
+    speculative_tokens: int = Field(0, ge=0, le=32, description="drafted in each decode step of a sequence")
+    speculative_acceptance: float = Field(
+        0.7, ge=0, le=1, description="chance that a draft is right, if those before it are"
+    )
 
 
 class KvEvents(Section):

@@ -48,6 +48,8 @@ def engine_options(replica: ReplicaConfig) -> "EngineOptions":
         memory_ratio=simulated.memory_ratio,
         speed=simulated.speed,
         seed=simulated.seed,
+        speculative_tokens=simulated.speculative_tokens,
+        speculative_acceptance=simulated.speculative_acceptance,
         **declared,
     )
 

@@ -11,6 +11,7 @@ from backends.simulated.kv_cache import KvCache
 from backends.simulated.options import EngineOptions
 from backends.simulated.running import RunningSequences
 from backends.simulated.sequence import EngineSequence
+from backends.simulated.speculation import DRAFT_RATIO
 from backends.simulated.statistics import Counters, Statistics
 from backends.simulated.step import Emission, StepResult, Work
 from backends.simulated.waiting import WaitingQueue
@@ -53,7 +54,7 @@ class Engine:
         self._sequences: dict[int, EngineSequence] = {}
         self._waiting = WaitingQueue()
         self._blocked: _Blocked | None = None
-        self._running = RunningSequences(self.kv, self._waiting, self._counters, options.block_size)
+        self._running = RunningSequences(self.kv, self._waiting, self._counters, options)
         self._finishing: list[EngineSequence] = []  # they hold their blocks until the step that ends them is over
         self._arrivals = 0
         self._jitter = options.seed
@@ -179,6 +180,7 @@ class Engine:
             attention_pairs=work.attention_pairs,
             sequences=work.sequences,
         )
+        duration += DRAFT_RATIO * self._model.weights_s * work.drafts
         if not self.options.seed:
             return duration
         self._jitter = (self._jitter * 6364136223846793005 + 1442695040888963407) % 2**64  # Knuth's MMIX generator

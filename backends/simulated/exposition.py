@@ -52,6 +52,9 @@ def _counters(engine: Engine) -> Iterator[_Sample]:
     yield "counter", "prefix_cache_hits_total", {}, figures.prefix_hits_total
     yield "counter", "prompt_tokens_total", {}, figures.prompt_tokens_total
     yield "counter", "generation_tokens_total", {}, figures.generation_tokens_total
+    if engine.options.speculative_tokens:  # vLLM has these only then, too
+        yield "counter", "spec_decode_num_draft_tokens_total", {}, figures.draft_tokens_total
+        yield "counter", "spec_decode_num_accepted_tokens_total", {}, figures.accepted_tokens_total
     for reason in _FINISH_REASONS:
         yield "counter", "request_success_total", {"finished_reason": reason}, figures.finished_total.get(reason, 0)
     # Histograms in vLLM; their sums and counts are all that is kept here.

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from backends.simulated.speculation import Speculation
 from config import gpus
 
 
@@ -22,6 +23,10 @@ class EngineOptions:
     max_model_len: int = 32_768
     speed: float = 1.0  # 2 runs twice as fast as the GPU it models
     seed: int = 0  # 0: exact roofline times; else each step varies by a few percent, seeded. Never changes a token.
+    speculative_tokens: int = 0  # drafted in each decode step of a sequence
+    speculative_acceptance: float = (
+        0.7  # chance that a draft is right, if those before it are; EAGLE's papers have 0.7 to 0.8
+    )
     priority_scheduling: bool = False  # vLLM's --scheduling-policy priority
     max_queued: int = 4096  # requests waiting in the engine; 16 full batches, a gateway holds its queue itself
 
@@ -41,6 +46,13 @@ class EngineOptions:
     def context_tokens(self) -> int:
         """Longest prompt plus output: a request must fit the KV cache alone, or it could never be finished."""
         return min(self.max_model_len, self.total_blocks * self.block_size)
+
+    @property
+    def speculation(self) -> Speculation | None:
+        """None where nothing is drafted."""
+        if not self.speculative_tokens:
+            return None
+        return Speculation(self.speculative_tokens, self.speculative_acceptance, self.seed)
 
     def step_model(self) -> gpus.StepModel:
         return gpus.step_model(

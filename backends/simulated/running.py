@@ -1,7 +1,8 @@
 """The sequences that run: what each computes in a step, which blocks that takes, who is preempted when none are left.
 
 Most of them just get their next token and are kept in a `DecodeBatch`, so a step costs what happens in it (ends, prompt chunks,
-block boundaries) and not its batch. Where the token budget runs out among them, they are gone through one by one.
+block boundaries) and not its batch. Where the token budget runs out among them, or a step's tokens differ because they are
+drafted, they are gone through one by one.
 """
 
 from bisect import bisect_left, insort
@@ -9,7 +10,9 @@ from operator import attrgetter, itemgetter
 
 from backends.simulated.decode_batch import DecodeBatch
 from backends.simulated.kv_cache import KvCache
+from backends.simulated.options import EngineOptions
 from backends.simulated.sequence import EngineSequence
+from backends.simulated.speculation import Speculation
 from backends.simulated.statistics import Counters
 from backends.simulated.step import Emission, Work
 from backends.simulated.waiting import WaitingQueue
@@ -22,14 +25,15 @@ _GROWS, _FILLS, _READS = range(3)  # what happens to a sequence in a step, in th
 class RunningSequences:
     """Each decodes, or reads its prompt, or is finishing. Takes blocks of `kv`, sends who is preempted back to `waiting`."""
 
-    def __init__(self, kv: KvCache, waiting: WaitingQueue, counters: Counters, block_size: int) -> None:
+    def __init__(self, kv: KvCache, waiting: WaitingQueue, counters: Counters, options: EngineOptions) -> None:
         self._kv = kv
         self._waiting = waiting
         self._counters = counters
-        self._block_size = block_size
+        self._block_size = options.block_size
+        self._speculation = options.speculation
         self._running: list[EngineSequence] = []  # by rank
         self._reading: list[EngineSequence] = []  # ... of which these are not done with their prompts
-        self._batch = DecodeBatch(block_size)
+        self._batch = DecodeBatch(options.block_size)  # empty with speculation
 
     def __len__(self) -> int:
         return len(self._running)
@@ -42,7 +46,7 @@ class RunningSequences:
     def plan(self, work: Work) -> bool:
         """The next tokens of those that run; False: something was preempted."""
         preemptions = self._counters.preemptions
-        if self._all_fit_the_budget(work.budget):
+        if self._speculation is None and self._all_fit_the_budget(work.budget):
             self._continue_together(work)
         else:
             self._continue_in_order(work)
@@ -58,8 +62,9 @@ class RunningSequences:
 
     def close(self, work: Work) -> None:
         """The step is planned: whoever got a token decodes from now on."""
-        for sequence in work.ready:
-            self._batch.join(sequence)
+        if self._speculation is None:
+            for sequence in work.ready:
+                self._batch.join(sequence)
 
     def stop(self, sequence: EngineSequence) -> bool:
         """Take a sequence out and free what it holds; False: it does not run."""
@@ -144,6 +149,8 @@ class RunningSequences:
         index = 0
         while index < len(self._running) and work.budget > 0 and self._read(self._running[index], work):
             index += 1
+        if self._speculation is not None:
+            return
         done = {*work.finished, *work.ready}
         for sequence in self._running:
             if sequence in done:
@@ -156,15 +163,20 @@ class RunningSequences:
     def _read(self, sequence: EngineSequence, work: Work) -> bool:
         """Compute a sequence's next tokens, with what blocks that takes; False: it was preempted itself."""
         missing = sequence.total_tokens - sequence.read_tokens
-        tokens = min(missing, work.budget)
+        decodes = missing == 1 and sequence.generated_tokens > 0
+        speculation = self._speculation if decodes else None
+        tokens = min(missing + (speculation.drafts(sequence) if speculation else 0), work.budget)
         blocks = self._missing_blocks(sequence, tokens)
         if blocks > 0:
             if not self._take(sequence, blocks):
                 return False
             sequence.table.blocks += blocks
-            if missing == 1 and sequence.generated_tokens:
+            if decodes:
                 work.grown.append(sequence)
-        self._compute(sequence, tokens, work)
+        if speculation:
+            self._verify(sequence, tokens - 1, speculation, work)
+        else:
+            self._compute(sequence, tokens, work)
         return True
 
     def _take(self, sequence: EngineSequence, blocks: int) -> bool:
@@ -187,11 +199,41 @@ class RunningSequences:
         else:
             work.prefill_tokens += tokens
             work.attention_pairs += tokens * (computed - tokens / 2)
-        full_blocks = computed // self._block_size
-        if full_blocks > sequence.table.committed:
-            self._kv.commit(sequence.table, full_blocks, sequence.block_hash)
+        self._commit(sequence)
         if computed == sequence.total_tokens:
             self._emit(sequence, work)
+
+    def _verify(self, sequence: EngineSequence, drafts: int, speculation: Speculation, work: Work) -> None:
+        """Compute the newest token and drafts behind it; the right ones stay, and the first wrong one is replaced.
+
+        A rejected draft's block is kept for what comes next, as in vLLM.
+        """
+        accepted = speculation.accepted(sequence, drafts)
+        counters = self._counters
+        counters.draft_tokens += drafts
+        counters.accepted_tokens += accepted
+        counters.generation_tokens += accepted + 1
+        work.budget -= drafts + 1
+        work.sequences += 1
+        work.drafts = max(work.drafts, drafts)
+        work.decode_tokens += drafts + 1
+        work.kv_tokens += sequence.read_tokens + drafts + 1
+        work.decoded += 1
+        first = sequence.generated_tokens
+        sequence.read_tokens += accepted + 1
+        sequence.base_tokens += accepted + 1
+        self._commit(sequence)
+        ends = sequence.base_tokens >= sequence.limit_tokens
+        if ends:
+            work.finished.append(sequence)
+        for index in range(first, first + accepted + 1):
+            finish = sequence.finish_reason if ends and index == first + accepted else None
+            work.emitted.append((sequence.rank, Emission(sequence.seq_id, index, finish)))
+
+    def _commit(self, sequence: EngineSequence) -> None:
+        full_blocks = sequence.read_tokens // self._block_size
+        if full_blocks > sequence.table.committed:
+            self._kv.commit(sequence.table, full_blocks, sequence.block_hash)
 
     def _emit(self, sequence: EngineSequence, work: Work) -> None:
         if sequence in self._reading:

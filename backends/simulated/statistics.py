@@ -22,6 +22,8 @@ class Statistics:
     prefix_hits_total: int  # ... and found
     prompt_tokens_total: int
     generation_tokens_total: int
+    draft_tokens_total: int  # of speculative decoding
+    accepted_tokens_total: int  # ... that were right
     iteration_total: int
     iteration_tokens_total: int
     queue_time_s_total: float
@@ -39,6 +41,8 @@ class Counters:
     prefix_hits: int = 0
     prompt_tokens: int = 0
     generation_tokens: int = 0
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
     steps: int = 0
     step_tokens: int = 0
     queue_time_s: float = 0.0
@@ -60,6 +64,8 @@ class Counters:
             prefix_hits_total=self.prefix_hits,
             prompt_tokens_total=self.prompt_tokens,
             generation_tokens_total=self.generation_tokens,
+            draft_tokens_total=self.draft_tokens,
+            accepted_tokens_total=self.accepted_tokens,
             iteration_total=self.steps,
             iteration_tokens_total=self.step_tokens,
             queue_time_s_total=self.queue_time_s,

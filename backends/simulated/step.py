@@ -25,6 +25,7 @@ class Work:
         "budget",
         "decode_tokens",
         "decoded",
+        "drafts",
         "emitted",
         "finished",
         "first",
@@ -39,6 +40,7 @@ class Work:
     def __init__(self, budget: int) -> None:
         self.budget = budget
         self.sequences = 0
+        self.drafts = 0  # rounds of drafting: the most that any sequence had
         self.prefill_tokens = 0
         self.decode_tokens = 0
         self.kv_tokens = 0

@@ -14,6 +14,8 @@ BLOCKS, BLOCK = 10, 4
 class EngineMachine(RuleBasedStateMachine):
     """Model: per live sequence, how many tokens it has said of how many it must say."""
 
+    speculative_tokens = 0
+
     def __init__(self) -> None:
         super().__init__()
         self.engine = Engine(
@@ -24,6 +26,7 @@ class EngineMachine(RuleBasedStateMachine):
                 max_num_batched_tokens=12,
                 max_queued=1000,
                 priority_scheduling=True,
+                speculative_tokens=self.speculative_tokens,
             )
         )
         self.now = 0.0
@@ -98,3 +101,13 @@ class EngineMachine(RuleBasedStateMachine):
 
 TestEngineMachine = EngineMachine.TestCase
 TestEngineMachine.settings = settings(max_examples=80, stateful_step_count=30, deadline=None)
+
+
+class SpeculativeEngineMachine(EngineMachine):
+    """The same rules where a step may bring several tokens."""
+
+    speculative_tokens = 3
+
+
+TestSpeculativeEngineMachine = SpeculativeEngineMachine.TestCase
+TestSpeculativeEngineMachine.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
