@@ -3,7 +3,8 @@
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
@@ -12,6 +13,7 @@ import typer
 from typer.core import TyperCommand
 
 if TYPE_CHECKING:
+    from router.simulation.curves import Curves
     from router.simulation.simulate import Options, Run
 
 EXIT_CONFIG = 78  # EX_CONFIG of sysexits.h, as in `router.cli`
@@ -24,6 +26,7 @@ Examples:
   penstock simulate --trace azure_2023_conv.csv --fleet penstock.yaml --rate-scale 8 --json result.json
   penstock simulate --trace mooncake.jsonl --fleet penstock.yaml --policy least_requests --limit 2000
   penstock simulate --fleet penstock.yaml --spot capacity.json --spot-notice 120
+  penstock simulate --trace mooncake.jsonl --fleet penstock.yaml --compare --plot pictures
 
 \b
 The fleet is a configuration as `serve` takes it; every replica is simulated, whatever its backend.
@@ -39,6 +42,9 @@ class Command(TyperCommand):
 
         self.epilog = f"{EXAMPLES}\n\nPolicies: {', '.join(policies())}."
         return super().get_help(ctx)
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:  # noqa: ARG002
+        return ["[OPTIONS]"]  # without the argument that only catches what follows --spot
 
 
 def simulate(
@@ -60,17 +66,23 @@ def simulate(
         int | None, typer.Option(min=1, help="what clients ask for  [default: nothing]")
     ] = None,
     spot: Annotated[
-        list[Path] | None, typer.Option(metavar="FILE", help="spot capacity over time, JSON; may be repeated")
+        list[Path] | None, typer.Option(metavar="FILE...", help="spot capacity over time, JSON; one or more")
     ] = None,
+    more_spot: Annotated[list[Path] | None, typer.Argument(hidden=True)] = None,
     spot_scale: Annotated[
         float | None,
         typer.Option(metavar="X", help="spot capacity changes X times as fast  [default: as --rate-scale]"),
     ] = None,
     spot_notice: Annotated[float, typer.Option(min=0, metavar="S", help="seconds from notice to loss")] = 30.0,
+    compare: Annotated[bool, typer.Option("--compare", help="run every policy and print one table")] = False,
+    names: Annotated[
+        str | None, typer.Option("--policies", metavar="A,B,...", help="run these and print one table")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="DIR", help="draw SVG files into this folder")] = None,
     json_out: Annotated[Path | None, typer.Option("--json", metavar="OUT", help="write the figures here")] = None,
 ) -> None:
     """Play a trace over a simulated fleet in virtual time, under the gateway's own scheduler."""
-    from router.simulation.simulate import Options  # noqa: PLC0415
+    from router.simulation.simulate import Options, policies  # noqa: PLC0415
 
     _check_times("--rate-scale", rate_scale)
     if spot_scale is not None:
@@ -78,32 +90,71 @@ def simulate(
     options = Options(
         fleet=fleet,
         trace=trace,
-        policy=_known(policy),
+        policy=_known(policy, "--policy"),
         rate_scale=rate_scale,
         seed=seed,
         limit=limit,
         max_output_tokens=max_output_tokens,
-        spot=tuple(spot or ()),
+        spot=(*(spot or ()), *_more(more_spot, after=spot)),
         spot_scale=spot_scale,
         spot_notice_s=spot_notice,
     )
-    _check_writable(json_out)
-    result = _one(options)
+    _check_outputs(json_out, plot)
+    if names is not None:
+        results = _several(options, [_known(name.strip(), "--policies") for name in names.split(",")], plot)
+    elif compare:
+        results = _several(options, policies(), plot)
+    else:
+        results = _one(options, plot)
     if json_out is not None:
-        _write(json_out, result)
+        _write(json_out, results)
 
 
-def _one(options: "Options") -> dict[str, object]:
+def _one(options: "Options", plot: Path | None) -> Mapping[str, object]:
     from router.simulation.progress import Ended, bar  # noqa: PLC0415
     from router.simulation.report import show  # noqa: PLC0415
 
     run = _read(options)
     began = time.perf_counter()
     with bar(options.policy, len(run.calls)) as moved:
-        result = run.play(Ended(len(run.calls), moved))
+        watcher = Ended(len(run.calls), moved)
+        if plot is None:
+            result = run.play(watcher)
+        else:
+            from router.simulation.curves import sampled  # noqa: PLC0415
+
+            result, curves = sampled(run, watcher)
     _tell_pace(len(run.calls), time.perf_counter() - began)
     typer.echo(show(result))
+    if plot is not None:
+        _draw([curves], plot)
     return result
+
+
+def _several(options: "Options", names: Sequence[str], plot: Path | None) -> Mapping[str, object]:
+    from router.simulation.compare import compare, table  # noqa: PLC0415
+    from router.simulation.progress import bar  # noqa: PLC0415
+
+    requests = len(_read(options).calls)  # what is wrong with the files is told once
+    runs = [replace(options, policy=name) for name in dict.fromkeys(names)]
+    began = time.perf_counter()
+    with bar("policies", len(runs)) as moved:
+        results = compare(runs, curves=plot is not None, done=moved)
+    _tell_pace(requests * len(runs), time.perf_counter() - began)
+    typer.echo(table([result for result, _ in results]))
+    if plot is not None:
+        _draw([curves for _, curves in results if curves is not None], plot)
+    return {run.policy: result for run, (result, _) in zip(runs, results, strict=True)}
+
+
+def _draw(curves: "Sequence[Curves]", folder: Path) -> None:
+    from router.simulation.plot import draw  # noqa: PLC0415
+
+    try:
+        for path in draw(curves, folder):
+            typer.echo(f"wrote {path}", err=True)
+    except OSError as error:
+        _refuse(f"{error.filename}: {error.strerror or error}; name a folder that can be written with --plot")
 
 
 def _read(options: "Options") -> "Run":
@@ -122,15 +173,24 @@ def _read(options: "Options") -> "Run":
         _refuse(str(error))
 
 
-def _known(policy: str) -> str:
+def _known(policy: str, flag: str) -> str:
     from router.simulation.simulate import policies  # noqa: PLC0415
 
     known = policies()
     if policy not in known:
         near = get_close_matches(policy.lower().replace("-", "_"), known, n=1)
         meant = f"did you mean {near[0]}? " if near else ""
-        raise typer.BadParameter(f"{policy!r} is no policy; {meant}there are {', '.join(known)}", param_hint="--policy")
+        raise typer.BadParameter(f"{policy!r} is no policy; {meant}there are {', '.join(known)}", param_hint=flag)
     return policy
+
+
+def _more(paths: Sequence[Path] | None, *, after: Sequence[Path] | None) -> Sequence[Path]:
+    """`--spot A B` is what people write, and click takes B for an argument."""
+    if paths and not after:
+        raise typer.BadParameter(
+            f"{paths[0]} stands behind no flag; give a trace with --trace, spot capacity with --spot"
+        )
+    return paths or ()
 
 
 def _check_times(flag: str, times: float) -> None:
@@ -138,10 +198,19 @@ def _check_times(flag: str, times: float) -> None:
         raise typer.BadParameter(f"{times:g} is not from {1 / _MOST_TIMES:g} to {_MOST_TIMES:g}", param_hint=flag)
 
 
-def _check_writable(out: Path | None) -> None:
+def _check_outputs(json_out: Path | None, plot: Path | None) -> None:
     """Before the work is done, not after."""
-    if out is not None and (out.is_dir() or not out.absolute().parent.is_dir()):
-        raise typer.BadParameter(f"{out} cannot be written; name a file in a folder that exists", param_hint="--json")
+    if json_out is not None and (json_out.is_dir() or not json_out.absolute().parent.is_dir()):
+        raise typer.BadParameter(
+            f"{json_out} cannot be written; name a file in a folder that exists", param_hint="--json"
+        )
+    if plot is not None:
+        from router.simulation.plot import missing  # noqa: PLC0415
+
+        if plot.exists() and not plot.is_dir():
+            raise typer.BadParameter(f"{plot} is a file; name a folder", param_hint="--plot")
+        if to_install := missing():
+            _refuse(to_install)
 
 
 def _write(out: Path, document: Mapping[str, object]) -> None:

@@ -10,7 +10,7 @@ from batching.scheduler import Scheduler
 from router.simulation.fleet import Machine, build_machines, model_of, read_fleet
 from router.simulation.report import figures
 from router.simulation.run import PROBE_INTERVAL_S, Simulation, Watcher
-from router.simulation.spot import SpotTrace, read_spot, schedule
+from router.simulation.spot import SpotTrace, read_spot, schedule, spot_replicas
 from router.simulation.trace import Call, faster, synthetic_trace
 from router.simulation.trace_files import read_trace
 
@@ -78,6 +78,7 @@ class Run:
         self._max_wait_s = config.queue.max_wait_s
         self._probe_interval_s = (policy and policy.scrape_interval_s) or PROBE_INTERVAL_S
         self._spot = options.spot_traces()
+        spot_replicas(self.machines, self._spot)
 
     def play(self, watcher: Watcher | None = None) -> dict[str, object]:
         """What ran and its figures, a function of the options alone."""

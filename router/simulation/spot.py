@@ -6,7 +6,7 @@ replicas i, i+n, ... of the fleet; what it decides is their number, and always t
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Final, TypeGuard
 
 from batching.request import ReplicaId
 from config.schema import CostTier
+from router.simulation.fleet import Machine
 from router.simulation.run import Simulation
 
 _MAX_INSTANCES: Final = 1_000_000  # at a tick; more is another file
@@ -70,13 +71,18 @@ def read_spot(path: Path) -> SpotTrace:
         raise ValueError(f"{path.name}: {error}") from None
 
 
-def schedule(simulation: Simulation, traces: Sequence[SpotTrace], *, notice_s: float) -> None:
-    """Arranges everything that the traces do to the spot replicas; raises ValueError where there are none to govern."""
-    spot = [m.id for m in simulation.machines.values() if m.profile.cost_tier is CostTier.SPOT]
+def spot_replicas(machines: Iterable[Machine], traces: Sequence[SpotTrace]) -> list[ReplicaId]:
+    """Which the traces govern; raises ValueError where one would govern none."""
+    spot = [machine.id for machine in machines if machine.profile.cost_tier is CostTier.SPOT]
     if len(traces) > len(spot):
-        raise ValueError(
-            f"{len(traces)} spot traces for {len(spot)} spot replicas; mark replicas of the fleet with cost: {{tier: spot}}"
-        )
+        remedy = "mark replicas of the fleet with `cost: {tier: spot}`"
+        raise ValueError(f"{len(traces)} spot traces, but the fleet has {len(spot)} spot replicas; {remedy}")
+    return spot
+
+
+def schedule(simulation: Simulation, traces: Sequence[SpotTrace], *, notice_s: float) -> None:
+    """Arranges everything that the traces do to the spot replicas."""
+    spot = spot_replicas(simulation.machines.values(), traces)
     for number, trace in enumerate(traces):
         governed = spot[number :: len(traces)]
         for place, replica in enumerate(governed):

@@ -94,7 +94,7 @@ def test_the_trace_decides_how_much_is_generated():
 
 def test_penstock_spares_the_engines_preemptions():
     """Where counting requests overfills small KV caches, counting blocks hardly does; what is preempted is recomputed."""
-    assert crowded("penstock")["engine_preemptions"] * 10 < crowded("round_robin")["engine_preemptions"]
+    assert crowded("penstock")["engine_preemptions"] * 3 < crowded("round_robin")["engine_preemptions"]
     assert crowded("penstock")["recomputed_tokens"] * 10 < crowded("round_robin")["recomputed_tokens"]
 
 
