@@ -11,8 +11,9 @@ from typing import Final
 from backends.backend import ProbeResult, ServedModel
 from backends.simulated.engine import Engine
 from backends.simulated.options import EngineOptions
+from backends.simulated.sequence import EngineSequence
 from backends.simulated.statistics import Statistics
-from batching.replica import ReplicaProfile
+from batching.replica import EngineLoad, ReplicaProfile
 from batching.request import ReplicaId
 from config.load import load
 from config.schema import Config, CostTier, ReplicaConfig
@@ -33,6 +34,7 @@ class Machine:
     engine: Engine | None  # None while it is taken away
     stepping: bool = False  # a step is under way: what is added joins the next one
     last_tokens_s: float = 0.0
+    leader: EngineSequence | None = None  # whose tokens the gateway is told of at every step
     busy_s: float = 0.0
     requests: int = 0
     busy_usd: float = 0.0  # what its steps cost, at the price of their moment
@@ -77,7 +79,7 @@ class Machine:
         """Taken away: nothing is paid from now on."""
         if self.engine is not None:
             self.told.append(self.engine.statistics())
-        self.engine = None
+        self.engine = self.leader = None
         self.stepping = False
         self._close_use(now)
         if self._there_from_s is not None:
@@ -95,6 +97,20 @@ class Machine:
             self._prices.append((0.0, self.profile.usd_per_hour))
         self._prices.append((now, usd_per_hour))
         self.profile = replace(self.profile, usd_per_hour=usd_per_hour)
+
+    def load(self, now: float) -> EngineLoad:
+        """What a probe finds; only while it is there."""
+        assert self.engine is not None
+        told = self.engine.statistics()
+        return EngineLoad(
+            observed_s=now,
+            running=told.running,
+            waiting=told.waiting,
+            kv_usage_ratio=told.kv_usage_ratio,
+            preemptions_total=told.preemptions_total,
+            prefix_queries_total=told.prefix_queries_total,
+            prefix_hits_total=told.prefix_hits_total,
+        )
 
     def statistics(self) -> list[Statistics]:
         """Of every engine that this machine has been."""

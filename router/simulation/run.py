@@ -12,14 +12,13 @@ from itertools import count
 from typing import Any, Final
 
 from backends.simulated.engine import EngineBusy, StepResult
-from backends.simulated.kv_cache import BlockHash
 from backends.simulated.sequence import EngineSequence
-from batching.replica import EngineLoad, Lifecycle
+from batching.replica import Lifecycle
 from batching.request import Outcome, Rejected, ReplicaId, Request, RequestId
 from batching.scheduler import Scheduler
 from batching.ticket import Lease, Placed
 from router.simulation.fleet import Machine
-from router.simulation.trace import PREFIX_BLOCK_TOKENS, Call
+from router.simulation.trace import PREFIX_BLOCK_TOKENS, Call, block_hash
 
 # One way between gateway and engine, the gateway's own work included (docs/benchmarks.md). It costs the queueing policy
 # what it costs in life: a slot freed by a finished answer stays empty for one step. The baselines queue in the engine.
@@ -182,7 +181,7 @@ class Simulation:
     def _probe(self, _: None, now: float) -> None:
         for machine in self.machines.values():
             if machine.engine is not None:
-                self.scheduler.observe(machine.id, _load(machine, now), now)
+                self.scheduler.observe(machine.id, machine.load(now), now)
         self.at(now + self._probe_interval_s, self._probe, None)
         self.advance(None, now)
 
@@ -194,16 +193,17 @@ class Simulation:
         if step.decoded:
             self.observed.gaps[round((now - step.before_s) / GAP_RESOLUTION_S)] += step.decoded
         lives, scheduler = self.observed.lives, self.scheduler
+        told = step.grown if step.leader is None else [step.leader, *step.grown]
+        for number, tokens in told:
+            lease = self._lease(number, step)
+            if lease is not None:
+                scheduler.on_tokens(lease.id, tokens, now)
         for number in step.first:
             lease = self._lease(number, step)
             if lease is not None:
                 if lives[number].first_s is None:
                     lives[number].first_s = lives[number].last_s = now
                 scheduler.on_first_token(lease.id, now)
-        for number, tokens in step.grown:
-            lease = self._lease(number, step)
-            if lease is not None:
-                scheduler.on_tokens(lease.id, tokens, now)
         for sequence in step.finished:
             self._complete(sequence, now)
         if step.first or step.finished or scheduler.stirred:
@@ -271,7 +271,7 @@ class Simulation:
             prompt_tokens=call.prompt_tokens,
             limit_tokens=limit,
             finish_reason="stop" if limit == call.output_tokens else "length",
-            block_hash=_block_hash(call, options.block_size),
+            block_hash=block_hash(call, options.block_size),
         )
         try:
             machine.engine.add(sequence, now)
@@ -288,7 +288,7 @@ class Simulation:
         machine.stepping = result is not None
         if result is not None:
             machine.step(result.duration_s)
-            self.at(now + result.duration_s, self._step_over, (machine, machine.engine, _taken(machine.id, result)))
+            self.at(now + result.duration_s, self._step_over, (machine, machine.engine, _taken(machine, result)))
 
     def _step_over(self, over: tuple[Machine, object, "_Step"], now: float) -> None:
         machine, engine, step = over
@@ -346,50 +346,23 @@ class _Step:
     grown: list[tuple[int, int]]
     finished: list[EngineSequence]
     decoded: int
+    leader: tuple[int, int] | None  # one stream of the batch and its tokens: it tells the engine's pace at every step
     before_s: float = 0.0  # when the tokens of the step before arrived
 
 
-def _taken(replica: ReplicaId, result: StepResult) -> _Step:
+def _taken(machine: Machine, result: StepResult) -> _Step:
+    leader = machine.leader
+    if leader is not None and leader.generated_tokens >= leader.limit_tokens:
+        leader = None
+    told = None if leader is None else (leader.seq_id, leader.generated_tokens)
+    # The engine names them in no particular order; a run is a function of its seed.
+    grown = sorted((sequence.seq_id, sequence.generated_tokens) for sequence in result.grown)
+    machine.leader = leader or min((*result.first, *result.grown), key=lambda s: s.seq_id, default=None)
     return _Step(
-        replica,
+        machine.id,
         [sequence.seq_id for sequence in result.first],
-        # The engine names them in no particular order; a run is a function of its seed.
-        sorted((sequence.seq_id, sequence.generated_tokens) for sequence in result.grown),
+        grown,
         list(result.finished),
         result.decoded,
+        told,
     )
-
-
-def _load(machine: Machine, now: float) -> EngineLoad:
-    assert machine.engine is not None
-    told = machine.engine.statistics()
-    return EngineLoad(
-        observed_s=now,
-        running=told.running,
-        waiting=told.waiting,
-        kv_usage_ratio=told.kv_usage_ratio,
-        preemptions_total=told.preemptions_total,
-        prefix_queries_total=told.prefix_queries_total,
-        prefix_hits_total=told.prefix_hits_total,
-    )
-
-
-def _block_hash(call: Call, block_size: int) -> BlockHash:
-    """The hash of each KV block that the prompt fills; what is generated is not shared, as nobody else's prompt is known to have it."""
-    blocks = call.prefix_blocks
-    if not blocks:
-        return _unshared
-    per_hash = -(-PREFIX_BLOCK_TOKENS // block_size)  # exact where the block size divides 512, as all usual ones do
-    full_blocks = min(call.prompt_tokens // block_size, len(blocks) * PREFIX_BLOCK_TOKENS // block_size)
-
-    def block_hash(index: int) -> int | None:
-        if index >= full_blocks:
-            return None
-        start = index * block_size
-        return blocks[start // PREFIX_BLOCK_TOKENS] * per_hash + start % PREFIX_BLOCK_TOKENS // block_size
-
-    return block_hash
-
-
-def _unshared(_: int) -> int | None:
-    return None

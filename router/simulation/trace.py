@@ -4,7 +4,7 @@ Only arrival times, lengths and the hashes of 512-token prompt blocks; nobody's 
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from random import Random
@@ -35,6 +35,23 @@ class Call:
     max_wait_s: float | None = None  # since its arrival; None: the queue's own bound
 
 
+def block_hash(call: Call, block_size: int) -> Callable[[int], int | None]:
+    """The hash of each KV block that the prompt fills; what is generated is not shared, as nobody else's prompt is known to have it."""
+    blocks = call.prefix_blocks
+    if not blocks:
+        return _unshared
+    per_hash = -(-PREFIX_BLOCK_TOKENS // block_size)  # exact where the block size divides 512, as all usual ones do
+    full_blocks = min(call.prompt_tokens // block_size, len(blocks) * PREFIX_BLOCK_TOKENS // block_size)
+
+    def hash_of(index: int) -> int | None:
+        if index >= full_blocks:
+            return None
+        start = index * block_size
+        return blocks[start // PREFIX_BLOCK_TOKENS] * per_hash + start % PREFIX_BLOCK_TOKENS // block_size
+
+    return hash_of
+
+
 def synthetic_trace(seed: int, requests: int) -> list[Call]:
     """Poisson arrivals, lognormal lengths; the same seed gives the same trace, and a longer one begins with a shorter."""
     return list(islice(_synthetic(Random(seed)), requests))
@@ -58,3 +75,7 @@ def _synthetic(random: Random) -> Iterator[Call]:
 
 def _length(random: Random, lognormal: tuple[float, float]) -> int:
     return max(1, min(_SYNTHETIC_LONGEST_TOKENS, round(random.lognormvariate(*lognormal))))
+
+
+def _unshared(_: int) -> int | None:
+    return None
