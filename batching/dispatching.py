@@ -38,6 +38,10 @@ class Dispatching:
             tpot_objective_s=float("inf"),
         )
 
+    def late_at_s(self, need: Need, now: float) -> float | None:  # noqa: ARG002
+        """No baseline orders by objectives."""
+        return None
+
     def fill(self, now: float) -> list[Placed]:
         """Every event may change a policy's mind, so every head is asked each time: O(models) while all are held."""
         self._fleet.grown_models = set()

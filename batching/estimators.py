@@ -6,6 +6,8 @@ Every estimate is O(1) in memory per key, and keys are models and replicas of th
 from math import ceil, exp, log2
 from typing import Final
 
+from batching.kv_forecast import HORIZONS
+
 _CHARS_PRIOR: Final = 4.0  # English under BPE vocabularies of 32k-128k
 _CHARS_RANGE = (0.25, 32.0)  # CJK byte fallback .. runs of spaces; outside it somebody miscounted
 _CHARS_WEIGHT: Final = 0.05  # of a new sample: a model's mix of languages changes over tens of requests
@@ -14,7 +16,11 @@ _SAMPLES_NEEDED: Final = 20  # before a learned quantile replaces the prior
 _BINS_PER_OCTAVE: Final = 4  # a quantile is at most 2^(1/4) = 19 % too long
 _BINS: Final = 24 * _BINS_PER_OCTAVE  # up to 16M tokens
 _FORGET_AT: Final = 512  # samples: then all are halved, so that a shift of traffic shows within a few hundred requests
+_SURVIVAL_EVERY: Final = 32  # answers after which the chances to go on are reckoned anew
+_LEAST_QUANTILE: Final = 0.05  # of lengths: the short answers, whose time per token one long prompt can ruin
+_LEAST_PRIOR: Final = 16
 _SPEED_WEIGHT: Final = 0.1
+_STEP_WEIGHT: Final = 0.02  # steps are many, and each sample is noisy
 _SPEED_RANGE = (0.1, 10.0)  # a prior is not off by more; a broken stream is
 _DRAIN_TAU_S: Final = 10.0
 
@@ -39,12 +45,16 @@ class CharsPerToken:
         self._ratio[model] = ratio + _CHARS_WEIGHT * (sample - ratio)
 
 
-class _Lengths:
-    __slots__ = ("_counts", "_quantiles", "_sum", "_total", "samples")
+class Lengths:
+    """Output lengths of one kind of request, as seen lately: quantiles, mean and the chance to go on."""
+
+    __slots__ = ("_counts", "_quantiles", "_sum", "_survivals", "_tails", "_total", "samples")
 
     def __init__(self) -> None:
         self._counts = [0.0] * _BINS
         self._quantiles: dict[float, int] = {}
+        self._tails: list[float] = []
+        self._survivals: dict[int, tuple[float, ...]] = {}
         self._total = 0.0
         self._sum = 0.0
         self.samples = 0
@@ -59,6 +69,9 @@ class _Lengths:
             self._total /= 2
             self._sum /= 2
         self._quantiles.clear()
+        if self.samples % _SURVIVAL_EVERY == 0:
+            self._tails.clear()
+            self._survivals.clear()
 
     def mean(self) -> int:
         return ceil(self._sum / self._total)
@@ -74,6 +87,57 @@ class _Lengths:
             known = self._quantiles[q] = ceil(2 ** (max(index, 0) / _BINS_PER_OCTAVE))
         return known
 
+    def survival(self, emitted: int, bound: int) -> tuple[float, ...]:
+        """The chance that an answer of `emitted` tokens still grows at each of `HORIZONS` tokens further on.
+
+        Certain up to `bound` until enough answers were seen; nothing goes beyond it.
+        """
+        if self.samples < _SAMPLES_NEEDED:
+            return tuple(1.0 if emitted + ahead < bound else 0.0 for ahead in HORIZONS)
+        step = emitted >> 3
+        known = self._survivals.get(step)
+        if known is None:
+            known = self._survivals[step] = self._surviving(step << 3)
+        if emitted + HORIZONS[-1] < bound:
+            return known
+        return tuple(s if emitted + ahead < bound else 0.0 for s, ahead in zip(known, HORIZONS, strict=True))
+
+    def _surviving(self, emitted: int) -> tuple[float, ...]:
+        now = self._tail(emitted)
+        if (
+            now < 1 / self._total
+        ):  # longer than what was seen: the older, the longer it will go on (Pareto with exponent 1)
+            return tuple(emitted / (emitted + ahead) if emitted else 1.0 for ahead in HORIZONS)
+        return tuple(self._tail(emitted + ahead) / now for ahead in HORIZONS)
+
+    def _tail(self, tokens: int) -> float:
+        """The share of answers that are longer."""
+        if not self._tails:
+            left = self._total
+            for count in self._counts:
+                left -= count
+                self._tails.append(max(0.0, left / self._total))
+        if tokens < 1:
+            return 1.0
+        place = _BINS_PER_OCTAVE * log2(tokens)  # bin i reaches from 2^((i-1)/4), exclusive, to 2^(i/4)
+        index = int(place)
+        if index >= _BINS - 1:
+            return self._tails[-1]
+        lower = self._tails[index]
+        return lower + (place - index) * (self._tails[index + 1] - lower)
+
+
+class KnownLength:
+    """An answer whose length is known beforehand: for a clairvoyant scheduler to measure ours against."""
+
+    __slots__ = ("tokens",)
+
+    def __init__(self, tokens: int) -> None:
+        self.tokens = tokens
+
+    def survival(self, emitted: int, bound: int) -> tuple[float, ...]:
+        return tuple(1.0 if emitted + ahead < min(self.tokens, bound) else 0.0 for ahead in HORIZONS)
+
 
 class OutputLengths:
     """Output tokens per sequence, by model and the octave of `max_output_tokens`."""
@@ -82,7 +146,7 @@ class OutputLengths:
 
     def __init__(self, quantile: float) -> None:
         self._quantile = quantile
-        self._lengths: dict[tuple[str, int], _Lengths] = {}
+        self._lengths: dict[tuple[str, int], Lengths] = {}
 
     def forecast(self, model: str, max_output_tokens: int | None) -> tuple[int, int]:
         """(to reserve, on average), both within the client's bound; the prior until enough was seen."""
@@ -95,9 +159,20 @@ class OutputLengths:
             return reserve, average
         return min(reserve, max_output_tokens), min(average, max_output_tokens)
 
+    def lengths(self, model: str, max_output_tokens: int | None) -> Lengths:
+        """What was seen of such requests; it goes on learning."""
+        return self._lengths.setdefault((model, _octave(max_output_tokens)), Lengths())
+
+    def least(self, model: str, max_output_tokens: int | None) -> int:
+        """Tokens that nearly every answer reaches; few until it is known."""
+        lengths = self._lengths.get((model, _octave(max_output_tokens)))
+        if lengths is None or lengths.samples < _SAMPLES_NEEDED:
+            return _LEAST_PRIOR
+        return lengths.quantile(_LEAST_QUANTILE)
+
     def learn(self, model: str, max_output_tokens: int | None, output_tokens: int) -> None:
         if output_tokens > 0:
-            self._lengths.setdefault((model, _octave(max_output_tokens)), _Lengths()).add(output_tokens)
+            self.lengths(model, max_output_tokens).add(output_tokens)
 
 
 def _octave(tokens: int | None) -> int:
@@ -115,10 +190,12 @@ class ReplicaSpeed:
         self.prefix_trust_ratio = 1.0
 
     def learn_ttft(self, *, observed_s: float, predicted_s: float) -> None:
-        self.ttft_factor = _towards(self.ttft_factor, observed_s, predicted_s)
+        """Of one first token; the prediction had the factor in it."""
+        self.ttft_factor = _corrected(self.ttft_factor, observed_s, predicted_s, _SPEED_WEIGHT)
 
-    def learn_tpot(self, *, observed_s: float, predicted_s: float) -> None:
-        self.tpot_factor = _towards(self.tpot_factor, observed_s, predicted_s)
+    def learn_step(self, *, observed_s: float, predicted_s: float) -> None:
+        """Of a decode step without prefill in it; the prediction had the factor in it."""
+        self.tpot_factor = _corrected(self.tpot_factor, observed_s, predicted_s, _STEP_WEIGHT)
 
     def learn_cached(self, *, reported_tokens: int, expected_tokens: int) -> None:
         """More than expected says nothing against the belief."""
@@ -127,11 +204,11 @@ class ReplicaSpeed:
             self.prefix_trust_ratio += _SPEED_WEIGHT * (sample - self.prefix_trust_ratio)
 
 
-def _towards(factor: float, observed_s: float, predicted_s: float) -> float:
+def _corrected(factor: float, observed_s: float, predicted_s: float, weight: float) -> float:
     if predicted_s <= 0:
         return factor
-    sample = min(max(observed_s / predicted_s, _SPEED_RANGE[0]), _SPEED_RANGE[1])
-    return factor + _SPEED_WEIGHT * (sample - factor)
+    ratio = min(max(observed_s / predicted_s, _SPEED_RANGE[0]), _SPEED_RANGE[1])
+    return min(max(factor * (1 + weight * (ratio - 1)), _SPEED_RANGE[0]), _SPEED_RANGE[1])
 
 
 class DrainRate:

@@ -7,15 +7,17 @@ against replicas where room has grown since.
 
 from heapq import heappop, heappush
 from itertools import count
+from math import inf
 
-from batching.estimators import Estimators
+from batching.blocks import UNBOUNDED
+from batching.estimators import Estimators, KnownLength
 from batching.fleet import Fleet
 from batching.ledger import LeaseRecord
 from batching.placement import Need, Placement, place, reserved_output
-from batching.queue import Lane, Waiting, WaitingQueue
+from batching.queue import LATE, Lane, Order, Waiting, WaitingQueue
 from batching.request import Request, ServiceTier
 from batching.ticket import Lease, LeaseId, Placed, TicketState
-from config.schema import ModelKind, Objectives, Scheduling
+from config.schema import Mechanism, ModelKind, Objectives, Scheduling
 
 _TTFT_BASE_TOKENS = 1000  # the objective grows with prompts beyond it (config.schema.Objectives)
 
@@ -29,15 +31,23 @@ class Filling:
         self._fleet = fleet
         self._estimators = estimators
         self._lease_ids = count(1)
+        self._holds = not scheduling.without & {Mechanism.HOLD, Mechanism.LATE_LAST}
+        self._by_cost = Mechanism.COST not in scheduling.without
         self.evaluations = 0
 
     def need(self, request: Request, ticket: int) -> Need:
         """What the request asks, by the estimates of this moment."""
-        forecast, expected = self._estimators.outputs.forecast(request.model, request.max_output_tokens)
+        outputs = self._estimators.outputs
+        bound, known = request.max_output_tokens, request.known_output_tokens
         if request.kind is ModelKind.EMBEDDING:
             forecast = expected = 0
+        elif known is not None:
+            forecast = expected = known
+        else:
+            forecast, expected = outputs.forecast(request.model, bound)
         ttft_s, tpot_s = _objectives(request, self._scheduling.objectives)
-        matched = self._fleet.prefixes.match(request.prefix_hashes) if request.prefix_chunk_tokens else {}
+        looks = request.prefix_chunk_tokens and Mechanism.PREFIX not in self._scheduling.without
+        matched = self._fleet.prefixes.match(request.prefix_hashes) if looks else {}
         return Need(
             request=request,
             ticket=ticket,
@@ -46,8 +56,17 @@ class Filling:
             ttft_objective_s=ttft_s,
             tpot_objective_s=tpot_s,
             min_output_tokens=0 if request.kind is ModelKind.EMBEDDING else 1,
+            output_bound=UNBOUNDED if bound is None else bound,
+            lengths=outputs.lengths(request.model, bound) if known is None else KnownLength(known),
             cached_tokens={replica: chunks * request.prefix_chunk_tokens for replica, chunks in matched.items()},
         )
+
+    def late_at_s(self, need: Need, now: float) -> float | None:
+        """When the request can no longer meet its objective, even on an idle replica; None: that is never said of it."""
+        if Mechanism.LATE_LAST in self._scheduling.without or need.ttft_objective_s == inf:
+            return None
+        quickest_s = self._fleet.quickest_s(need, now)
+        return None if quickest_s is None else need.first_token_due_s - quickest_s
 
     def fill(self, now: float) -> list[Placed]:
         """Places what fits; O(1) if nothing has arrived and no room has grown."""
@@ -97,14 +116,15 @@ class Filling:
         """In order over all lanes together, as they may share replicas; each looks past `bypass_limit` tickets at most."""
         placed: list[Placed] = []
         passed: dict[str, list[Waiting]] = {lane.model: [] for lane in lanes}
-        heads: list[tuple[int, tuple[float, int], Lane]] = []
+        heads: list[tuple[int, Order, Lane]] = []
         for lane in lanes:
             lane.blocked = None
             self._enter(heads, lane)
         while heads:
             _, _, lane = heappop(heads)
-            waiting = lane.pop()
-            assert waiting is not None
+            head = lane.peek()
+            assert head is not None
+            waiting = lane.take(head[1])
             if done := self._try(waiting, now):
                 placed += done
             else:
@@ -117,10 +137,10 @@ class Filling:
                 lane.push(waiting, arrives=False)
         return placed
 
-    def _enter(self, heads: list[tuple[int, tuple[float, int], Lane]], lane: Lane) -> None:
+    def _enter(self, heads: list[tuple[int, Order, Lane]], lane: Lane) -> None:
         head = lane.peek()
         if head is not None and self._fleet.has_room(lane.model):
-            heappush(heads, (head.rank, head.order, lane))  # orders are unique: they carry the ticket's id
+            heappush(heads, (head[0], head[1].order, lane))  # orders are unique: they carry the ticket's id
 
     def _try(self, waiting: Waiting, now: float) -> list[Placed]:
         ticket = waiting.ticket
@@ -134,7 +154,7 @@ class Filling:
             if need.forecast_tokens < before.forecast_tokens or need.cached_tokens != before.cached_tokens:
                 offers = self._fleet.offers(ticket.request.model)
         self.evaluations += len(offers)
-        placement = place(waiting.need, offers)
+        placement = place(waiting.need, offers, now, hold=self._holds and waiting.rank < LATE, by_cost=self._by_cost)
         if placement is None:
             waiting.tested_epoch = self._fleet.epoch
             return []
@@ -153,8 +173,14 @@ class Filling:
             prefill_tokens=request.prompt_tokens - score.cached_tokens,
             believed_cached_tokens=min(waiting.need.cached_tokens.get(placement.replica, 0), request.prompt_tokens - 1),
             forecast_tokens=reserved_output(waiting.need, live.offer),
-            ttft_s=score.ttft_s / live.offer.ttft_factor,
-            tpot_s=score.tpot_s / live.offer.tpot_factor,
+            ttft_s=score.ttft_s,
+            tpot_s=score.tpot_s,
+            prefill_s=score.prefill_s,
+            lengths=waiting.need.lengths,
+            output_bound=min(waiting.need.output_bound, live.offer.max_model_len - request.prompt_tokens),
+        )
+        live.least_output_tokens = request.known_output_tokens or self._estimators.outputs.least(
+            request.model, request.max_output_tokens
         )
         protected_at = waiting.protected_at
         lane = self._queue.lanes[request.model]

@@ -5,15 +5,17 @@ only where something has changed. Decides nothing: who goes where is placement's
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import takewhile
+from math import inf
+from typing import NamedTuple
 
 from batching.lazy_heap import LazyHeap
 from batching.ledger import LeaseRecord
 from batching.live_replica import LiveReplica
 from batching.offer import Offer
 from batching.placement import Need
-from batching.prefix_index import PrefixIndex
+from batching.prefix_index import MAX_CHUNKS_PER_PROMPT, PrefixIndex
 from batching.replica import TRANSITIONS, EngineLoad, Lifecycle, ReplicaProfile, ReplicaState
 from batching.request import ReplicaId
 from batching.ticket import LeaseId
@@ -21,7 +23,30 @@ from config.schema import Scheduling
 
 # A lifecycle that may become ready by itself: requests for its models wait.
 HOPEFUL = frozenset({Lifecycle.READY, Lifecycle.STARTING, Lifecycle.WARMING, Lifecycle.ASLEEP, Lifecycle.WAKING})
+_KINDS_S = 0.5  # a new kind of replica, or what was learned of one, may be noticed so late
 CACHE_LOST = frozenset({Lifecycle.DOWN, Lifecycle.ASLEEP, Lifecycle.STARTING})
+
+
+class _Kind(NamedTuple):
+    """What replicas of one GPU type and size have in common; rounded, so that learned factors do not tell them all apart."""
+
+    token_s: float
+    attention_s: float
+    step_s: float
+    decode_s: float
+    longest_tokens: int
+
+
+def _kind(offer: Offer) -> _Kind:
+    step_s = max(offer.weights_s, 0.0) + offer.step_wait_s
+    alone_s = offer.decode_s if offer.empty else offer.weights_s
+    return _Kind(
+        float(f"{offer.token_s:.2g}"),
+        float(f"{offer.attention_s:.2g}"),
+        float(f"{step_s:.1g}"),
+        float(f"{alone_s:.2g}"),
+        offer.longest_tokens,
+    )
 
 
 class Fleet:
@@ -34,6 +59,7 @@ class Fleet:
         self._serving: dict[str, OrderedDict[ReplicaId, Offer]] = {}
         self._stale_at: dict[ReplicaId, float] = {}  # of replicas with foreign blocks: when to stop believing in them
         self._assumed: LazyHeap[tuple[float, int], LeaseRecord] = LazyHeap(self._awaits_first_token)
+        self._kinds: dict[str, tuple[float, tuple[_Kind, ...]]] = {}
         self.prefixes = PrefixIndex()
         self.leases: dict[LeaseId, LeaseRecord] = {}
         self.known_models: set[str] = set()  # ever served: the configured models and adapters
@@ -106,12 +132,20 @@ class Fleet:
             self._stale_at.pop(replica, None)
         self._changed(replica)
 
+    def correct_prefixes(self, replica: ReplicaId, *, held: Sequence[int], lost: Sequence[int]) -> None:
+        """By its engine's events; nothing is believed of one that is on its way out, or has no cache now."""
+        live = self._replicas.get(replica)
+        if live is not None and not live.retired and live.lifecycle not in CACHE_LOST:
+            self.prefixes.drop(replica, lost)
+            for start in range(0, len(held), MAX_CHUNKS_PER_PROMPT):
+                self.prefixes.record(replica, held[start : start + MAX_CHUNKS_PER_PROMPT])
+
     # -- leases ------------------------------------------------------------------------------------------------------
 
     def open(self, record: LeaseRecord, assume_first_token_s: float | None) -> None:
         """`assume_first_token_s`: when to take the prompt for prefilled, if nobody will say so."""
         live = self[record.lease.replica]
-        live.ledger.open(record)
+        live.opened(record)
         self.leases[record.lease.id] = record
         self.prefixes.record(live.profile.id, record.lease.request.prefix_hashes)
         if assume_first_token_s is not None:
@@ -122,21 +156,21 @@ class Fleet:
         live = self[record.lease.replica]
         if record.first_token_s is None:
             record.first_token_s = record.last_token_s = now
-            live.speed.learn_ttft(observed_s=now - record.placed_s, predicted_s=record.ttft_s)
-        live.ledger.prefilled(record)
+            live.began(record, now)
+        live.prefilled(record, now)
         self._changed(live.profile.id)
 
-    def grow(self, record: LeaseRecord, emitted_tokens: int) -> None:
+    def grow(self, record: LeaseRecord, emitted_tokens: int, now: float) -> None:
         live = self[record.lease.replica]
-        if live.ledger.grow(record, emitted_tokens):
-            live.refresh()
+        if live.grew(record, emitted_tokens, now):
+            self._changed(live.profile.id)
 
-    def close(self, lease_id: LeaseId) -> LeaseRecord | None:
+    def close(self, lease_id: LeaseId, now: float) -> LeaseRecord | None:
         """None if it is gone already."""
         record = self.leases.pop(lease_id, None)
         if record is not None:
             live = self[record.lease.replica]
-            live.ledger.close(lease_id)
+            live.closed(record, now)
             self._changed(live.profile.id)
             if live.retired and not live.ledger.leases:
                 del self._replicas[live.profile.id]
@@ -184,6 +218,26 @@ class Fleet:
         serving = self._serving.get(model)
         return serving is not None and any(offer.has_room for offer in reversed(serving.values()))
 
+    def quickest_s(self, need: Need, now: float) -> float | None:
+        """The first token's time if a replica had nothing else to prefill, the quickest that meets the TPOT objective; None: none does.
+
+        By the kinds of replicas that are ready, which are looked up at most every `_KINDS_S`: O(kinds), not O(replicas).
+        """
+        model, prompt = need.request.model, need.request.prompt_tokens
+        looked_s, kinds = self._kinds.get(model, (-inf, ()))
+        if not looked_s <= now < looked_s + _KINDS_S:
+            kinds = tuple(
+                sorted({_kind(live.offer) for live in self.serving(model) if live.offer.open}, key=lambda k: k.token_s)
+            )
+            self._kinds[model] = (now, kinds)
+        new = prompt - min(max(need.cached_tokens.values(), default=0), prompt - 1)
+        times = (
+            kind.step_s + kind.token_s * new + kind.attention_s * new * (prompt - new / 2)
+            for kind in kinds
+            if kind.decode_s <= need.tpot_objective_s and prompt + need.min_output_tokens <= kind.longest_tokens
+        )
+        return min(times, default=None)
+
     def soonest(self, need: Need) -> ReplicaId | None:
         """The replica that would fit it first, of those not protected for somebody else."""
         waits = [
@@ -206,7 +260,7 @@ class Fleet:
             self._changed(replica)
         while (entry := self._assumed.peek()) and entry[0][0] <= now:
             record = self._assumed.pop()
-            self[record.lease.replica].ledger.prefilled(record)
+            self[record.lease.replica].prefilled(record, now)
             self._changed(record.lease.replica)
 
     def next_deadline(self) -> float | None:

@@ -5,9 +5,13 @@ lease may be opened is placement's business.
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from batching.blocks import blocks_for
+from batching.blocks import UNBOUNDED, blocks_for
 from batching.ticket import Lease, LeaseId
+
+if TYPE_CHECKING:
+    from batching.estimators import KnownLength, Lengths
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -21,8 +25,15 @@ class LeaseRecord:
     prefill_tokens: int  # uncached prompt, outstanding until the first token
     believed_cached_tokens: int  # of the prompt, by the prefix index alone
     forecast_tokens: int  # output per sequence that is reserved; grows with what was emitted
-    ttft_s: float  # predicted, the replica's learned factor divided out
-    tpot_s: float  # the same
+    ttft_s: float  # predicted
+    tpot_s: float  # predicted
+    prefill_s: float = 0.0  # of the machine, for the uncached prompt; outstanding until the first token
+    lengths: "Lengths | KnownLength | None" = None  # what is known of how long such answers get
+    output_bound: int = UNBOUNDED  # tokens per sequence that the client or the context allows
+    alone: bool = (
+        False  # nothing else was to be prefilled when it was placed: its first token tells the machine's speed
+    )
+    steps_before: int = 0  # of the engine, when its first token came
     emitted_tokens: int = 0  # all sequences together
     charged_tokens: int = 0  # of those, the ones the tenant was charged for
     first_token_s: float | None = None
@@ -51,12 +62,13 @@ class LeaseRecord:
 class Ledger:
     """All operations O(1) but `rebase` and `check`."""
 
-    __slots__ = ("held_blocks", "held_tokens", "leases", "prefill_tokens", "reserved_blocks", "sequences")
+    __slots__ = ("held_blocks", "held_tokens", "leases", "prefill_s", "prefill_tokens", "reserved_blocks", "sequences")
 
     def __init__(self) -> None:
         self.leases: dict[LeaseId, LeaseRecord] = {}
         self.sequences = 0
         self.prefill_tokens = 0
+        self.prefill_s = 0.0
         self.held_tokens = 0
         self.held_blocks = 0
         self.reserved_blocks = 0
@@ -72,6 +84,8 @@ class Ledger:
         """Its first token is out: the prompt no longer stands in anybody's way."""
         self.prefill_tokens -= record.prefill_tokens
         record.prefill_tokens = 0
+        self.prefill_s = max(0.0, self.prefill_s - record.prefill_s) if self.prefill_tokens else 0.0
+        record.prefill_s = 0.0
 
     def grow(self, record: LeaseRecord, emitted_tokens: int) -> bool:
         """Whether a block boundary was crossed. Counts only rise: a late report of fewer tokens changes nothing."""
@@ -122,6 +136,8 @@ class Ledger:
 
     def _add(self, record: LeaseRecord, sign: int) -> None:
         self.prefill_tokens += sign * record.prefill_tokens
+        # A sum of floats that must not creep: nothing outstanding is exactly nothing.
+        self.prefill_s = max(0.0, self.prefill_s + sign * record.prefill_s) if self.prefill_tokens else 0.0
         self.held_tokens += sign * record.held_tokens
         self.held_blocks += sign * record.held_blocks
         self.reserved_blocks += sign * record.reserved_blocks

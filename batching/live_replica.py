@@ -4,21 +4,31 @@ Decides what room it has; not who gets it. Owned by the fleet, which alone calls
 """
 
 from math import ceil, inf
+from statistics import NormalDist
 
 from batching.blocks import DEFAULT_BLOCK_SIZE, UNBOUNDED
 from batching.capacity import LearnedSequences, prior_sequences
 from batching.estimators import ReplicaSpeed
-from batching.ledger import Ledger
+from batching.kv_forecast import Holder, KvRisk, free_tokens
+from batching.ledger import LeaseRecord, Ledger
 from batching.offer import Offer
+from batching.pace import Pace
 from batching.placement import Need, blocks_if_fits, blocks_needed, could_ever_hold
 from batching.replica import EngineLoad, Lifecycle, ReplicaProfile, ReplicaState
+from batching.request import ServiceTier
 from config.gpus import StepModel, step_model
-from config.schema import CostTier, Scheduling
+from config.schema import CostTier, Mechanism, Scheduling
 
 _DEFAULT_CHUNK_TOKENS = (
     2048  # vLLM's smallest default for max_num_batched_tokens: predictions then err to the slow side
 )
+_TELLING_PREFILL_S = 0.05  # of shorter prompts the first token tells more of the step under way than of the machine
+_TYPICAL_TOKENS = 1000  # that each of them holds
 _TYPICAL_BATCH = 32  # sequences that share a step of a machine in use; prices decoding, not this moment's load
+# Of prefill that was admitted and shows no first token: an estimate that has run out says little, but not that nothing is left.
+_REST_RATIO = 0.25
+_TIGHT_RATIO = 0.7  # of the KV blocks reserved at high quantiles: from here on the sum is forecast
+_PACE_MARGIN_RATIO = 0.9  # of the TPOT objective that streams are kept to: step times are means
 
 
 class LiveReplica:
@@ -34,6 +44,12 @@ class LiveReplica:
         self.ledger = Ledger()
         self.learned = LearnedSequences(prior_sequences(profile.gpu, profile.gpu_count))
         self.speed = ReplicaSpeed()
+        self.pace = Pace(0.0, 0.0)
+        self.kv_risk = KvRisk(_normal_quantile(scheduling.kv_forecast_quantile))
+        self.least_output_tokens = 16  # what nearly every answer here reaches
+        self._prefill_end_s = 0.0
+        self._now = 0.0
+        self._stepped: tuple[float, int] | None = None  # since when only decoding: (time, steps)
         self.offer = Offer(replica=profile.id)
         self._step: StepModel
         self.describe(profile)
@@ -67,48 +83,127 @@ class LiveReplica:
         capacity_tokens = UNBOUNDED if profile.kv_blocks is None else profile.kv_blocks * self.block_size
         offer.longest_tokens = min(offer.max_model_len, capacity_tokens)
         offer.chunk_tokens = profile.max_num_batched_tokens or _DEFAULT_CHUNK_TOKENS
-        offer.token_s, offer.weights_s = step.token_s, step.weights_s
-        offer.attention_s, offer.kv_token_s = step.attention_s, step.kv_token_s
+        if not self.ledger.leases:
+            objective_s = self._scheduling.objectives.tpot_s * _PACE_MARGIN_RATIO
+            decode_s = step.overhead_s + step.weights_s + step.kv_token_s * _TYPICAL_BATCH * _TYPICAL_TOKENS
+            self.pace = Pace(objective_s, objective_s - decode_s)
 
     def observe(self, load: EngineLoad) -> None:
         """A fresh report. What is the engine's beyond ours is fixed now: our own figure moves on, its report does not."""
         self.load = load
         self.learned.observe(load, ours=self.ledger.sequences)
+        self.kv_risk.observe(load.preemptions_total, load.kv_usage_ratio)
         self.foreign_blocks = 0
         if load.kv_usage_ratio is not None and self.profile.kv_blocks is not None:
             used = round(load.kv_usage_ratio * self.profile.kv_blocks)
             self.foreign_blocks = max(0, used - self.ledger.held_blocks)
 
+    # -- its leases --------------------------------------------------------------------------------------------------
+
+    def opened(self, record: LeaseRecord) -> None:
+        """One more request is on its way there."""
+        record.alone = not self.ledger.prefill_tokens
+        self.ledger.open(record)
+        self._now = record.placed_s
+        self._prefill_end_s = max(self._prefill_end_s, record.placed_s) + record.prefill_s
+        self._stepped = None
+
+    def prefilled(self, record: LeaseRecord, now: float) -> None:
+        """Its first token is out, or taken for so."""
+        self.ledger.prefilled(record)
+        self._now = now
+        self._prefill_end_s = now + self.ledger.prefill_s
+        self._stepped = None
+
+    def began(self, record: LeaseRecord, now: float) -> None:
+        """Its first token was seen."""
+        if record.alone and record.prefill_s >= _TELLING_PREFILL_S:
+            self.speed.learn_ttft(observed_s=now - record.placed_s, predicted_s=record.ttft_s)
+        if record.lease.request.service_tier is not ServiceTier.BATCH:  # nobody watches those
+            self.pace.begin(record, now, least_tokens=self.least_output_tokens)
+
+    def grew(self, record: LeaseRecord, emitted_tokens: int, now: float) -> bool:
+        """Whether what it offers has changed: a block boundary was crossed, or its streams can bear more."""
+        crossed = self.ledger.grow(record, emitted_tokens)
+        self._now = now
+        if record.first_token_s is not None and self.pace.advance(record):
+            self._learn_step(now)
+            if self.offer.wanted_due_s < inf and self.pace.due_s(now) >= self.offer.wanted_due_s:
+                return True
+        return crossed
+
+    def closed(self, record: LeaseRecord, now: float) -> None:
+        """It has ended."""
+        self._now = now
+        if record.prefill_s:
+            self._prefill_end_s -= record.prefill_s
+        self.ledger.close(record.lease.id)
+        self.pace.end(record)
+        self._stepped = None
+
+    def _learn_step(self, now: float) -> None:
+        """From steps in which the batch stayed as it was and nothing was prefilled."""
+        if self._stepped is not None and not self.ledger.prefill_tokens:
+            since_s, steps = self._stepped
+            self.speed.learn_step(
+                observed_s=(now - since_s) / (self.pace.steps - steps), predicted_s=self.offer.decode_s
+            )
+        self._stepped = (now, self.pace.steps)
+
+    # -- what it offers ----------------------------------------------------------------------------------------------
+
     def refresh(self) -> bool:
         """Rewrites the offer; True if something that did not fit before may fit now."""
-        offer, ledger, step = self.offer, self.ledger, self._step
+        offer, ledger, speed = self.offer, self.ledger, self.speed
         before = (offer.open, offer.empty, offer.free_sequences, offer.free_blocks, offer.free_prefill_tokens)
+        rooms = offer.free_tokens
         offer.open = self.lifecycle is Lifecycle.READY and not self.retired
         offer.empty = not ledger.leases
         limit = self.max_num_seqs
         offer.free_sequences = limit - ledger.sequences
         offer.free_prefill_tokens = self._free_prefill_tokens()
         offer.free_blocks, offer.headroom_ratio = self._free_blocks(limit)
+        offer.free_tokens = self._forecast()
         offer.batch = min(limit, _TYPICAL_BATCH)
-        offer.prefill_tokens = ledger.prefill_tokens
-        kv_s = step.kv_token_s * (ledger.held_tokens + self.foreign_blocks * self.block_size)
-        offer.chunk_s = step.overhead_s + kv_s + step.token_s * ledger.sequences
-        offer.decode_s = step.overhead_s + max(step.weights_s, step.token_s * (ledger.sequences + 1)) + kv_s
-        speed = self.speed
-        offer.ttft_factor, offer.tpot_factor = speed.ttft_factor, speed.tpot_factor
         offer.prefix_trust_ratio = speed.prefix_trust_ratio
+        self._refresh_times()
+        eased = offer.due_s >= offer.wanted_due_s
+        if eased:
+            offer.wanted_due_s = inf
         return offer.open and (
-            not before[0]
+            eased
+            or not before[0]
             or offer.empty > before[1]
             or offer.free_sequences > before[2]
             or offer.free_blocks > before[3]
             or offer.free_prefill_tokens > before[4]
+            or _roomier(rooms, offer.free_tokens)
         )
+
+    def _refresh_times(self) -> None:
+        offer, ledger, step = self.offer, self.ledger, self._step
+        prefill, decode = self.speed.ttft_factor, self.speed.tpot_factor
+        kv_s = step.kv_token_s * (ledger.held_tokens + self.foreign_blocks * self.block_size)
+        offer.price_decode_s = step.overhead_s + max(step.weights_s, step.token_s * (ledger.sequences + 1)) + kv_s
+        offer.price_factor = 1 / prefill
+        offer.decode_s = decode * offer.price_decode_s
+        offer.kv_token_s = decode * step.kv_token_s
+        offer.chunk_s = prefill * (step.overhead_s + kv_s + step.token_s * ledger.sequences)
+        offer.token_s, offer.weights_s = prefill * step.token_s, prefill * step.weights_s
+        offer.attention_s = prefill * step.attention_s
+        offer.prefill_end_s = self._prefill_end_s
+        offer.prefill_rest_s = _REST_RATIO * ledger.prefill_s
+        offer.step_wait_s = 0.0 if offer.empty else offer.decode_s / 2
+        if Mechanism.ITL_GUARD in self._scheduling.without:
+            return
+        chunk_s = offer.chunk_s + offer.token_s * offer.chunk_tokens
+        offer.held_up_ratio = max(0.0, 1 - self.pace.objective_s / chunk_s)
+        offer.due_s = self.pace.due_s(self._now)
 
     def _free_prefill_tokens(self) -> int:
         budget = self.profile.max_num_batched_tokens
         # With nothing outstanding a prompt longer than the budget is taken too: it has to go somewhere.
-        if budget is None or self.ledger.prefill_tokens == 0:
+        if budget is None or self.ledger.prefill_tokens == 0 or Mechanism.LATE_BINDING in self._scheduling.without:
             return UNBOUNDED
         return int(self._scheduling.prefill_chunks * budget) - self.ledger.prefill_tokens
 
@@ -119,19 +214,41 @@ class LiveReplica:
         used = self.ledger.reserved_blocks + self.foreign_blocks
         return blocks - ceil(self._scheduling.kv_watermark_ratio * blocks) - used, 1 - used / blocks
 
+    def _forecast(self) -> tuple[float, ...] | None:
+        """Only where reserving every lease's own quantile would begin to bind."""
+        blocks = self.profile.kv_blocks
+        if (
+            blocks is None
+            or self.ledger.reserved_blocks < _TIGHT_RATIO * blocks
+            or Mechanism.KV_FORECAST in self._scheduling.without
+        ):
+            return None
+        half_block = self.block_size // 2  # the last block of a sequence is half empty on average
+        holders = (
+            Holder(
+                record.held_tokens + half_block * record.lease.request.sequences,
+                record.lease.request.sequences,
+                record.lengths.survival(record.emitted_per_sequence, record.output_bound),
+            )
+            for record in self.ledger.leases.values()
+            if record.lengths is not None
+        )
+        watermark = ceil(self._scheduling.kv_watermark_ratio * blocks)
+        return free_tokens((blocks - watermark - self.foreign_blocks) * self.block_size, holders, self.kv_risk.margin)
+
     def seconds_until_fit(self, need: Need) -> float | None:
         """When it will fit if nothing else is placed here: leases are taken to end as forecast. None: never."""
         offer = self.offer
         if not offer.open or not could_ever_hold(need.request, offer, min_output_tokens=need.min_output_tokens):
             return None
-        if blocks_if_fits(need, offer) is not None:
+        if blocks_if_fits(need, offer, self._now) is not None:
             return 0.0
         blocks, sequences = -offer.free_blocks, need.request.sequences - offer.free_sequences
         blocks += blocks_needed(need, offer)
         prefill = need.request.prompt_tokens - offer.free_prefill_tokens
         ends = sorted(
             (
-                (r.forecast_tokens - r.emitted_per_sequence) * offer.tpot_factor * r.tpot_s,
+                (r.forecast_tokens - r.emitted_per_sequence) * r.tpot_s,
                 r.lease.id,
                 r.reserved_blocks,
                 r.lease.request.sequences,
@@ -164,8 +281,20 @@ class LiveReplica:
                 "ttft_factor": self.speed.ttft_factor,
                 "tpot_factor": self.speed.tpot_factor,
                 "prefix_trust_ratio": self.speed.prefix_trust_ratio,
+                "kv_margin": self.kv_risk.margin,
             },
         )
 
     def __repr__(self) -> str:
         return f"<{self.profile.id} {self.lifecycle} {self.ledger!r}>"
+
+
+def _roomier(before: tuple[float, ...] | None, after: tuple[float, ...] | None) -> bool:
+    if after is None or before is None:
+        return after is not before
+    return any(now > then for now, then in zip(after, before, strict=True))
+
+
+def _normal_quantile(q: float) -> float:
+    """Standard deviations of a normal distribution below which a share of `q` lies; within what `KvRisk` may learn."""
+    return min(max(NormalDist().inv_cdf(min(q, 0.9999)), 0.5), 6.0)

@@ -1,8 +1,9 @@
 """Where a request goes: filter, score, pick - and the explanation that goes with it.
 
-A pure function of what the request needs and what replicas offer. Money and time: among replicas predicted to meet the
-objectives the cheapest; if none meets them the earliest first token; equal within 1 % goes to the most headroom.
-Does not hold requests back, order them, or remember anything.
+A pure function of what the request needs, what replicas offer, and the time. Money and time: among replicas predicted to meet
+the objectives with ease the cheapest; else the earliest first token among those that meet them at all; else, where some other
+replica could still meet them, nothing: the request is held. Equal within 1 % goes to the most headroom.
+Does not order requests, or remember anything.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,13 +12,18 @@ from operator import itemgetter
 from typing import Final
 
 from batching.blocks import UNBOUNDED, blocks_for
+from batching.estimators import KnownLength, Lengths
+from batching.kv_forecast import Holder, fits
 from batching.offer import Offer
 from batching.request import ReplicaId, Request
 from config.schema import CostTier
 
-# Of an objective that a prediction must stay below: predictions are means, and what is placed next slows down what runs
-# (benchmarks.simulate, mixed fleet at x16 of the Azure trace: 91 % met without it, 96 % with it; docs/benchmarks.md).
-_MARGIN_RATIO = 0.6
+# Of the time that is left until the first token is due. Within the first share money decides; up to the second the earliest.
+_EASE_RATIO = 0.6
+_MEET_RATIO = 0.95
+_TPOT_RATIO = (
+    0.9  # of the TPOT objective: what is prefilled later slows down what runs; the guard keeps that within bounds
+)
 _EQUAL_RATIO = 1.01  # predictions are not better than 1 %
 _ROUNDING = 1 + 1e-9
 # Reclaims per second and spot machine: one in 20 hours, the order of published spot interruption rates (5 % an hour).
@@ -36,6 +42,7 @@ class Score:
     headroom_blocks: int | None  # KV blocks free after it; None: unknown
     meets_objective: bool
     machine_s: float = 0.0  # of the whole machine, that serving it will use
+    prefill_s: float = 0.0  # ... until its prompt is prefilled, if nothing else is
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,11 +77,18 @@ class Need:
     ttft_objective_s: float
     tpot_objective_s: float
     min_output_tokens: int = 1  # 0 for embeddings
+    output_bound: int = UNBOUNDED  # tokens per sequence that the client allows
+    lengths: Lengths | KnownLength | None = None  # what is known of how long such answers get
     cached_tokens: Mapping[ReplicaId, int] = field(default_factory=dict)  # expected in each prefix cache
 
+    @property
+    def first_token_due_s(self) -> float:
+        """When the first token must be there, on the caller's clock."""
+        return self.request.arrived_s + self.ttft_objective_s
 
-# (usd, machine_s, ttft_s, tpot_s, cached tokens, blocks, offer): a bare tuple, as one is made for every replica scored.
-_Row = tuple[float, float, float, float, int, int, Offer]
+
+# (usd, machine_s, ttft_s, tpot_s, cached tokens, blocks, offer, prefill_s): a bare tuple, as one is made for every replica scored.
+_Row = tuple[float, float, float, float, int, int, Offer, float]
 _USD: Final = 0
 _MACHINE: Final = 1
 _TTFT: Final = 2
@@ -84,17 +98,31 @@ _BLOCKS: Final = 5
 _OFFER: Final = 6
 
 
-def place(need: Need, offers: Sequence[Offer]) -> Placement | None:
-    """The best of `offers` for `need`, or None where it fits none of them now. O(offers)."""
-    rows = _fitting(need, offers)
+def place(
+    need: Need, offers: Sequence[Offer], now: float = 0.0, *, hold: bool = False, by_cost: bool = True
+) -> Placement | None:
+    """The best of `offers` for `need`, or None where it fits none of them now. O(offers).
+
+    `hold`: None also where every one that has room would miss an objective. `by_cost` False: always the earliest first token.
+    """
+    rows = _fitting(need, offers, now)
     if not rows:
         return None
-    ttft_s, tpot_s = need.ttft_objective_s * _MARGIN_RATIO, need.tpot_objective_s * _MARGIN_RATIO
-    meeting = [row for row in rows if row[_TTFT] <= ttft_s and row[_TPOT] <= tpot_s]
-    best, reason = _cheapest(need, meeting) if meeting else _earliest(rows)
-    others = [row for row in meeting or rows if row is not best]
+    left_s, tpot_s = need.first_token_due_s - now, need.tpot_objective_s * _TPOT_RATIO
+    pool = [row for row in rows if row[_TTFT] <= left_s * _MEET_RATIO and row[_TPOT] <= tpot_s]
+    meets = bool(pool)
+    with_ease = [row for row in pool if row[_TTFT] <= left_s * _EASE_RATIO] if by_cost else []
+    if with_ease:
+        pool = with_ease
+        best, reason = _cheapest(need, pool)
+    elif meets or not hold:
+        pool = pool or rows
+        best, reason = _earliest(pool)
+    else:
+        return None
+    others = [row for row in pool if row is not best]
     shown = (best, min(others, key=itemgetter(_USD, _MACHINE))) if others else (best,)
-    scores = tuple(_public(need, row) for row in shown)
+    scores = tuple(_public(need, row, now) for row in shown)
     offer = best[_OFFER]
     return Placement(
         replica=offer.replica,
@@ -133,13 +161,30 @@ def could_ever_hold(request: Request, offer: Offer, *, min_output_tokens: int) -
     )
 
 
-def blocks_if_fits(need: Need, offer: Offer) -> int | None:
+def blocks_if_fits(need: Need, offer: Offer, now: float = 0.0) -> int | None:
     """KV blocks that the request would reserve there, or None if a budget or a constraint forbids it now."""
-    rows = _fitting(need, (offer,))
+    rows = _fitting(need, (offer,), now)
     return rows[0][_BLOCKS] if rows else None
 
 
-def _fitting(need: Need, offers: Sequence[Offer]) -> list[_Row]:
+def holder(need: Need, block_size: int) -> Holder:
+    """The request as one more term of a replica's KV forecast."""
+    request = need.request
+    tokens = request.prompt_tokens + request.sequences * block_size // 2
+    survival = () if need.lengths is None else need.lengths.survival(0, need.output_bound)
+    return Holder(tokens, request.sequences, survival)
+
+
+def _fits_cache(need: Need, offer: Offer, blocks: int) -> bool:
+    """Reserving at the high quantile fits, or else the forecast of the sum says that it does."""
+    if blocks <= offer.free_blocks and offer.free_blocks > 0:
+        return True
+    if offer.free_tokens is None or need.lengths is None:
+        return False
+    return fits(offer.free_tokens, holder(need, offer.block_size))
+
+
+def _fitting(need: Need, offers: Sequence[Offer], now: float) -> list[_Row]:
     """Filter and score, in one flat loop with few calls: it runs for every replica and every decision.
 
     An empty replica takes whatever it could hold at all, so that a request wider than a budget still goes somewhere.
@@ -163,28 +208,33 @@ def _fitting(need: Need, offers: Sequence[Offer]) -> list[_Row]:
         if cached_tokens:
             cached = cached_on(need, o) if o.replica in cached_tokens else 0
         new = prompt - cached
+        if not empty and new > o.free_prefill_tokens:
+            continue
         if o.block_size != block_size or o.max_model_len != max_model_len:  # seldom: replicas of a model are alike
             block_size, max_model_len, blocks = o.block_size, o.max_model_len, blocks_needed(need, o)
-        if not empty and (blocks > o.free_blocks or o.free_blocks <= 0 or new > o.free_prefill_tokens):
+        if not empty and (blocks > o.free_blocks or o.free_blocks <= 0) and not _fits_cache(need, o, blocks):
             continue
         # Chunked prefill: what was admitted before goes first; each step also decodes for everybody, reads the weights.
-        ahead = o.prefill_tokens + new
-        steps = -(-ahead // o.chunk_tokens)
-        compute_s, weights_s = o.token_s * ahead, steps * o.weights_s
-        if weights_s > compute_s:  # noqa: PLR1730 - a call to max costs a tenth of the loop
-            compute_s = weights_s
+        steps = -(-new // o.chunk_tokens)
+        compute_s, weights_s = o.token_s * new, steps * o.weights_s
         attention_s = o.attention_s * new * (cached + new / 2)
-        ttft_s = o.ttft_factor * (steps * o.chunk_s + compute_s + attention_s)
-        tpot_s = o.tpot_factor * (o.decode_s + o.kv_token_s * prompt)
-        decode_s = decode_tokens * tpot_s
+        own_s = steps * o.chunk_s + (max(weights_s, compute_s)) + attention_s
+        ahead_s = o.prefill_end_s - now
+        ahead_s = max(ahead_s, o.prefill_rest_s)
+        wanted_s = now + o.held_up_ratio * (ahead_s + own_s)
+        if wanted_s > o.due_s and not empty:  # its streams cannot bear so much prefill
+            o.wanted_due_s = min(o.wanted_due_s, wanted_s)
+            continue
+        ttft_s = own_s + max(ahead_s, o.step_wait_s)
+        tpot_s = o.decode_s + o.kv_token_s * prompt
         # The share of the machine: all of it while prefilling, one of `batch` while decoding. Without the learned factors: they
         # tell this moment's load from the next, and a price that moves with them herds everybody onto one replica.
-        busy_s = decode_tokens * sequences * (o.decode_s + o.kv_token_s * prompt) / o.batch
-        machine_s = o.token_s * new + attention_s + busy_s
+        machine_s = (compute_s + attention_s) * o.price_factor
+        machine_s += decode_tokens * sequences * (o.price_decode_s + o.kv_token_s * prompt) / o.batch
         usd = o.usd_per_s * machine_s
         if o.cost_tier is spot:  # a reclaim costs the work again
-            usd *= 1 + _SPOT_HAZARD_PER_S * (ttft_s + decode_s)
-        rows.append((usd, machine_s, ttft_s, tpot_s, cached, blocks, o))
+            usd *= 1 + _SPOT_HAZARD_PER_S * (ttft_s + decode_tokens * tpot_s)
+        rows.append((usd, machine_s, ttft_s, tpot_s, cached, blocks, o, own_s))
     return rows
 
 
@@ -205,7 +255,7 @@ def _prefix_decided(need: Need, best: _Row, rows: list[_Row]) -> bool:
     prompt = need.request.prompt_tokens
     new = prompt - cached
     saved_s = offer.token_s * cached + offer.attention_s * (prompt**2 / 2 - new * (cached + new / 2))
-    without_s = best[_MACHINE] + offer.ttft_factor * saved_s
+    without_s = best[_MACHINE] + offer.price_factor * saved_s
     without_usd = best[_USD] * without_s / best[_MACHINE]
     # Had this replica held none of it, would one that holds less have been as good?
     rivals = [row for row in rows if row is not best]
@@ -225,8 +275,8 @@ def _roomiest(rows: list[_Row]) -> _Row:
     return rows[0] if len(rows) == 1 else min(rows, key=lambda row: (-row[_OFFER].headroom_ratio, row[_OFFER].replica))
 
 
-def _public(need: Need, row: _Row) -> Score:
-    usd, machine_s, ttft_s, tpot_s, cached, blocks, offer = row
+def _public(need: Need, row: _Row, now: float) -> Score:
+    usd, machine_s, ttft_s, tpot_s, cached, blocks, offer, prefill_s = row
     free = offer.free_blocks
     return Score(
         replica=offer.replica,
@@ -235,6 +285,7 @@ def _public(need: Need, row: _Row) -> Score:
         usd=usd,
         cached_tokens=cached,
         headroom_blocks=None if free >= UNBOUNDED else max(0, free - blocks),
-        meets_objective=ttft_s <= need.ttft_objective_s and tpot_s <= need.tpot_objective_s,
+        meets_objective=now + ttft_s <= need.first_token_due_s and tpot_s <= need.tpot_objective_s,
         machine_s=machine_s,
+        prefill_s=prefill_s,
     )

@@ -1,11 +1,11 @@
 """Which replica probably holds which prompt prefix: a bounded LRU of chained chunk hashes.
 
 A hash covers everything before it, so a match is a walk from the first chunk until nobody is left. Belief only: it comes
-from what was placed, and is forgotten with the replica or by age. Does not know tokens or engines.
+from what was placed, is corrected by what engines tell, and is forgotten with the replica or by age. Does not know tokens or engines.
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from batching.request import ReplicaId
@@ -55,6 +55,14 @@ class PrefixIndex:
             self._holders.move_to_end(chunk)
         while len(self._holders) > self._max_chunks:
             self._holders.popitem(last=False)
+
+    def drop(self, replica: ReplicaId, hashes: Iterable[int]) -> None:
+        """Its engine has evicted these chunks: what lies behind them is not matched any more either."""
+        bit = self._bits.get(replica, 0)
+        for chunk in hashes:
+            holders = self._holders.get(chunk, 0)
+            if holders & bit:
+                self._holders[chunk] = holders & ~bit
 
     def forget(self, replica: ReplicaId) -> None:
         """Its cache is gone: it went down, slept or was replaced."""

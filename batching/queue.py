@@ -1,12 +1,14 @@
-"""Who is next: service tiers strictly, aging between them, tenants by tokens served, then deadline, then arrival.
+"""Who is next: service tiers, with a floor under each; tenants by tokens served; then who must have its first token soonest.
 
 One lane per model, so that what waits for one model never blocks another. Counts what waits and enforces nothing: the
 bounds are admission's. Knows no replicas.
 
-Order inside a lane. A ticket's rank is its service tier, one better for every `aging_s` it has waited: nobody of rank 0
-starves, since inside a rank tenants take turns and inside a tenant no deadline counts as later than `max_wait_s` after
-arrival. Tenants share a rank by virtual token counters (VTC, Sheng et al., OSDI 2024): prompt tokens count 1, output
-tokens 2; whoever begins to wait starts at the counter last served, so that idling earns no credit.
+Order inside a lane. A ticket's rank is its service tier; priority, default and flex go before those of them that can no longer
+meet their objective (`LATE`), and these before batch. Ranks are strict but for the floors: of every prompt token placed a small
+share is credited to each rank that waits, and a rank whose credit covers its head goes first, so that nobody starves. Waiting
+`aging_s` lifts flex and default by one tier. Tenants share a rank by virtual token counters (VTC, Sheng et al., OSDI 2024): prompt tokens
+count 1, output tokens 2; whoever begins to wait starts at the counter last served, so that idling earns no credit. Inside a
+tenant the earliest first token due goes first; those that are late, and batch, in order of arrival.
 """
 
 from collections import OrderedDict
@@ -14,16 +16,27 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from heapq import heappop, heappush, heapreplace
 from itertools import count
+from math import inf
 from typing import Final
 
 from batching.lazy_heap import LazyHeap
 from batching.placement import Need
 from batching.request import ReplicaId, Request, ServiceTier
 from batching.ticket import Ticket, TicketId, TicketState
+from config.schema import Floors
 from config.schema import Queue as QueueConfig
 
 OUTPUT_TOKEN_WEIGHT: Final = 2  # an output token costs about two prompt tokens (VTC's and the price lists' ratio)
 _MAX_COUNTERS: Final = 10_000  # tenants remembered per lane and rank: a megabyte; beyond it idle ones start afresh
+
+
+# Ranks: 0-2 are the service tiers that somebody watches.
+LATE: Final = 3
+_BATCH: Final = 4
+_RANKS: Final = 5
+_CREDIT_LIMIT: Final = 65_536  # tokens: a rank that waited for hours must not shut out the others for minutes
+
+Order = tuple[float, float, int]  # by time, then by when it leaves, then by ticket
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -34,7 +47,7 @@ class Waiting:
     need: Need
     rank: int
     leave_s: float  # evicted then
-    order: tuple[float, int]  # inside a tenant, least first
+    order: Order  # inside a tenant, least first
     tested_epoch: int = -1  # the fleet's epoch when it last fitted nowhere; -1: never tested
     passed_s: float | None = None  # since when others take room that it could use
     protected_at: ReplicaId | None = None
@@ -53,53 +66,62 @@ def leave_time(request: Request, now: float, max_wait_s: float) -> float:
     )
 
 
+class _Counters:
+    """Tokens served to each tenant; ranks that share them are one account."""
+
+    __slots__ = ("floor", "served")
+
+    def __init__(self) -> None:
+        self.served: dict[str, float] = {}
+        self.floor = 0.0
+
+    def charge(self, tenant: str, tokens: float, *, dispatch: bool) -> None:
+        served = self.served.get(tenant, self.floor)
+        if dispatch:
+            self.floor = max(self.floor, served)
+        self.served[tenant] = served + tokens
+
+
 class _Rank:
     """The tenants of one rank of one lane."""
 
-    __slots__ = ("_activations", "_floor", "_rank", "_served", "_tenants", "_turns")
+    __slots__ = ("_activations", "_counters", "_rank", "_turns", "tenants")
 
-    def __init__(self, rank: int) -> None:
+    def __init__(self, rank: int, counters: _Counters) -> None:
         self._rank = rank
-        self._tenants: dict[str, LazyHeap[tuple[float, int], Waiting]] = {}
+        self._counters = counters
+        self.tenants: dict[str, LazyHeap[Order, Waiting]] = {}
         self._turns: list[tuple[float, int, str]] = []  # one entry a tenant; its counter may be out of date (too low)
-        self._served: dict[str, float] = {}
-        self._floor = 0.0
         self._activations = count()
 
     def push(self, waiting: Waiting, *, arrives: bool) -> None:
         tenant = waiting.ticket.request.tenant
-        heap = self._tenants.get(tenant)
+        heap = self.tenants.get(tenant)
         if heap is None:
-            heap = self._tenants[tenant] = LazyHeap(self._alive)
-            served = self._served.get(tenant, 0.0)
-            self._served[tenant] = max(served, self._floor) if arrives else served
-            heappush(self._turns, (self._served[tenant], next(self._activations), tenant))
+            heap = self.tenants[tenant] = LazyHeap(self._alive)
+            counters = self._counters
+            served = counters.served.get(tenant, 0.0)
+            counters.served[tenant] = max(served, counters.floor) if arrives else served
+            heappush(self._turns, (counters.served[tenant], next(self._activations), tenant))
         heap.push(waiting.order, waiting)
 
     def peek(self) -> Waiting | None:
+        served = self._counters.served
         while self._turns:
             noted, activation, tenant = self._turns[0]
-            if self._served[tenant] > noted:
-                heapreplace(self._turns, (self._served[tenant], activation, tenant))
+            if served[tenant] > noted:
+                heapreplace(self._turns, (served[tenant], activation, tenant))
                 continue
-            head = self._tenants[tenant].peek()
+            head = self.tenants[tenant].peek()
             if head is not None:
                 return head[1]
             heappop(self._turns)
-            del self._tenants[tenant]
+            del self.tenants[tenant]
         return None
 
     def pop(self) -> Waiting:
         """What `peek` has just shown."""
-        return self._tenants[self._turns[0][2]].pop()
-
-    def charge(self, tenant: str, tokens: float, *, dispatch: bool) -> None:
-        served = self._served.get(tenant, self._floor)
-        if dispatch:
-            self._floor = max(self._floor, served)
-        self._served[tenant] = served + tokens
-        if len(self._served) > _MAX_COUNTERS:
-            self._served = {t: s for t, s in self._served.items() if t in self._tenants}
+        return self.tenants[self._turns[0][2]].pop()
 
     def _alive(self, waiting: Waiting) -> bool:
         return waiting.queued and waiting.rank == self._rank
@@ -108,36 +130,56 @@ class _Rank:
 class Lane:
     """What waits for one model. `pop` and `push` are O(log n)."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, floors: Floors) -> None:
         self.model = model
         self.size = 0
         self.fresh: list[Waiting] = []  # arrived since the last pass
         self.grown = False  # room has grown since then
         self.blocked: Waiting | None = None  # the first in order that fitted nowhere in the last pass
         self.protected: Waiting | None = None
-        self._ranks = tuple(_Rank(tier.value) for tier in ServiceTier)
+        watched, batch = _Counters(), _Counters()
+        self._ranks = tuple(_Rank(rank, batch if rank == _BATCH else watched) for rank in range(_RANKS))
+        self._counters = (watched, watched, watched, watched, batch)
+        self._floors = (0.0, floors.default, floors.flex, floors.late, floors.batch)
+        self._credits = [0.0] * _RANKS
 
     def push(self, waiting: Waiting, *, arrives: bool = True) -> None:
         """`arrives=False` puts back what `pop` gave, its tenant's standing unchanged."""
         self._ranks[waiting.rank].push(waiting, arrives=arrives)
 
-    def peek(self) -> Waiting | None:
-        """The next in order; it stays."""
-        for rank in self._ranks:
-            if (waiting := rank.peek()) is not None:
-                return waiting
-        return None
+    def peek(self) -> tuple[int, Waiting] | None:
+        """The next in order and the rank that it goes by (-1: its floor's turn); it stays."""
+        first: tuple[int, Waiting] | None = None
+        for number, rank in enumerate(self._ranks):
+            waiting = rank.peek()
+            if waiting is None:
+                continue
+            if first is None:
+                first = (number, waiting)
+            elif self._credits[number] >= waiting.ticket.request.prompt_tokens:
+                return -1, waiting
+        return first
 
-    def pop(self) -> Waiting | None:
-        """The next in order, out of the order: the caller places it or puts it back."""
-        for rank in self._ranks:
-            if rank.peek() is not None:
-                return rank.pop()
-        return None
+    def take(self, waiting: Waiting) -> Waiting:
+        """What `peek` has just shown, out of the order: the caller places it or puts it back."""
+        return self._ranks[waiting.rank].pop()
 
     def charge(self, rank: int, tenant: str, tokens: float, *, dispatch: bool = False) -> None:
         """Tokens served to a tenant; `dispatch` when one of its tickets leaves for a replica."""
-        self._ranks[rank].charge(tenant, tokens, dispatch=dispatch)
+        counters = self._counters[rank]
+        counters.charge(tenant, tokens, dispatch=dispatch)
+        if len(counters.served) > _MAX_COUNTERS:
+            waiting = {tenant for own in self._ranks for tenant in own.tenants}
+            counters.served = {tenant: served for tenant, served in counters.served.items() if tenant in waiting}
+        if dispatch:
+            self._credit(rank, tokens)
+
+    def _credit(self, served: int, tokens: float) -> None:
+        for rank, floor in enumerate(self._floors):
+            if rank == served:
+                self._credits[rank] = max(0.0, self._credits[rank] - tokens)
+            elif floor and self._ranks[rank].peek() is not None:
+                self._credits[rank] = min(_CREDIT_LIMIT, self._credits[rank] + floor * tokens)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,12 +206,15 @@ class _Group:
 class WaitingQueue:
     """Every lane, and the sums over them."""
 
-    def __init__(self, config: QueueConfig) -> None:
+    def __init__(self, config: QueueConfig, *, by_deadline: bool = True, with_floors: bool = True) -> None:
         self._config = config
+        self._by_deadline = by_deadline
+        self._floors = config.floors if with_floors else Floors(default=0, flex=0, late=0, batch=0)
         self._groups: dict[tuple[str, ServiceTier], _Group] = {}
         self._members: dict[TicketId, Waiting] = {}
         self._leaving: LazyHeap[tuple[float, int], Waiting] = LazyHeap(lambda w: w.queued)
-        self._lifting: LazyHeap[tuple[float, int], Waiting] = LazyHeap(lambda w: w.queued)
+        self._turning: LazyHeap[tuple[float, int], Waiting] = LazyHeap(lambda w: w.queued and w.rank < LATE)
+        self._lifting: LazyHeap[tuple[float, int], Waiting] = LazyHeap(lambda w: w.queued and w.rank < LATE)
         self.lanes: dict[str, Lane] = {}
         self.arrived: set[str] = set()  # models with fresh tickets
         self.tokens = 0
@@ -187,7 +232,7 @@ class WaitingQueue:
     def lane(self, model: str) -> Lane:
         lane = self.lanes.get(model)
         if lane is None:
-            lane = self.lanes[model] = Lane(model)
+            lane = self.lanes[model] = Lane(model, self._floors)
         return lane
 
     def first(self, model: str) -> Waiting:
@@ -196,16 +241,24 @@ class WaitingQueue:
         firsts = (next(iter(group.members.values())) for group in groups if group is not None and group.members)
         return min(firsts, key=lambda waiting: waiting.ticket.id)
 
-    def add(self, ticket: Ticket, need: Need) -> None:
+    def add(self, ticket: Ticket, need: Need, late_at_s: float | None = None) -> None:
+        """`late_at_s`: when it can no longer meet its objective anywhere; None: that is not to be said."""
         request, now = ticket.request, ticket.queued_s
         leave_s = leave_time(request, now, self._config.max_wait_s)
+        batch = request.service_tier is ServiceTier.BATCH
+        due_s = need.first_token_due_s if self._by_deadline else inf
         waiting = Waiting(
             ticket=ticket,
             need=need,
-            rank=request.service_tier.value,
+            rank=_BATCH if batch else request.service_tier.value,
             leave_s=leave_s,
-            order=(min(leave_s, now + self._config.max_wait_s), ticket.id),
+            order=(min(due_s, leave_s, now + self._config.max_wait_s), leave_s, ticket.id),
         )
+        if late_at_s is not None and not batch:
+            if late_at_s <= now:
+                self._set_late(waiting)
+            else:
+                self._turning.push((late_at_s, ticket.id), waiting)
         lane = self.lane(request.model)
         lane.push(waiting)
         lane.fresh.append(waiting)
@@ -213,11 +266,27 @@ class WaitingQueue:
         self.arrived.add(request.model)
         self._members[ticket.id] = waiting
         self._leaving.push((leave_s, ticket.id), waiting)
-        if waiting.rank > 0:
+        if 0 < waiting.rank < LATE:
             self._lifting.push((now + self._config.aging_s, ticket.id), waiting)
         group = self._groups.setdefault((request.model, request.service_tier), _Group())
         group.members[ticket.id] = waiting
         self._count(group, request, 1)
+
+    def turn_late(self, now: float) -> None:
+        """Those that cannot meet their objective any more make way, and take whatever room there is."""
+        while (entry := self._turning.peek()) and entry[0][0] <= now:
+            waiting = self._turning.pop()
+            self._set_late(waiting)
+            waiting.tested_epoch = -1
+            lane = self.lanes[waiting.ticket.request.model]
+            lane.push(waiting)
+            lane.fresh.append(waiting)
+            lane.grown = True
+            self.arrived.add(lane.model)
+
+    def _set_late(self, waiting: Waiting) -> None:
+        waiting.rank = LATE
+        waiting.order = (waiting.ticket.queued_s, waiting.leave_s, waiting.ticket.id)
 
     def leave(self, waiting: Waiting, state: TicketState) -> None:
         """Placed, evicted or cancelled; heaps drop it when they meet it."""
@@ -249,8 +318,8 @@ class WaitingQueue:
                 self._lifting.push((entry[0][0] + self._config.aging_s, waiting.ticket.id), waiting)
 
     def next_deadline(self) -> float | None:
-        entry = self._leaving.peek()
-        return None if entry is None else entry[0][0]
+        entries = (self._leaving.peek(), self._turning.peek())
+        return min((entry[0][0] for entry in entries if entry is not None), default=None)
 
     def statistics(self, now: float) -> tuple[QueueStatistics, ...]:
         """Of every model and service tier that anything has waited for."""

@@ -47,6 +47,7 @@ class Request:
     cost_tiers: frozenset[CostTier] | None = None  # None: any
     avoid: frozenset[ReplicaId] = frozenset()  # tried already
     prompt_chars: int | None = None  # what `prompt_tokens` was estimated from; None: counted, nothing to learn
+    known_output_tokens: int | None = None  # a clairvoyant's, for comparison; nobody knows it in life
     streaming: bool = True  # False: the first token is never seen, so its time is taken from the prediction
 
 

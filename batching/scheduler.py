@@ -5,6 +5,7 @@ event that may have changed the answer and at `next_deadline`, sends what was `P
 Wires queue, fleet, estimators and the pass over them together; each of those decides its own matter.
 """
 
+from collections.abc import Sequence
 from itertools import count
 
 from batching.admission import refuse_full, refuse_unservable, retry_after_s
@@ -18,9 +19,7 @@ from batching.queue import OUTPUT_TOKEN_WEIGHT, QueueStatistics, Waiting, Waitin
 from batching.replica import EngineLoad, Lifecycle, ReplicaProfile, ReplicaState
 from batching.request import Outcome, Reason, Rejected, ReplicaId, Request, ServiceTier
 from batching.ticket import Decision, Evicted, LeaseId, Ticket, TicketId, TicketState
-from config.schema import Queue, Scheduling
-
-_TPOT_MIN_TOKENS = 8  # fewer tell more of the network's batching than of the engine's
+from config.schema import Mechanism, Queue, Scheduling
 
 
 class Scheduler:
@@ -34,7 +33,10 @@ class Scheduler:
     ) -> None:
         self._config = queue
         self._estimators = Estimators(output_quantile=scheduling.kv_forecast_quantile)
-        self._queue = WaitingQueue(queue)
+        without = scheduling.without
+        self._queue = WaitingQueue(
+            queue, by_deadline=Mechanism.DEADLINES not in without, with_floors=Mechanism.FLOORS not in without
+        )
         self._fleet = Fleet(scheduling, stale_after_s=stale_after_s)
         self._policy = policy
         self._filling: Filling | Dispatching
@@ -56,7 +58,8 @@ class Scheduler:
             raise Rejected(Reason.DEADLINE)
         refuse_full(request, self._queue, self._config, self._retry_after_s(request, now))
         ticket = Ticket(TicketId(next(self._ticket_ids)), request, now)
-        self._queue.add(ticket, self._filling.need(request, ticket.id))
+        need = self._filling.need(request, ticket.id)
+        self._queue.add(ticket, need, self._filling.late_at_s(need, now))
         return ticket
 
     def cancel(self, ticket: Ticket, now: float) -> bool:  # noqa: ARG002 - time is an argument everywhere
@@ -76,6 +79,7 @@ class Scheduler:
             decisions += [
                 self._evict(w, Reason.NO_REPLICA, now) for w in self._queue if w.ticket.request.model == model
             ]
+        self._queue.turn_late(now)
         decisions += self._filling.fill(now)
         return decisions
 
@@ -106,7 +110,7 @@ class Scheduler:
         record = self._fleet.leases.get(lease_id)
         if record is not None:
             record.last_token_s = now
-            self._fleet.grow(record, emitted_total)
+            self._fleet.grow(record, emitted_total, now)
             self._charge_output(record, record.emitted_tokens)
 
     def finish(
@@ -126,8 +130,10 @@ class Scheduler:
         self._charge_output(record, output_tokens or 0)
         if outcome is Outcome.COMPLETED:
             self._learn(record, prompt_tokens, cached_tokens, output_tokens or record.emitted_tokens)
-        self._fleet.close(lease_id)
+        self._fleet.close(lease_id, now)
         if self._policy is not None:
+            if outcome is Outcome.COMPLETED and output_tokens is not None:
+                self._policy.answered(record.lease.request, output_tokens, now)
             self._policy.finished(record.lease.request, record.lease.replica, now)
         return True
 
@@ -157,7 +163,19 @@ class Scheduler:
         """What the engine says of itself."""
         self._fleet.observe(replica, load, now)
 
+    def correct_prefixes(self, replica: ReplicaId, *, held: Sequence[int] = (), lost: Sequence[int] = ()) -> None:
+        """Its engine said that it has these prompt chunks, and those no longer."""
+        self._fleet.correct_prefixes(replica, held=held, lost=lost)
+
+    def forget_prefixes(self, replica: ReplicaId) -> None:
+        """Its prefix cache was emptied, or is not known any more."""
+        self._fleet.prefixes.forget(replica)
+
     # -- looking -----------------------------------------------------------------------------------------------------
+
+    def matched_prefixes(self, hashes: Sequence[int]) -> dict[ReplicaId, int]:
+        """How many of a prompt's leading chunks each replica is believed to hold."""
+        return self._fleet.prefixes.match(hashes)
 
     def states(self, now: float) -> tuple[ReplicaState, ...]:
         return self._fleet.states(now)
@@ -188,6 +206,11 @@ class Scheduler:
         if depth == 0:
             return 0.0
         return depth / rate if rate else None
+
+    @property
+    def stirred(self) -> bool:
+        """Whether something waits and room has grown since the last `advance`: tokens alone may have made some."""
+        return bool(self._queue) and bool(self._fleet.grown_models)
 
     @property
     def evaluations(self) -> int:
@@ -225,7 +248,3 @@ class Scheduler:
         if cached is not None:
             speed.learn_cached(reported_tokens=cached, expected_tokens=record.believed_cached_tokens)
         self._estimators.outputs.learn(request.model, request.max_output_tokens, -(-output // request.sequences))
-        steps = record.emitted_per_sequence - 1
-        if record.first_token_s is not None and record.last_token_s is not None and steps >= _TPOT_MIN_TOKENS:
-            observed_s = (record.last_token_s - record.first_token_s) / steps
-            speed.learn_tpot(observed_s=observed_s, predicted_s=record.tpot_s)

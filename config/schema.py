@@ -46,6 +46,22 @@ class CostTier(StrEnum):
     SPOT = "spot"
 
 
+class Mechanism(StrEnum):
+    """What the scheduler does beyond first come first served; each can be switched off to see what it is worth."""
+
+    SPEED = "speed"  # GPU types and sizes are told apart
+    ATTENTION = "attention"  # prefill time grows with the square of the prompt
+    DEADLINES = "deadlines"  # who must have its first token soonest goes first
+    LATE_LAST = "late_last"  # who cannot meet its objective any more yields to those who can
+    HOLD = "hold"  # a request waits for a replica that will meet its objective instead of taking one that will not
+    LATE_BINDING = "late_binding"  # requests wait here, not in the engines
+    ITL_GUARD = "itl_guard"  # prefill waits while streams have no time to spare
+    KV_FORECAST = "kv_forecast"  # the sum of all growth is forecast, not each request's worst case
+    PREFIX = "prefix"  # cached prefixes count as prefill saved
+    COST = "cost"  # the cheapest replica that will do, not the fastest
+    FLOORS = "floors"  # a guaranteed share for those whom strict order would starve
+
+
 class ModelKind(StrEnum):
     """Which endpoint a model answers; `chat` models answer chat and plain completions."""
 
@@ -164,6 +180,7 @@ class ReplicaConfig(Section):
         description="the engine runs with `--scheduling-policy priority`; else a body's `priority` is never sent on",
     )
     simulated: SimulatedEngine = SimulatedEngine()
+    kv_events: KvEvents | None = Field(None, description="off by default; vllm only")
 
     @model_validator(mode="before")
     @classmethod
@@ -211,6 +228,18 @@ class Server(Section):
         return origins
 
 
+Share = Annotated[float, Field(ge=0, le=0.5)]
+
+
+class Floors(Section):
+    """Shares of the prompt tokens placed that a class gets while it waits, however much goes before it; the rest is strict order."""
+
+    default: Share = 0.1
+    flex: Share = 0.05
+    late: Share = Field(0.1, description="requests that cannot meet their objective any more, of all tiers but batch")
+    batch: Share = 0.05
+
+
 class Queue(Section):
     """Bounds of the gateway's queue and how long a request may wait in it."""
 
@@ -218,7 +247,8 @@ class Queue(Section):
     max_bytes: PositiveInt = Field(2**30, description="bodies held while queued")
     max_tokens: PositiveInt = Field(50_000_000, description="prompt tokens held while queued")
     max_wait_s: PositiveFloat = Field(30.0, description="then 503 with Retry-After")
-    aging_s: PositiveFloat = Field(10.0, description="waiting so long lifts a request by one service tier")
+    aging_s: PositiveFloat = Field(10.0, description="waiting so long lifts a request by one service tier; not batch")
+    floors: Floors = Floors()
 
 
 class Objectives(Section):
@@ -246,6 +276,13 @@ class Scheduling(Section):
         2.0, description="a head passed over for so long gets a replica reserved for it"
     )
     objectives: Objectives = Objectives()
+    policy: str = Field(
+        "penstock",
+        description="`penstock`, or another router's rule to compare with: round_robin, least_requests, ... (docs/baselines.md)",
+    )
+    without: frozenset[Mechanism] = Field(
+        frozenset(), description="mechanisms switched off, to measure what they are worth (docs/benchmarks.md)"
+    )
 
 
 class Upstream(Section):

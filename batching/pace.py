@@ -1,0 +1,93 @@
+"""How much prefill the streams of one replica can bear before their time per output token misses its objective.
+
+All streams of a batch get a token in every step, so one count of steps describes them all, and each stream's credit -
+the objective times its tokens, less the time since its first - differs from the others' by a constant. The least credit is then
+the top of a heap, and asking for it costs nothing however large the batch is.
+
+A young stream is lent what it will gain by its decoding until it has as many tokens as nearly every answer reaches; the loan
+melts with each token. So a burst of prompts is admitted behind one another although the first has just begun to stream.
+"""
+
+from typing import Final
+
+from batching.lazy_heap import LazyHeap
+from batching.ledger import LeaseRecord
+
+_NEVER: Final = float("inf")
+_LENT_TOKENS: Final = 8  # of gain, to those that are no longer young: what nearly every answer still has before it
+_LOST_TOKENS: Final = 32  # of gain: a stream that is further behind is not worth the prompts that would wait for it
+
+
+class _Streams:
+    """A heap of streams whose credit rises by `per_step_s` with each step."""
+
+    __slots__ = ("alive", "heap", "per_step_s")
+
+    def __init__(self, per_step_s: float) -> None:
+        self.per_step_s = per_step_s
+        self.alive: set[LeaseRecord] = set()
+        self.heap: LazyHeap[tuple[float, int], LeaseRecord] = LazyHeap(self.alive.__contains__)
+
+    def add(self, record: LeaseRecord, due_s: float, steps: int) -> None:
+        self.alive.add(record)
+        self.heap.push((due_s - self.per_step_s * steps, record.lease.id), record)
+
+    def due_s(self, steps: int, lost_before_s: float) -> float:
+        credit_s = self.per_step_s * steps
+        while (entry := self.heap.peek()) is not None:
+            due_s = credit_s + entry[0][0]
+            if due_s >= lost_before_s:
+                return due_s
+            self.alive.discard(self.heap.pop())
+        return _NEVER
+
+
+class Pace:
+    """Streams that have had their first token. All in seconds.
+
+    `objective_s`: that each may take per token on average. `gain_s`: what it gains with a token while nothing is prefilled.
+    """
+
+    __slots__ = ("_growing", "_grown", "_young", "gain_s", "objective_s", "steps")
+
+    def __init__(self, objective_s: float, gain_s: float) -> None:
+        self.objective_s = objective_s
+        self.gain_s = max(gain_s, 0.0)
+        self.steps = 0  # of the engine, as the furthest stream shows them
+        self._young = _Streams(objective_s - self.gain_s)
+        self._grown = _Streams(objective_s)
+        self._growing: LazyHeap[tuple[int, int], LeaseRecord] = LazyHeap(self._young.alive.__contains__)
+
+    def begin(self, record: LeaseRecord, now: float, *, least_tokens: int) -> None:
+        """Its first token came; nearly every such answer reaches `least_tokens`."""
+        record.steps_before = self.steps
+        lent = max(least_tokens, _LENT_TOKENS)
+        self._young.add(record, now + self.gain_s * lent, self.steps)
+        self._growing.push((self.steps + lent - _LENT_TOKENS, record.lease.id), record)
+
+    def advance(self, record: LeaseRecord) -> bool:
+        """Its count of tokens has risen; True if it is further than any before."""
+        steps = record.steps_before + record.emitted_per_sequence - 1
+        if steps <= self.steps:
+            return False
+        self.steps = steps
+        while (entry := self._growing.peek()) is not None and entry[0][0] <= steps:
+            grown = self._growing.pop()
+            self._young.alive.discard(grown)
+            assert grown.first_token_s is not None
+            due_s = grown.first_token_s + self.objective_s * (steps - grown.steps_before) + self.gain_s * _LENT_TOKENS
+            self._grown.add(grown, due_s, steps)
+        return True
+
+    def end(self, record: LeaseRecord) -> None:
+        """Also for one that never began."""
+        self._young.alive.discard(record)
+        self._grown.alive.discard(record)
+
+    def due_s(self, now: float) -> float:
+        """When the stream with the least credit will have used it up, if no token comes; inf without streams.
+
+        Streams that are too far behind are let go for good: protecting them would only hurt the others.
+        """
+        lost_s = now - self.gain_s * _LOST_TOKENS
+        return min(self._young.due_s(self.steps, lost_s), self._grown.due_s(self.steps, lost_s))
