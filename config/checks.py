@@ -4,7 +4,8 @@ Pure; each function returns problems with where they are, `config.schema` raises
 """
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from pydantic import ValidationError
@@ -18,6 +19,13 @@ if TYPE_CHECKING:
 Problem = tuple[tuple[str | int, ...], str]  # where, below the section that refuses; what is wrong and what to change
 
 REFUSED = "refused"  # the error type by which `config.problems` knows texts that are complete
+
+OWN_POLICY: Final = "penstock"
+# What `batching.policies.BASELINES` builds, which this room cannot ask: a test holds the two together.
+BASELINE_POLICIES: Final = (
+    "round_robin", "least_requests", "power_of_two", "least_load", "cache_aware", "llm_d", "llm_d_sticky", "dynamo",
+    "slo_pack_load", "prefix_aware", "spot_first",
+)  # fmt: skip
 
 
 def refusal(title: str, problems: Sequence[Problem]) -> ValidationError:
@@ -129,6 +137,15 @@ def origin_problems(origins: Sequence[str]) -> Iterator[Problem]:
                 (index,),
                 f"{origin!r} can match no browser's origin; write * or scheme://host[:port], no path, no slash",
             )
+
+
+def policy_problems(policy: str) -> Iterator[Problem]:
+    """A name that no rule goes by."""
+    known = (OWN_POLICY, *BASELINE_POLICIES)
+    if policy not in known:
+        near = get_close_matches(policy.lower().replace("-", "_"), known, n=1)
+        meant = f"did you mean {near[0]}? " if near else ""
+        yield (), f"{policy!r} is no policy; {meant}there are {', '.join(known)}"
 
 
 def _engine(url: str) -> str:

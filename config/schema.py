@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from config.checks import fleet_problems, origin_problems, refusal, replica_problems
+from config.checks import OWN_POLICY, fleet_problems, origin_problems, policy_problems, refusal, replica_problems
 from config.gpus import MEMORY_RATIO, ShapeName
 
 
@@ -277,12 +277,20 @@ class Scheduling(Section):
     )
     objectives: Objectives = Objectives()
     policy: str = Field(
-        "penstock",
+        OWN_POLICY,
         description="`penstock`, or another router's rule to compare with: round_robin, least_requests, ... (docs/baselines.md)",
     )
     without: frozenset[Mechanism] = Field(
         frozenset(), description="mechanisms switched off, to measure what they are worth (docs/benchmarks.md)"
     )
+
+    @field_validator("policy")
+    @classmethod
+    def _policy_that_there_is(cls, policy: str) -> str:
+        problems = list(policy_problems(policy))
+        if problems:
+            raise refusal("policy", problems)
+        return policy
 
 
 class Upstream(Section):

@@ -31,6 +31,7 @@ class Watched:
     models_seen: set[str] = field(default_factory=set)  # ever served while ready
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     suspected: bool = False
+    load_told_s: float = float("-inf")
     known: ProbeResult | None = None  # all that this backend ever told
     task: asyncio.Task[None] | None = None
 
@@ -42,7 +43,18 @@ class Watched:
 class FleetWatch:
     """Owns one task per replica, inside the task group it is given."""
 
-    def __init__(self, admission: Admission, probe: Probe, tasks: asyncio.TaskGroup) -> None:
+    def __init__(
+        self,
+        admission: Admission,
+        probe: Probe,
+        tasks: asyncio.TaskGroup,
+        *,
+        scrape_interval_s: float | None = None,
+    ) -> None:
+        """`scrape_interval_s`: another router's rule is told the engines' load so often, no more and no less; None: at each look."""
+        self._scrape_interval_s = scrape_interval_s
+        # A rule that reads seldom sees old figures; whether a replica lives is known as soon as under any other.
+        self._look_interval_s = min(probe.interval_s, scrape_interval_s or probe.interval_s)
         self.replicas: dict[ReplicaId, Watched] = {}
         self._admission = admission
         self._probe = probe
@@ -85,7 +97,7 @@ class FleetWatch:
     async def _watch(self, watched: Watched) -> None:
         while True:
             try:
-                async with asyncio.timeout(self._probe.interval_s):
+                async with asyncio.timeout(self._look_interval_s):
                     await watched.wake.wait()
             except TimeoutError:
                 pass
@@ -123,10 +135,17 @@ class FleetWatch:
             scheduler.update_profile(profile := profile_of(watched.config, watched.known), now)
             watched.models_seen.update(profile.models)
             load = load_of(found, now)
-            if load is not None:
+            if load is not None and self._may_tell_load(watched, now):
+                watched.load_told_s = now
                 scheduler.observe(watched.id, load, now)
         self._move(watched, lifecycle_after(watched.lifecycle, found, watched.failures, limit), now)
         self._admission.soon()
+
+    def _may_tell_load(self, watched: Watched, now: float) -> bool:
+        if self._scrape_interval_s is None:
+            return True
+        # Looks fall a little late: the one nearest to the time that is due counts.
+        return now - watched.load_told_s > self._scrape_interval_s - self._look_interval_s / 2
 
     def _move(self, watched: Watched, target: Lifecycle, now: float) -> None:
         if target is watched.lifecycle or target not in TRANSITIONS[watched.lifecycle]:

@@ -13,8 +13,10 @@ import httpx
 from prometheus_client import CollectorRegistry
 
 from backends.backend import Backend
+from batching.policies import BASELINES
 from batching.request import ReplicaId
 from batching.scheduler import Scheduler
+from config.checks import OWN_POLICY
 from config.gpus import gpu_table
 from config.schema import Config, ReplicaConfig
 from metrics.catalog import Metrics
@@ -29,6 +31,7 @@ from router.report import Report
 log = logging.getLogger("penstock")
 
 _HOUSEKEEPING_S = 0.5
+_POLICY_SEED = 0  # of what some baselines draw at random; any will do
 BackendFactory = Callable[[ReplicaConfig, Config, httpx.AsyncClient], Backend]
 
 
@@ -44,7 +47,11 @@ class Gateway:
         self.metrics.build_info.labels(version).set(1)
         self.metrics.config_last_reload_success_timestamp_seconds.set(self.started_unix_s)
         # The pure core, and the shell that gives it the loop's clock.
-        self.scheduler = Scheduler(config.scheduling, config.queue, stale_after_s=config.probe.stale_after_s)
+        name = config.scheduling.policy
+        self._policy = None if name == OWN_POLICY else BASELINES[name](_POLICY_SEED)
+        self.scheduler = Scheduler(
+            config.scheduling, config.queue, stale_after_s=config.probe.stale_after_s, policy=self._policy
+        )
         self.admission = Admission(self.scheduler, on_pass=self.metrics.routing_duration_seconds.observe)
         # Engines by replica; the watch keeps the scheduler's picture of them true.
         self.backends: dict[ReplicaId, Backend] = {}
@@ -69,7 +76,8 @@ class Gateway:
             self._http = http
             try:
                 async with asyncio.TaskGroup() as tasks:
-                    self.watch = FleetWatch(self.admission, self.config.probe, tasks)
+                    scrape_s = self._policy.scrape_interval_s if self._policy is not None else None
+                    self.watch = FleetWatch(self.admission, self.config.probe, tasks, scrape_interval_s=scrape_s)
                     for replica in self.config.replicas:
                         self._add(replica)
                     await self.watch.first_look()
