@@ -60,10 +60,42 @@ def replica_problems(replica: "ReplicaConfig") -> Iterator[Problem]:
     key = replica.api_key
     if key is not None and (not key or not key.isascii() or not key.isprintable() or " " in key):
         yield ("api_key",), "empty, or has spaces, line breaks or other characters that no HTTP header can carry"
+    yield from _kv_events_problems(replica)
     names = [model.name for model in replica.models]
     for index, name in enumerate(names):
         if name in names[:index]:
             yield ("models", index, "name"), f"{name!r} is listed twice; keep one"
+
+
+def _kv_events_problems(replica: "ReplicaConfig") -> Iterator[Problem]:
+    events = replica.kv_events
+    if events is None:
+        return
+    if replica.backend != "vllm":
+        yield ("kv_events",), f"{replica.backend} publishes none; remove it, or set backend: vllm"
+    for name, address, port in (("endpoint", events.endpoint, 5557), ("replay_endpoint", events.replay_endpoint, 5558)):
+        problem = None if address is None else _socket_problem(address, port)
+        if problem:
+            yield ("kv_events", name), problem
+    if events.endpoint == events.replay_endpoint:
+        yield ("kv_events", "replay_endpoint"), "is the endpoint, too; the engine binds a port of its own for replays"
+
+
+def _socket_problem(address: str, port: int) -> str | None:
+    """Why a ZeroMQ socket can't be connected to this."""
+    example = f"write the engine's as seen from here, such as tcp://10.0.0.10:{port}"
+    if address.startswith("ipc:///"):
+        return None
+    try:
+        parts = urlsplit(address)
+        host, number = parts.hostname, parts.port
+    except ValueError:
+        return f"has a bad host or port; {example}"
+    if parts.scheme != "tcp" or not host or not number or parts.path or parts.query or parts.username is not None:
+        return f"{address!r} is no tcp address with host and port; {example}"
+    if host in {"*", "0.0.0.0", "::"}:  # noqa: S104 - refused here
+        return f"{address!r} is where the engine listens, not where it is reached; {example}"
+    return None
 
 
 def _engine_problems(replica: "ReplicaConfig") -> Iterator[Problem]:
@@ -111,6 +143,7 @@ def fleet_problems(replicas: Sequence["ReplicaConfig"]) -> Iterator[Problem]:
     """Contradictions between replicas."""
     names: dict[str, int] = {}
     engines: dict[str, int] = {}
+    publishers: dict[str, int] = {}
     kinds: dict[str, tuple[str, str]] = {}
     for i, replica in enumerate(replicas):
         first = names.setdefault(replica.name, i)
@@ -121,6 +154,10 @@ def fleet_problems(replicas: Sequence["ReplicaConfig"]) -> Iterator[Problem]:
             first = engines.setdefault(_engine(replica.url), i)
             if first != i:
                 yield ("replicas", i, "url"), f"is replicas[{first}]'s too; an engine counted twice would be overfilled"
+        if replica.kv_events is not None:
+            first = publishers.setdefault(replica.kv_events.endpoint, i)
+            if first != i:
+                yield ("replicas", i, "kv_events", "endpoint"), f"is replicas[{first}]'s too; each engine has its own"
         for j, model in enumerate(replica.models):
             kind, where = kinds.setdefault(model.name, (model.kind, f"replicas[{i}]"))
             if kind != model.kind:
