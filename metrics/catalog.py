@@ -131,6 +131,31 @@ class Metrics:
         Counter, Spec(help="Attempts on a replica, by outcome", labels=("replica", "outcome"))
     ]
 
+    # KV events (docs/kv-events.md); nothing where no replica has `kv_events`
+    kv_events_total: Annotated[
+        Counter,
+        Spec(help="Events by type: stored, removed, cleared, ignored", labels=("replica", "type")),
+    ]
+    kv_event_gaps_total: Annotated[
+        Counter, Spec(help="Batches missing in the stream, by outcome: replayed, lost", labels=("replica", "outcome"))
+    ]
+    kv_event_resyncs_total: Annotated[
+        Counter,
+        Spec(
+            help="Times all belief was dropped to begin anew, by reason: lost, restarted", labels=("replica", "reason")
+        ),
+    ]
+    kv_event_prompts_total: Annotated[
+        Counter,
+        Spec(
+            help="Prompts whose tokens were to be joined with blocks: mapped, dropped, mismatched, failed",
+            labels=("replica", "outcome"),
+        ),
+    ]
+    replica_kv_believed_blocks: Annotated[
+        Gauge, Spec(help="KV blocks that the engine's events say are in its prefix cache", labels=("replica",))
+    ]
+
     # Replicas; set when scraped
     replica_up: Annotated[Gauge, Spec(help="1: ready for work", labels=MACHINE)]
     replica_state: Annotated[Gauge, Spec(help="1 for the state that the replica is in", labels=("replica", "state"))]

@@ -23,8 +23,10 @@ from metrics.catalog import Metrics
 from router.admission import Admission
 from router.dispatch import Dispatcher
 from router.engines import build_backend
+from router.exchange import Exchange
 from router.fleet_watch import FleetWatch, Watched
 from router.gauges import Gauges
+from router.kv_watch import KvWatch
 from router.openai.errors import draining
 from router.report import Report
 
@@ -56,12 +58,13 @@ class Gateway:
         # Engines by replica; the watch keeps the scheduler's picture of them true.
         self.backends: dict[ReplicaId, Backend] = {}
         self.watch: FleetWatch | None = None
+        self.kv_watch: KvWatch | None = None
         # One request's life.
         self.dispatcher = Dispatcher(
             config=config,
             admission=self.admission,
             backends=self.backends,
-            report=Report(self.metrics, self.scheduler, self._gpu_of),
+            report=Report(self.metrics, self.scheduler, self._gpu_of, self._attempted),
             on_suspect=self._suspect,
         )
         self.gauges = Gauges(self.metrics, self.scheduler)
@@ -78,6 +81,7 @@ class Gateway:
                 async with asyncio.TaskGroup() as tasks:
                     scrape_s = self._policy.scrape_interval_s if self._policy is not None else None
                     self.watch = FleetWatch(self.admission, self.config.probe, tasks, scrape_interval_s=scrape_s)
+                    self.kv_watch = KvWatch(self.scheduler, self.metrics, http, tasks, self._is_adapter)
                     for replica in self.config.replicas:
                         self._add(replica)
                     await self.watch.first_look()
@@ -85,7 +89,10 @@ class Gateway:
                     yield
                     housekeeping.cancel()
                     self.watch.close()
+                    self.kv_watch.close()
             finally:
+                if self.kv_watch is not None:
+                    self.kv_watch.release()
                 self.admission.close()
                 for backend in [*self.backends.values(), *self._retired]:
                     await backend.aclose()
@@ -140,32 +147,47 @@ class Gateway:
             )
         assert self._http is not None
         assert self.watch is not None
+        assert self.kv_watch is not None
         backend = self._backend_factory(replica, self.config, self._http)
         self.backends[ReplicaId(replica.name)] = backend
         self.watch.add(replica, backend)
+        self.kv_watch.add(replica)
 
     def _retire(self, name: str) -> None:
         """Its streams run on."""
         assert self.watch is not None
+        assert self.kv_watch is not None
         watched = self.watch.remove(ReplicaId(name))
+        self.kv_watch.remove(watched.id)
         self._retired.append(self.backends.pop(watched.id))
 
     def _change(self, before: ReplicaConfig, after: ReplicaConfig) -> None:
         assert self.watch is not None
+        assert self.kv_watch is not None
         watched = self.watch.replicas[ReplicaId(after.name)]
-        # Price and queueing are ours; everything else is what a backend was built from (models: templates and kinds, too).
-        ours = {"cost", "priority_scheduling"}
+        # Price, queueing and events are ours; everything else is what a backend was built from (models: templates and kinds, too).
+        ours = {"cost", "priority_scheduling", "kv_events"}
         if before.model_dump(exclude=ours) != after.model_dump(exclude=ours):
             assert self._http is not None
             self._retired.append(watched.backend)
             watched.backend = self.backends[watched.id] = self._backend_factory(after, self.config, self._http)
         watched.config = after
+        self.kv_watch.change(before, after)
         watched.wake.set()
 
     def _gpu_of(self, replica: ReplicaId) -> str:
         """For labels; a replica that was retired while it answered is `unknown`."""
         watched = self.watch.replicas.get(replica) if self.watch is not None else None
         return watched.config.gpu.type if watched is not None else "unknown"
+
+    def _is_adapter(self, replica: ReplicaId, model: str) -> bool:
+        watched = self.watch.replicas.get(replica) if self.watch is not None else None
+        known = watched.known if watched is not None else None
+        return known is not None and any(served.name == model and served.parent for served in known.models)
+
+    def _attempted(self, exchange: Exchange) -> None:
+        if self.kv_watch is not None:
+            self.kv_watch.attempted(exchange)
 
     def _suspect(self, replica: ReplicaId) -> None:
         if self.watch is not None:

@@ -30,7 +30,15 @@ CLIENT_CLOSED = 499  # a label, never sent: the client has gone
 class Report:
     """Called by the dispatcher at each turn of a request's life."""
 
-    def __init__(self, metrics: Metrics, scheduler: Scheduler, gpu_of: Callable[[ReplicaId], str]) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        scheduler: Scheduler,
+        gpu_of: Callable[[ReplicaId], str],
+        on_attempt: Callable[[Exchange], None] = lambda _exchange: None,
+    ) -> None:
+        """`on_attempt` is told, too, of each attempt's end."""
+        self._on_attempt = on_attempt
         self._metrics = metrics
         self._scheduler = scheduler
         self._gpu_of = gpu_of
@@ -77,6 +85,7 @@ class Report:
     def attempted(self, exchange: Exchange, outcome: str) -> None:
         if exchange.placed is not None:
             self._metrics.upstream_attempts_total.labels(exchange.placed.placement.replica, outcome).inc()
+            self._on_attempt(exchange)
 
     def interrupted(self, exchange: Exchange) -> None:
         self._metrics.stream_interruptions_total.labels(self._class(exchange)[0], "errored", "none").inc()
