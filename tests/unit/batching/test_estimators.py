@@ -59,13 +59,24 @@ def test_output_lengths_forget():
 
 @pytest.mark.parametrize(("observed", "limit"), [(100.0, 10.0), (0.0001, 0.1), (2.0, 2.0)])
 def test_speed_factor_is_bounded(observed: float, limit: Any):
-    """The ratio of observed to predicted, within [0.1, 10]."""
+    """What is observed over what the prior says, within [0.1, 10]; a prediction has the factor in it."""
     speed = ReplicaSpeed()
-    for _ in range(300):
-        speed.learn_ttft(observed_s=observed, predicted_s=1.0)
-        speed.learn_tpot(observed_s=observed, predicted_s=1.0)
+    for _ in range(600):
+        speed.learn_ttft(observed_s=observed, predicted_s=speed.ttft_factor)
+        speed.learn_step(observed_s=observed, predicted_s=speed.tpot_factor)
     assert speed.ttft_factor == pytest.approx(limit, rel=0.01)
     assert speed.tpot_factor == pytest.approx(limit, rel=0.01)
+
+
+def test_one_odd_sample_moves_little():
+    """A first token a hundred times late at most doubles the factor, a step moves it by a fifth; no prediction teaches nothing."""
+    speed = ReplicaSpeed()
+    speed.learn_ttft(observed_s=1.0, predicted_s=0.0)
+    assert speed.ttft_factor == 1.0
+    speed.learn_ttft(observed_s=100.0, predicted_s=1.0)
+    speed.learn_step(observed_s=100.0, predicted_s=1.0)
+    assert 1 < speed.ttft_factor <= 2
+    assert 1 < speed.tpot_factor <= 1.2
 
 
 def test_drain_rate_is_unknown_then_measured_then_fades():
@@ -110,26 +121,84 @@ def test_learned_sequences_shrink_on_preemption_and_grow_when_full():
 
 
 def test_the_scheduler_learns_from_what_finishes():
-    """Usage teaches characters, output lengths and trust in the prefix cache; the stream's times teach speed."""
+    """Usage teaches characters, output lengths and trust in the prefix cache."""
     built = scheduler(profile())
     for number in range(60):
         now = float(number)
         built.submit(request(prompt_chars=200, max_output_tokens=60, prefix_hashes=(1,), prefix_chunk_tokens=64), now)
         lease = leases(built.advance(now))[0]
-        built.on_first_token(lease.id, now + 0.1)
-        built.on_tokens(lease.id, 1, now + 0.1)
-        built.on_tokens(lease.id, 11, now + 0.3)  # 20 ms a token
         assert built.finish(
             lease.id, now + 0.3, outcome=Outcome.COMPLETED, prompt_tokens=100, cached_tokens=0, output_tokens=11
         )
     assert built.prompt_tokens("m", 200) == pytest.approx(100, abs=5)
-    extras = built.states(60.0)[0].extras
-    assert extras["prefix_trust_ratio"] < 0.01
-    assert extras["ttft_factor"] > 5
-    assert 2 < extras["tpot_factor"] < 3
+    assert built.states(60.0)[0].extras["prefix_trust_ratio"] < 0.01
     built.submit(request(), 61.0)
     built.advance(61.0)
     assert built.states(61.0)[0].reserved_blocks == 7  # 100 + 12 tokens, no longer 160
+
+
+def factors(built: Any, now: float):
+    extras = built.states(now)[0].extras
+    return extras["ttft_factor"], extras["tpot_factor"]
+
+
+@pytest.mark.parametrize(("prompt", "learns"), [(6000, True), (100, False)])
+def test_long_prompts_alone_teach_the_speed_of_prefill(prompt: Any, learns: Any):
+    """A first token tells the machine's speed if its prompt is 50 ms of work or more; a shorter one tells of the step under way."""
+    built = scheduler(profile())
+    for number in range(60):
+        now = 10.0 * number
+        built.submit(request(prompt_tokens=prompt, arrived_s=now), now)
+        decisions = built.advance(now)
+        predicted_s = decisions[0].placement.score.ttft_s
+        built.on_first_token(leases(decisions)[0].id, now + (0.5 if learns else predicted_s * 9))
+        built.finish(leases(decisions)[0].id, now + 1, outcome=Outcome.CANCELLED)
+    prefill, decode = factors(built, 600.0)
+    assert decode == 1.0
+    if learns:
+        assert predicted_s == pytest.approx(0.5, rel=0.02)  # 0.2 by the prior
+        assert prefill == pytest.approx(0.5 / 0.213, rel=0.05)
+    else:
+        assert prefill == 1.0
+
+
+def test_prompts_behind_others_teach_nothing():
+    """Of two prompts placed together the second's first token tells of both, so only the first's counts."""
+    built = scheduler(profile(max_num_batched_tokens=8192))
+    for name in ("r0", "r1"):
+        built.submit(request(name, prompt_tokens=6000), 0.0)
+    first, second = leases(built.advance(0.0))
+    built.on_first_token(second.id, 9.0)
+    assert factors(built, 9.0) == (1.0, 1.0)
+    built.on_first_token(first.id, 9.0)
+    assert factors(built, 9.0)[0] > 1
+
+
+def test_clean_decode_steps_teach_the_speed_of_decoding():
+    """Time a token while nothing is prefilled and the batch stays as it is; what lies around a prompt or an end does not count."""
+    built = scheduler(profile())
+    for name in ("r0", "r1"):
+        built.submit(request(name, max_output_tokens=4000), 0.0)
+    first, second = leases(built.advance(0.0))
+    for lease in (first, second):
+        built.on_first_token(lease.id, 0.0)
+    for step in range(2, 400):
+        built.on_tokens(first.id, step, 0.02 * step)
+    prefill, decode = factors(built, 8.0)
+    assert prefill == 1.0
+    assert decode == pytest.approx(0.02 / 0.0081, rel=0.05)  # 8.1 ms: a step's overhead, the weights, two sequences' KV
+    # A prompt comes: steps grow long, and nothing is learned of that until it is prefilled and two reports have come since.
+    built.submit(request("r2", arrived_s=8.0), 8.0)
+    third = leases(built.advance(8.0))[0]
+    built.on_tokens(first.id, 400, 9.0)
+    built.on_tokens(first.id, 401, 10.0)
+    built.on_first_token(third.id, 11.0)
+    built.on_tokens(first.id, 402, 12.0)
+    built.finish(third.id, 12.5, outcome=Outcome.CANCELLED)
+    built.on_tokens(first.id, 403, 13.0)
+    assert factors(built, 13.0)[1] == decode
+    built.on_tokens(first.id, 404, 14.0)
+    assert factors(built, 14.0)[1] > decode
 
 
 def test_embeddings_reserve_no_output():

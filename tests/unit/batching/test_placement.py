@@ -1,9 +1,11 @@
 """Where a request goes, row by row; the comment marks the row that should win."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from batching.estimators import KnownLength
 from batching.offer import Offer
 from batching.placement import Need, blocks_if_fits, place
 from batching.request import ReplicaId
@@ -12,9 +14,9 @@ from config.schema import CostTier
 from tests.support.scheduling import request
 
 
-def offer(name: Any, *, gpu: str = "H100-80G", usd: float = 3.6, **changes: Any):
-    """An open replica with ten sequences running."""
-    step = step_model(gpu)
+def offer(name: Any, *, gpu: str = "H100-80G", usd: float = 3.6, learned: Any = (1.0, 1.0), **changes: Any):
+    """An open replica with ten sequences running; `learned`: the factors of prefill and of decoding."""
+    step, (prefill, decode) = step_model(gpu), learned
     built = Offer(
         replica=ReplicaId(name),
         usd_per_s=usd / 3600,
@@ -25,12 +27,14 @@ def offer(name: Any, *, gpu: str = "H100-80G", usd: float = 3.6, **changes: Any)
         headroom_ratio=0.5,
         longest_tokens=8192,
         max_model_len=8192,
-        token_s=step.token_s,
-        weights_s=step.weights_s,
-        attention_s=step.attention_s,
-        kv_token_s=step.kv_token_s,
-        chunk_s=step.overhead_s,
-        decode_s=step.overhead_s + step.weights_s,
+        token_s=prefill * step.token_s,
+        weights_s=prefill * step.weights_s,
+        attention_s=prefill * step.attention_s,
+        kv_token_s=decode * step.kv_token_s,
+        chunk_s=prefill * step.overhead_s,
+        decode_s=decode * (step.overhead_s + step.weights_s),
+        price_decode_s=step.overhead_s + step.weights_s,
+        price_factor=1 / prefill,
     )
     for field, value in changes.items():
         setattr(built, field, value)
@@ -67,13 +71,36 @@ ROWS = {
     ),
     "nobody meets the objective: earliest first token": (
         need(ttft_s=0.001),
-        [offer("a", usd=0.1, prefill_tokens=4000), offer("b", usd=9)],  # b: nothing is ahead
+        [offer("a", usd=0.1, prefill_end_s=0.13), offer("b", usd=9)],  # b: nothing is ahead
         ("b", "fallback"),
     ),
     "a queue of prompts misses the objective": (
         need(ttft_s=0.1),
-        [offer("a", usd=0.1, prefill_tokens=9000), offer("b", usd=9)],  # b: in time
+        [offer("a", usd=0.1, prefill_end_s=0.29), offer("b", usd=9)],  # b: in time
         ("b", "cost"),
+    ),
+    "what was admitted takes its rest however late it is": (
+        need(ttft_s=0.1),
+        [offer("a", usd=0.1, prefill_end_s=-1.0, prefill_rest_s=0.07), offer("b", usd=9)],  # b: nothing is left there
+        ("b", "cost"),
+    ),
+    "the step under way counts where nothing is prefilled": (
+        need(ttft_s=0.1),
+        [offer("a", usd=0.1, step_wait_s=0.07), offer("b", usd=9)],  # b: 35 ms, not 105
+        ("b", "cost"),
+    ),
+    "the objective's time runs from arrival": (
+        need(ttft_s=0.1, arrived_s=-0.03),
+        [
+            offer("a", usd=0.1, step_wait_s=0.01),
+            offer("b", usd=9),
+        ],  # b: 35 ms are half of the 70 that are left, 45 are not
+        ("b", "cost"),
+    ),
+    "met, but not with ease: the earliest, whatever it costs": (
+        need(ttft_s=0.1),
+        [offer("a", usd=0.1, step_wait_s=0.05), offer("b", usd=9, step_wait_s=0.03)],  # b: 65 of 100 ms, a 85
+        ("b", "fallback"),
     ),
     "a cached prefix is prefill saved": (
         need(cached={"b": 900}),
@@ -108,7 +135,7 @@ ROWS = {
     "learned slowness counts against the objective": (
         need(),
         [
-            offer("a", tpot_factor=20.0, headroom_ratio=0.9),
+            offer("a", learned=(1.0, 20.0), headroom_ratio=0.9),
             offer("b"),
         ],  # b: as the prior says; a would take 160 ms a token
         ("b", "cost"),
@@ -116,14 +143,14 @@ ROWS = {
     "learned slowness does not move the price": (
         need(),
         [
-            offer("a", tpot_factor=0.8, ttft_factor=0.8),
+            offer("a", learned=(0.8, 0.8)),
             offer("b", headroom_ratio=0.9),
         ],  # b: a was merely idle a moment ago
         ("b", "kv_headroom"),
     ),
     "a prediction near the objective is no promise": (
-        need(tpot_s=0.01),
-        [offer("a", tpot_factor=1.0, usd=0.1), offer("b", tpot_factor=0.5)],  # b: a's 8 ms leave no margin to 10 ms
+        need(tpot_s=0.0088),
+        [offer("a", usd=0.1), offer("b", learned=(1.0, 0.5))],  # b: a's 8.0 ms leave no tenth of 8.8 ms
         ("b", "cost"),
     ),
     "a tier the request excludes": (
@@ -158,6 +185,7 @@ def test_the_marked_row_wins(row: str):
         {"free_blocks": 74},  # 1000 + 200 tokens need 75
         {"free_prefill_tokens": 999},
         {"longest_tokens": 1000},
+        {"due_s": 0.02, "held_up_ratio": 0.6},  # 35 ms of prefill hold the streams up by 21
     ],
     ids=str,
 )
@@ -168,8 +196,47 @@ def test_what_does_not_fit_is_no_candidate(changes: Any):
     assert blocks_if_fits(need(), tight) is None
     tight.empty = True
     assert (place(need(), [tight]) is not None) == bool(
-        {"free_sequences", "free_blocks", "free_prefill_tokens"} & set(changes)
+        {"free_sequences", "free_blocks", "free_prefill_tokens", "due_s"} & set(changes)
     )
+
+
+def test_without_money_the_earliest_first_token():
+    """`by_cost` off: among those that meet the objectives the fastest, not the cheapest."""
+    offers = [offer("a", usd=0.1, step_wait_s=0.01), offer("b", usd=9)]
+    by_cost, fastest = place(need(), offers), place(need(), offers, by_cost=False)
+    assert by_cost is not None
+    assert fastest is not None
+    assert (by_cost.replica, fastest.replica) == ("a", "b")
+
+
+def test_held_where_no_room_meets_the_objective():
+    """`hold` gives nothing rather than a miss; it changes nothing where some replica with room meets it."""
+    late, timely = offer("a", prefill_end_s=2.0), offer("b", usd=9)
+    assert place(need(), [late], hold=True) is None
+    assert place(need(), [late]) is not None
+    placement = place(need(), [late, timely], hold=True)
+    assert placement is not None
+    assert placement.replica == "b"
+
+
+def test_met_by_a_hair_is_not_met():
+    """A prediction must leave a twentieth of the time that is left."""
+    placement = place(need(), [offer("a")])
+    assert placement is not None
+    ttft_s = placement.score.ttft_s
+    assert place(need(ttft_s=ttft_s / 0.94), [offer("a")], hold=True) is not None
+    assert place(need(ttft_s=ttft_s / 0.96), [offer("a")], hold=True) is None
+
+
+def test_what_a_forecast_of_the_sum_lets_in():
+    """Blocks at the high quantile do not fit, yet the sum of what all will hold does; one token less and it does not."""
+    # 1,000 tokens, half a block, and 200 at the horizon behind the 200th: nothing was learned, so they are certain.
+    wanted = need(known_output_tokens=200)
+    wanted = replace(wanted, output_bound=200, lengths=KnownLength(200))
+    assert place(wanted, [offer("a", free_blocks=0)]) is None
+    for room, fits in ((1208.0, True), (1207.0, False)):
+        tight = offer("a", free_blocks=0, known_free_tokens=(9999.0, 9999.0, 9999.0, 9999.0, room, 9999.0))
+        assert (place(wanted, [tight]) is not None) == fits
 
 
 def test_the_protected_ticket_itself_may_go_there():
