@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import count
+from operator import attrgetter
 from typing import Any, Final
 
 from backends.simulated.engine import EngineBusy, StepResult
@@ -27,6 +28,7 @@ PROBE_INTERVAL_S: Final = 1.0  # the gateway's default
 # After the last arrival; whoever is not done by then has failed. Beyond any backlog the engines' queues can hold.
 HORIZON_S: Final = 6 * 3600.0
 GAP_RESOLUTION_S: Final = 0.0001  # gaps between tokens are counted, not kept: there are millions
+_BY_NUMBER: Final = attrgetter("seq_id")
 _ATTEMPTS: Final = 3  # the gateway's default for `upstream.attempts`
 
 
@@ -94,6 +96,7 @@ class Simulation:
         max_wait_s: float,
         max_output_tokens: int | None = None,
         probe_interval_s: float = PROBE_INTERVAL_S,
+        tells_pace: bool = True,
         watcher: Watcher | None = None,
     ) -> None:
         self.calls = calls
@@ -103,6 +106,7 @@ class Simulation:
         self._max_wait_s = max_wait_s
         self._max_output_tokens = max_output_tokens
         self._probe_interval_s = probe_interval_s
+        self._tells_pace = tells_pace  # every step of an engine; a third of the work, and no baseline asks
         self._watcher = watcher or Watcher()
         self._events: list[tuple[float, int, _Handler, Any]] = []
         self._order = count()  # ties go to what was scheduled first
@@ -190,8 +194,6 @@ class Simulation:
         self.at(now + every_s, self._sample, every_s)
 
     def _tokens_arrive(self, step: "_Step", now: float) -> None:
-        if step.decoded:
-            self.observed.gaps[round((now - step.before_s) / GAP_RESOLUTION_S)] += step.decoded
         lives, scheduler = self.observed.lives, self.scheduler
         told = step.grown if step.leader is None else [step.leader, *step.grown]
         for number, tokens in told:
@@ -288,17 +290,36 @@ class Simulation:
         machine.stepping = result is not None
         if result is not None:
             machine.step(result.duration_s)
-            self.at(now + result.duration_s, self._step_over, (machine, machine.engine, _taken(machine, result)))
+            self.at(now + result.duration_s, self._step_over, (machine, machine.engine, self._taken(machine, result)))
+
+    def _taken(self, machine: Machine, result: StepResult) -> "_Step":
+        told = None
+        if self._tells_pace:
+            leader = machine.leader
+            if leader is not None and leader.generated_tokens < leader.limit_tokens:
+                told = leader.seq_id, leader.generated_tokens
+            else:
+                machine.leader = min((*result.first, *result.grown), key=_BY_NUMBER, default=None)
+        return _Step(
+            machine.id,
+            [sequence.seq_id for sequence in result.first],
+            # The engine names them in no particular order; a run is a function of its seed.
+            sorted((sequence.seq_id, sequence.generated_tokens) for sequence in result.grown) if result.grown else [],
+            result.finished,
+            result.decoded,
+            told,
+        )
 
     def _step_over(self, over: tuple[Machine, object, "_Step"], now: float) -> None:
         machine, engine, step = over
         if machine.engine is not engine:
             return  # it was taken away in the middle of the step
-        step.before_s = machine.last_tokens_s
+        if step.decoded:
+            self.observed.gaps[round((now + HOP_S - machine.last_tokens_s) / GAP_RESOLUTION_S)] += step.decoded
         machine.last_tokens_s = now + HOP_S
         for sequence in step.finished:
             machine.end(sequence.seq_id, now)
-        if step.decoded or step.first or step.finished:
+        if step.leader or step.grown or step.first or step.finished:
             self.at(now + HOP_S, self._tokens_arrive, step)
         self._step(machine, now)
 
@@ -345,24 +366,5 @@ class _Step:
     first: list[int]
     grown: list[tuple[int, int]]
     finished: list[EngineSequence]
-    decoded: int
+    decoded: int  # for how many it is not the first
     leader: tuple[int, int] | None  # one stream of the batch and its tokens: it tells the engine's pace at every step
-    before_s: float = 0.0  # when the tokens of the step before arrived
-
-
-def _taken(machine: Machine, result: StepResult) -> _Step:
-    leader = machine.leader
-    if leader is not None and leader.generated_tokens >= leader.limit_tokens:
-        leader = None
-    told = None if leader is None else (leader.seq_id, leader.generated_tokens)
-    # The engine names them in no particular order; a run is a function of its seed.
-    grown = sorted((sequence.seq_id, sequence.generated_tokens) for sequence in result.grown)
-    machine.leader = leader or min((*result.first, *result.grown), key=lambda s: s.seq_id, default=None)
-    return _Step(
-        machine.id,
-        [sequence.seq_id for sequence in result.first],
-        grown,
-        list(result.finished),
-        result.decoded,
-        told,
-    )

@@ -90,6 +90,7 @@ class Run:
             max_wait_s=self._max_wait_s,
             max_output_tokens=self.options.max_output_tokens,
             probe_interval_s=self._probe_interval_s,
+            tells_pace=self.options.policy == OURS,
             watcher=watcher,
         )
         schedule(simulation, self._spot, notice_s=self.options.spot_notice_s)
