@@ -99,6 +99,7 @@ class KvWatch:
             self._context = open_context()
         if self.belief.blocks(engine.replica):
             engine.on_reset("lost")  # this is not the first subscription
+        self.belief.forget(engine.replica)
         await Subscriber(
             engine.replica, engine, self._context,
             endpoint=where.endpoint, replay_endpoint=where.replay_endpoint, topic=where.topic,

@@ -55,13 +55,13 @@ def context() -> Iterator[zmq.asyncio.Context]:
 
 @asynccontextmanager
 async def listening(
-    context: zmq.asyncio.Context, publisher: Publisher, *, join: bool = True, topic: str = "kv-events"
+    context: zmq.asyncio.Context, publisher: Publisher, *, join: bool = True, **options: Any
 ) -> AsyncIterator[Heard]:
     """A subscriber at work; with `join`, once it is subscribed and has asked for what was before."""
     heard = Heard()
     subscriber = Subscriber(
         "r", heard, context,
-        endpoint=publisher.endpoint, replay_endpoint=publisher.replay_endpoint, topic=topic, replay_timeout_s=0.3,
+        endpoint=publisher.endpoint, replay_endpoint=publisher.replay_endpoint, **{"topic": "kv-events", **options},
     )  # fmt: skip
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(subscriber.run())
@@ -158,7 +158,7 @@ async def test_a_replay_that_never_comes_resets(context: zmq.asyncio.Context) ->
     """Silence is waited for once, not for every batch; what follows is heard."""
     async with publishing(context) as publisher:
         publisher.mute = True
-        async with listening(context, publisher) as heard:
+        async with listening(context, publisher, replay_timeout_s=0.1) as heard:
             await publish(publisher, 0)
             publisher.number(removed(1))
             await publish(publisher, 2)

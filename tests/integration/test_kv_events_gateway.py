@@ -9,6 +9,7 @@ import pytest
 import zmq.asyncio
 
 import router.kv_prompts
+import router.kv_watch
 from batching.request import ReplicaId
 from config.schema import Config
 from router.openai.body import parse_object
@@ -191,6 +192,30 @@ async def test_reload_switches_listening(context: zmq.asyncio.Context) -> None:
         gateway.reload(Config.model_validate({"replicas": [replica_of(b.engine)]}))
         await until(lambda: b.believed(prompt("a")) == 0)
         assert gateway.backends[R] is backend
+
+
+async def test_an_error_of_ours_costs_only_what_was_known(
+    context: zmq.asyncio.Context, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Events that cannot be taken in end neither the gateway nor listening: all is heard again from the start."""
+    monkeypatch.setattr(router.kv_watch, "_AGAIN_S", 0.01)
+    async with bench(context) as b:
+        await b.learned(prompt("a"))
+        belief = b.running.gateway.kv_watch.belief  # type: ignore[union-attr]
+        take, broken = belief.removed, [True]
+
+        def breaks_once(*args: Any) -> Any:
+            if broken.pop() if broken else False:
+                raise RuntimeError("a bug")
+            return take(*args)
+
+        monkeypatch.setattr(belief, "removed", breaks_once)
+        await b.engine.run(prompt("other", 16))
+        await until(lambda: b.running.metric("penstock_kv_event_resyncs_total", reason="lost") == 1)
+        await until(lambda: b.running.metric("penstock_replica_kv_believed_blocks") == 64)
+        assert b.believed(prompt("a")) == 0
+        assert "a bug" in caplog.text
+        assert (await b.ask(prompt("b"))).status_code == 200
 
 
 async def test_off_changes_nothing(context: zmq.asyncio.Context) -> None:
