@@ -5,6 +5,7 @@ Stands where `batching.filling` stands under our own rule. Checks no budget: the
 
 from itertools import count
 
+from batching.decisions import Decisions
 from batching.estimators import Estimators
 from batching.fleet import Fleet
 from batching.ledger import LeaseRecord
@@ -13,17 +14,26 @@ from batching.policies.policy import Candidate, Policy
 from batching.queue import Lane, Waiting, WaitingQueue
 from batching.request import ReplicaId, Request
 from batching.ticket import Lease, LeaseId, Placed, TicketState
+from config.schema import CostTier
 
 
 class Dispatching:
     """Asks the policy about the head of each model's queue until it holds one. `evaluations` counts candidates shown."""
 
-    def __init__(self, policy: Policy, queue: WaitingQueue, fleet: Fleet, estimators: Estimators) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        queue: WaitingQueue,
+        fleet: Fleet,
+        estimators: Estimators,
+        decisions: Decisions | None = None,
+    ) -> None:
         self.policy = policy
         self._queue = queue
         self._fleet = fleet
         self._estimators = estimators
         self._lease_ids = count(1)
+        self._decisions = decisions
         self.evaluations = 0
 
     def need(self, request: Request, ticket: int) -> Need:
@@ -62,7 +72,7 @@ class Dispatching:
         need = waiting.need
         candidates = [
             Candidate(live.profile, live.load)
-            for live in self._fleet.serving(lane.model)
+            for live in sorted(self._fleet.serving(lane.model), key=lambda live: live.profile.id)
             if live.offer.open and could_ever_hold(need.request, live.offer, min_output_tokens=need.min_output_tokens)
         ]
         self.evaluations += len(candidates)
@@ -82,24 +92,26 @@ class Dispatching:
             ttft_s=0.0,
             tpot_s=0.0,
         )
+        placement = _placement(replica, live.profile.cost_tier, considered)
+        if self._decisions is not None:
+            offers = [other.offer for other in self._fleet.serving(request.model) if other.offer.open]
+            self._decisions.placed(record, waiting.need, offers, placement, waiting.ticket.queued_s)
         self._queue.leave(waiting, TicketState.PLACED)
         self._fleet.open(record, None if request.streaming else now)
         self._estimators.note_placed(request.model, now)
         self.policy.placed(request, replica, now)
-        score = Score(
-            replica=replica,
-            ttft_s=0.0,
-            tpot_s=0.0,
-            usd=0.0,
-            cached_tokens=0,
-            headroom_blocks=None,
-            meets_objective=True,
-        )
-        placement = Placement(
-            replica=replica,
-            cost_tier=live.profile.cost_tier,
-            reason="policy",
-            score=score,
-            considered=considered,
-        )
         return Placed(ticket=waiting.ticket, placement=placement, lease=record.lease)
+
+
+def _placement(replica: ReplicaId, cost_tier: CostTier, considered: int) -> Placement:
+    """A baseline predicts nothing and gives no reason."""
+    score = Score(
+        replica=replica,
+        ttft_s=0.0,
+        tpot_s=0.0,
+        usd=0.0,
+        cached_tokens=0,
+        headroom_blocks=None,
+        meets_objective=True,
+    )
+    return Placement(replica=replica, cost_tier=cost_tier, reason="policy", score=score, considered=considered)

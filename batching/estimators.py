@@ -17,12 +17,13 @@ _BINS_PER_OCTAVE: Final = 4  # a quantile is at most 2^(1/4) = 19 % too long
 _BINS: Final = 24 * _BINS_PER_OCTAVE  # up to 16M tokens
 _FORGET_AT: Final = 512  # samples: then all are halved, so that a shift of traffic shows within a few hundred requests
 _SURVIVAL_EVERY: Final = 32  # answers after which the chances to go on are reckoned anew
-_LEAST_QUANTILE: Final = 0.05  # of lengths: the short answers, whose time per token one long prompt can ruin
+_LEAST_QUANTILE: Final = 0.01  # of lengths: the short answers, whose time per token one long prompt can ruin
 _LEAST_PRIOR: Final = 16
 _SPEED_WEIGHT: Final = 0.1
 _STEP_WEIGHT: Final = 0.02  # steps are many, and each sample is noisy
 _SPEED_RANGE = (0.1, 10.0)  # a prior is not off by more; a broken stream is
 _DRAIN_TAU_S: Final = 10.0
+_CERTAIN: Final = (1.0,) * len(HORIZONS)
 
 
 class CharsPerToken:
@@ -88,19 +89,19 @@ class Lengths:
         return known
 
     def survival(self, emitted: int, bound: int) -> tuple[float, ...]:
-        """The chance that an answer of `emitted` tokens still grows at each of `HORIZONS` tokens further on.
+        """The chance that an answer of `emitted` tokens still holds its tokens at each of `HORIZONS` tokens further on.
 
         Certain up to `bound` until enough answers were seen; nothing goes beyond it.
         """
         if self.samples < _SAMPLES_NEEDED:
-            return tuple(1.0 if emitted + ahead < bound else 0.0 for ahead in HORIZONS)
+            return _until(bound - emitted, _CERTAIN)
         step = emitted >> 3
         known = self._survivals.get(step)
         if known is None:
             known = self._survivals[step] = self._surviving(step << 3)
         if emitted + HORIZONS[-1] < bound:
             return known
-        return tuple(s if emitted + ahead < bound else 0.0 for s, ahead in zip(known, HORIZONS, strict=True))
+        return _until(bound - emitted, known)
 
     def _surviving(self, emitted: int) -> tuple[float, ...]:
         now = self._tail(emitted)
@@ -136,7 +137,13 @@ class KnownLength:
         self.tokens = tokens
 
     def survival(self, emitted: int, bound: int) -> tuple[float, ...]:
-        return tuple(1.0 if emitted + ahead < min(self.tokens, bound) else 0.0 for ahead in HORIZONS)
+        return _until(min(self.tokens, bound) - emitted, _CERTAIN)
+
+
+def _until(rest: int, lives: tuple[float, ...]) -> tuple[float, ...]:
+    """Of chances to live: nothing gets more than `rest` tokens; what ends between two horizons is held at the later one, too."""
+    ended = (lives[0], *(then if ahead < rest else 0.0 for then, ahead in zip(lives, HORIZONS, strict=True)))
+    return tuple(now if ahead < rest else end for now, end, ahead in zip(lives, ended, HORIZONS, strict=False))
 
 
 class OutputLengths:

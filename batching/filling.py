@@ -5,27 +5,38 @@ for a head that others kept passing. Near-linear in what it admits: a ticket tha
 against replicas where room has grown since.
 """
 
+from collections.abc import Sequence
 from heapq import heappop, heappush
 from itertools import count
 from math import inf
 
 from batching.blocks import UNBOUNDED
+from batching.decisions import Decisions
 from batching.estimators import Estimators, KnownLength
 from batching.fleet import Fleet
 from batching.ledger import LeaseRecord
+from batching.offer import Offer
 from batching.placement import Need, Placement, place, reserved_output
 from batching.queue import LATE, Lane, Order, Waiting, WaitingQueue
 from batching.request import Request, ServiceTier
 from batching.ticket import Lease, LeaseId, Placed, TicketState
 from config.schema import Mechanism, ModelKind, Objectives, Scheduling
 
+_ESTIMATES_S = 0.25  # what was learned since is looked up so often for one that waits
 _TTFT_BASE_TOKENS = 1000  # the objective grows with prompts beyond it (config.schema.Objectives)
 
 
 class Filling:
     """Gives the room there is to those who wait. `evaluations` counts ticket-replica tests, the unit of its cost."""
 
-    def __init__(self, scheduling: Scheduling, queue: WaitingQueue, fleet: Fleet, estimators: Estimators) -> None:
+    def __init__(
+        self,
+        scheduling: Scheduling,
+        queue: WaitingQueue,
+        fleet: Fleet,
+        estimators: Estimators,
+        decisions: Decisions | None = None,
+    ) -> None:
         self._scheduling = scheduling
         self._queue = queue
         self._fleet = fleet
@@ -33,12 +44,14 @@ class Filling:
         self._lease_ids = count(1)
         self._holds = not scheduling.without & {Mechanism.HOLD, Mechanism.LATE_LAST}
         self._by_cost = Mechanism.COST not in scheduling.without
+        self._decisions = decisions
         self.evaluations = 0
 
     def need(self, request: Request, ticket: int) -> Need:
         """What the request asks, by the estimates of this moment."""
         outputs = self._estimators.outputs
-        bound, known = request.max_output_tokens, request.known_output_tokens
+        known = request.known_output_tokens
+        bound = request.max_output_tokens if known is None else known
         if request.kind is ModelKind.EMBEDDING:
             forecast = expected = 0
         elif known is not None:
@@ -90,7 +103,7 @@ class Filling:
         for _, _, waiting in sorted(
             (w.rank, w.order, w) for lane in lanes for w in lane.fresh if w.queued and w.tested_epoch < 0
         ):
-            if self._fleet.has_room(waiting.ticket.request.model):
+            if self._fleet.has_room(waiting.ticket.request.model, now):
                 placed += self._try(waiting, now)
         for lane in lanes:
             lane.fresh.clear()
@@ -116,38 +129,39 @@ class Filling:
         """In order over all lanes together, as they may share replicas; each looks past `bypass_limit` tickets at most."""
         placed: list[Placed] = []
         passed: dict[str, list[Waiting]] = {lane.model: [] for lane in lanes}
-        heads: list[tuple[int, Order, Lane]] = []
+        heads: list[tuple[int, Order, Waiting, Lane]] = []
         for lane in lanes:
             lane.blocked = None
-            self._enter(heads, lane)
+            self._enter(heads, lane, now)
         while heads:
-            _, _, lane = heappop(heads)
-            head = lane.peek()
-            assert head is not None
-            waiting = lane.take(head[1])
+            _, _, waiting, lane = heappop(heads)
+            lane.take(waiting)
             if done := self._try(waiting, now):
                 placed += done
             else:
                 passed[lane.model].append(waiting)
                 self._block(lane, waiting, now)
             if len(passed[lane.model]) < self._scheduling.bypass_limit:
-                self._enter(heads, lane)
+                self._enter(heads, lane, now)
         for lane in lanes:
             for waiting in passed[lane.model]:
                 lane.push(waiting, arrives=False)
         return placed
 
-    def _enter(self, heads: list[tuple[int, Order, Lane]], lane: Lane) -> None:
+    def _enter(self, heads: list[tuple[int, Order, Waiting, Lane]], lane: Lane, now: float) -> None:
+        if not self._fleet.has_room(lane.model, now):
+            return
         head = lane.peek()
-        if head is not None and self._fleet.has_room(lane.model):
-            heappush(heads, (head[0], head[1].order, lane))  # orders are unique: they carry the ticket's id
+        if head is not None:
+            heappush(heads, (head[0], head[1].order, head[1], lane))  # orders are unique: they carry the ticket's id
 
     def _try(self, waiting: Waiting, now: float) -> list[Placed]:
         ticket = waiting.ticket
         offers = self._fleet.offers(ticket.request.model, since=waiting.tested_epoch)
         if not offers:
             return []
-        if waiting.tested_epoch >= 0 or now > ticket.queued_s:
+        if now >= waiting.estimated_s + _ESTIMATES_S:
+            waiting.estimated_s = now
             need, before = self.need(ticket.request, ticket.id), waiting.need
             waiting.need = need
             # A smaller need may fit where the greater one did not.
@@ -158,9 +172,9 @@ class Filling:
         if placement is None:
             waiting.tested_epoch = self._fleet.epoch
             return []
-        return [self._commit(waiting, placement, now)]
+        return [self._commit(waiting, placement, offers, now)]
 
-    def _commit(self, waiting: Waiting, placement: Placement, now: float) -> Placed:
+    def _commit(self, waiting: Waiting, placement: Placement, offers: Sequence[Offer], now: float) -> Placed:
         ticket, request = waiting.ticket, waiting.ticket.request
         live = self._fleet[placement.replica]
         lease = Lease(id=LeaseId(next(self._lease_ids)), replica=placement.replica, request=request)
@@ -179,6 +193,7 @@ class Filling:
             lengths=waiting.need.lengths,
             output_bound=min(waiting.need.output_bound, live.offer.max_model_len - request.prompt_tokens),
         )
+        self._note(waiting, placement, offers, record)
         live.least_output_tokens = request.known_output_tokens or self._estimators.outputs.least(
             request.model, request.max_output_tokens
         )
@@ -192,6 +207,11 @@ class Filling:
             self._fleet.protect(protected_at, None)
         self._note_passed(placement, now)
         return Placed(ticket=ticket, placement=placement, lease=lease)
+
+    def _note(self, waiting: Waiting, placement: Placement, offers: Sequence[Offer], record: LeaseRecord) -> None:
+        if self._decisions is not None:
+            hold, queued_s = self._holds and waiting.rank < LATE, waiting.ticket.queued_s
+            self._decisions.placed(record, waiting.need, offers, placement, queued_s, hold=hold, by_cost=self._by_cost)
 
     # -- head protection ---------------------------------------------------------------------------------------------
 

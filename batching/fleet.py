@@ -125,7 +125,7 @@ class Fleet:
         if stale_at <= now:
             live.load = load
             return
-        live.observe(load)
+        live.observe(load, now)
         if live.foreign_blocks:
             self._stale_at[replica] = stale_at
         else:
@@ -213,10 +213,10 @@ class Fleet:
             return list(serving.values())
         return list(takewhile(lambda offer: offer.epoch > since, reversed(serving.values())))
 
-    def has_room(self, model: str) -> bool:
+    def has_room(self, model: str, now: float) -> bool:
         """Whether anything at all could be placed for this model; latest growth first, so usually O(1)."""
         serving = self._serving.get(model)
-        return serving is not None and any(offer.has_room for offer in reversed(serving.values()))
+        return serving is not None and any(offer.has_room(now) for offer in reversed(serving.values()))
 
     def quickest_s(self, need: Need, now: float) -> float | None:
         """The first token's time if a replica had nothing else to prefill, the quickest that meets the TPOT objective; None: none does.

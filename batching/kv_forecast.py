@@ -5,24 +5,30 @@ that way stays empty. Here the total at a horizon of h tokens is a sum of indepe
 prompt + emitted + h tokens, one that has ended holds nothing - whose mean and variance add up.
 """
 
-from collections.abc import Iterable, Sequence
-from math import sqrt
+from collections.abc import Sequence
 from typing import Final, NamedTuple
+
+import numpy as np
+
+from batching.blocks import UNBOUNDED
 
 # Output tokens ahead. Beyond the last nearly everything that runs now has ended; between them the total changes smoothly.
 HORIZONS: Final = (0, 16, 64, 160, 384, 1024)
-_LEAST_MARGIN, _LARGEST_MARGIN = 0.5, 6.0  # standard deviations
+_AHEAD: Final = np.array(HORIZONS, dtype=float)
+_NOTHING: Final = 1e-12  # keeps a chance of nothing from dividing by it
+_LEAST_MARGIN, _LARGEST_MARGIN = 1.0, 6.0  # standard deviations
 _STEP_UP: Final = 0.5  # a preemption costs a recompute: one is worth many quiet reports
-_STEP_DOWN: Final = 0.02  # a quiet report of a full cache
+_STEP_DOWN: Final = 0.002  # a quiet report of a full cache
 _FULL_RATIO: Final = 0.8  # usage at which a report without preemption says something
 
 
 class Holder(NamedTuple):
-    """One lease's sequences: tokens that each holds or shares now, and the chance that they still run at each horizon."""
+    """One lease's sequences: tokens held now, the chance that they still run at each horizon, tokens each may still get."""
 
     tokens: int
     sequences: int
     survival: Sequence[float]
+    most: int = UNBOUNDED
 
 
 class KvRisk:
@@ -45,22 +51,24 @@ class KvRisk:
             self.margin = max(_LEAST_MARGIN, self.margin - _STEP_DOWN)
 
 
-def free_tokens(capacity_tokens: float, holders: Iterable[Holder], margin: float) -> tuple[float, ...]:
+def free_tokens(capacity_tokens: float, holders: Sequence[Holder], margin: float) -> tuple[float, ...]:
     """Tokens that stay free at each horizon, at `margin` standard deviations above the mean. O(holders x horizons)."""
-    mean = [0.0] * len(HORIZONS)
-    variance = [0.0] * len(HORIZONS)
-    for tokens, sequences, survival in holders:
-        for index, (ahead, lives) in enumerate(zip(HORIZONS, survival, strict=True)):
-            held = tokens + sequences * ahead
-            mean[index] += held * lives
-            variance[index] += held * held * lives * (1 - lives)
-    return tuple(capacity_tokens - m - margin * sqrt(v) for m, v in zip(mean, variance, strict=True))
+    if not holders:
+        return (capacity_tokens,) * len(HORIZONS)
+    tokens, sequences, survivals, most = zip(*holders, strict=True)
+    lives = np.array(survivals)
+    held = np.minimum(_AHEAD, np.array(most)[:, None]) * np.array(sequences)[:, None]
+    held += np.array(tokens)[:, None]
+    held *= lives
+    mean = held.sum(axis=0)
+    held *= held * (1 / np.maximum(lives, _NOTHING) - 1)  # (held x lives)^2 x (1 - lives) / lives
+    return tuple((capacity_tokens - mean - margin * np.sqrt(held.sum(axis=0))).tolist())
 
 
 def fits(free: Sequence[float], holder: Holder) -> bool:
     """Whether one more holder leaves nothing below zero; its own uncertainty counts as its mean."""
-    tokens, sequences, survival = holder
+    tokens, sequences, survival, most = holder
     return all(
-        (tokens + sequences * ahead) * lives <= room
+        (tokens + sequences * min(ahead, most)) * lives <= room
         for ahead, lives, room in zip(HORIZONS, survival, free, strict=True)
     )

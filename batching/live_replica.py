@@ -28,7 +28,7 @@ _TYPICAL_BATCH = 32  # sequences that share a step of a machine in use; prices d
 # Of prefill that was admitted and shows no first token: an estimate that has run out says little, but not that nothing is left.
 _REST_RATIO = 0.25
 _TIGHT_RATIO = 0.7  # of the KV blocks reserved at high quantiles: from here on the sum is forecast
-_PACE_MARGIN_RATIO = 0.9  # of the TPOT objective that streams are kept to: step times are means
+_PACE_MARGIN_RATIO = 0.95  # of the TPOT objective that streams are kept to: step times are means
 
 
 class LiveReplica:
@@ -88,9 +88,10 @@ class LiveReplica:
             decode_s = step.overhead_s + step.weights_s + step.kv_token_s * _TYPICAL_BATCH * _TYPICAL_TOKENS
             self.pace = Pace(objective_s, objective_s - decode_s)
 
-    def observe(self, load: EngineLoad) -> None:
+    def observe(self, load: EngineLoad, now: float) -> None:
         """A fresh report. What is the engine's beyond ours is fixed now: our own figure moves on, its report does not."""
         self.load = load
+        self._now = now  # also what lets go of streams that fell silent: nothing else may happen here
         self.learned.observe(load, ours=self.ledger.sequences)
         self.kv_risk.observe(load.preemptions_total, load.kv_usage_ratio)
         self.foreign_blocks = 0
@@ -117,7 +118,7 @@ class LiveReplica:
 
     def began(self, record: LeaseRecord, now: float) -> None:
         """Its first token was seen."""
-        if record.alone and record.prefill_s >= _TELLING_PREFILL_S:
+        if record.alone and not record.believed_cached_tokens and record.prefill_s >= _TELLING_PREFILL_S:
             self.speed.learn_ttft(observed_s=now - record.placed_s, predicted_s=record.ttft_s)
         if record.lease.request.service_tier is not ServiceTier.BATCH:  # nobody watches those
             self.pace.begin(record, now, least_tokens=self.least_output_tokens)
@@ -128,7 +129,9 @@ class LiveReplica:
         self._now = now
         if record.first_token_s is not None and self.pace.advance(record):
             self._learn_step(now)
-            if self.offer.wanted_due_s < inf and self.pace.due_s(now) >= self.offer.wanted_due_s:
+            if Mechanism.ITL_GUARD not in self._scheduling.without:
+                self.offer.due_s = self.pace.due_s(now)  # for who arrives next; who was turned away is told below
+            if inf > self.offer.wanted_due_s <= self.offer.due_s:
                 return True
         return crossed
 
@@ -156,14 +159,13 @@ class LiveReplica:
         """Rewrites the offer; True if something that did not fit before may fit now."""
         offer, ledger, speed = self.offer, self.ledger, self.speed
         before = (offer.open, offer.empty, offer.free_sequences, offer.free_blocks, offer.free_prefill_tokens)
-        rooms = offer.free_tokens
         offer.open = self.lifecycle is Lifecycle.READY and not self.retired
         offer.empty = not ledger.leases
         limit = self.max_num_seqs
         offer.free_sequences = limit - ledger.sequences
         offer.free_prefill_tokens = self._free_prefill_tokens()
         offer.free_blocks, offer.headroom_ratio = self._free_blocks(limit)
-        offer.free_tokens = self._forecast()
+        offer.known_free_tokens, offer.forecast = None, self._forecast
         offer.batch = min(limit, _TYPICAL_BATCH)
         offer.prefix_trust_ratio = speed.prefix_trust_ratio
         self._refresh_times()
@@ -177,7 +179,6 @@ class LiveReplica:
             or offer.free_sequences > before[2]
             or offer.free_blocks > before[3]
             or offer.free_prefill_tokens > before[4]
-            or _roomier(rooms, offer.free_tokens)
         )
 
     def _refresh_times(self) -> None:
@@ -196,8 +197,10 @@ class LiveReplica:
         offer.step_wait_s = 0.0 if offer.empty else offer.decode_s / 2
         if Mechanism.ITL_GUARD in self._scheduling.without:
             return
-        chunk_s = offer.chunk_s + offer.token_s * offer.chunk_tokens
-        offer.held_up_ratio = max(0.0, 1 - self.pace.objective_s / chunk_s)
+        if ledger.prefill_s:
+            given_s = self.pace.objective_s * ceil(ledger.prefill_tokens / offer.chunk_tokens)
+            offer.held_up_ratio = max(0.0, 1 - given_s / ledger.prefill_s)
+        offer.pace_s = self.pace.objective_s
         offer.due_s = self.pace.due_s(self._now)
 
     def _free_prefill_tokens(self) -> int:
@@ -224,15 +227,16 @@ class LiveReplica:
         ):
             return None
         half_block = self.block_size // 2  # the last block of a sequence is half empty on average
-        holders = (
+        holders = [
             Holder(
                 record.held_tokens + half_block * record.lease.request.sequences,
                 record.lease.request.sequences,
                 record.lengths.survival(record.emitted_per_sequence, record.output_bound),
+                max(0, record.output_bound - record.emitted_per_sequence),
             )
             for record in self.ledger.leases.values()
             if record.lengths is not None
-        )
+        ]
         watermark = ceil(self._scheduling.kv_watermark_ratio * blocks)
         return free_tokens((blocks - watermark - self.foreign_blocks) * self.block_size, holders, self.kv_risk.margin)
 
@@ -289,12 +293,6 @@ class LiveReplica:
         return f"<{self.profile.id} {self.lifecycle} {self.ledger!r}>"
 
 
-def _roomier(before: tuple[float, ...] | None, after: tuple[float, ...] | None) -> bool:
-    if after is None or before is None:
-        return after is not before
-    return any(now > then for now, then in zip(after, before, strict=True))
-
-
 def _normal_quantile(q: float) -> float:
     """Standard deviations of a normal distribution below which a share of `q` lies; within what `KvRisk` may learn."""
-    return min(max(NormalDist().inv_cdf(min(q, 0.9999)), 0.5), 6.0)
+    return min(max(NormalDist().inv_cdf(min(q, 0.9999)), 1.0), 6.0)

@@ -4,6 +4,7 @@ A flat snapshot that the fleet rewrites whenever the replica changes, so that a 
 scoring a hundred replicas stays a tight loop. Decides nothing; only `LiveReplica` writes it, but for `wanted_due_s`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from batching.blocks import DEFAULT_BLOCK_SIZE, UNBOUNDED
@@ -28,7 +29,8 @@ class Offer:
     free_sequences: int = 0
     free_prefill_tokens: int = UNBOUNDED
     free_blocks: int = UNBOUNDED  # every lease at the high quantile of its forecast
-    free_tokens: tuple[float, ...] | None = None  # the same as one forecast of the sum (kv_forecast); None: not needed
+    forecast: Callable[[], tuple[float, ...] | None] | None = None  # makes `free_tokens`; None: made, or not to be had
+    known_free_tokens: tuple[float, ...] | None = None
     headroom_ratio: float = 1.0  # of the KV blocks, else of the sequences, that are free
     max_model_len: int = UNBOUNDED
     longest_tokens: int = UNBOUNDED  # of one sequence: its context or the whole KV cache, whichever ends first
@@ -48,7 +50,8 @@ class Offer:
     decode_s: float = 0.0  # a decode step with one more sequence, its own KV aside
     kv_token_s: float = 0.0
     due_s: float = _NEVER  # when the first of the streams falls behind its objective if it gets no token
-    held_up_ratio: float = 1.0  # of a second of prefill: each of its steps still gives every stream one token
+    pace_s: float = 0.0  # that a stream may take for a token
+    held_up_ratio: float = 1.0  # of the prefill admitted before: each of its steps gives every stream one token
     wanted_due_s: float = _NEVER  # written by placement: the least `due_s` at which something that was tried would fit
 
     price_decode_s: float = 0.0  # as `decode_s` without learned factors
@@ -56,16 +59,32 @@ class Offer:
     batch: int = 32  # sequences a step is shared by when the replica is in use
     prefix_trust_ratio: float = 1.0  # learned: cached tokens reported over expected
 
-    @property
-    def has_room(self) -> bool:
+    def has_room(self, now: float) -> bool:
         """Whether anything at all could be placed here."""
-        return (
-            self.open
-            and self.protected_for is None
-            and (self.empty or (self.free_sequences > 0 and self.free_blocks_any and self.free_prefill_tokens > 0))
-        )
+        if not self.open or self.protected_for is not None:
+            return False
+        if self.empty:
+            return True
+        if self.free_sequences <= 0 or self.free_prefill_tokens <= 0:
+            return False
+        return self.due_s == _NEVER or self.held_up_until(now, 0.0, 0) <= self.due_s
 
-    @property
-    def free_blocks_any(self) -> bool:
-        """Whether a single KV block is to be had."""
-        return self.free_blocks > 0 or (self.free_tokens is not None and min(self.free_tokens) > 0)
+    def held_up_until(self, now: float, more_s: float, steps: int) -> float:
+        """As far as its streams are concerned, when what is being prefilled and `more_s` in `steps` of it will be over.
+
+        Each step gives every stream a token, so only what exceeds the objective holds them up.
+
+        Later than `due_s`, it is noted what `due_s` would have to be, so that the fleet can tell when it is worth asking again.
+        """
+        ahead_s = max(self.prefill_end_s - now, self.prefill_rest_s)
+        until_s = now + self.held_up_ratio * ahead_s + max(0.0, more_s - steps * self.pace_s)
+        if until_s > self.due_s:
+            self.wanted_due_s = min(self.wanted_due_s, until_s)
+        return until_s
+
+    def free_tokens(self) -> tuple[float, ...] | None:
+        """Tokens free at each horizon of the forecast of the sum (kv_forecast); None: there is none. Made when first asked for."""
+        if self.forecast is not None:
+            self.known_free_tokens = self.forecast()
+            self.forecast = None
+        return self.known_free_tokens

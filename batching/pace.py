@@ -14,7 +14,7 @@ from batching.lazy_heap import LazyHeap
 from batching.ledger import LeaseRecord
 
 _NEVER: Final = float("inf")
-_LENT_TOKENS: Final = 8  # of gain, to those that are no longer young: what nearly every answer still has before it
+_LENT_TOKENS: Final = 5  # of gain, to those that are no longer young: what nearly every answer still has before it
 _LOST_TOKENS: Final = 32  # of gain: a stream that is further behind is not worth the prompts that would wait for it
 
 

@@ -25,6 +25,7 @@ _TPOT_RATIO = (
     0.9  # of the TPOT objective: what is prefilled later slows down what runs; the guard keeps that within bounds
 )
 _EQUAL_RATIO = 1.01  # predictions are not better than 1 %
+_NEVER = float("inf")
 _ROUNDING = 1 + 1e-9
 # Reclaims per second and spot machine: one in 20 hours, the order of published spot interruption rates (5 % an hour).
 _SPOT_HAZARD_PER_S = 0.05 / 3600
@@ -172,16 +173,17 @@ def holder(need: Need, block_size: int) -> Holder:
     request = need.request
     tokens = request.prompt_tokens + request.sequences * block_size // 2
     survival = () if need.lengths is None else need.lengths.survival(0, need.output_bound)
-    return Holder(tokens, request.sequences, survival)
+    return Holder(tokens, request.sequences, survival, need.output_bound)
 
 
 def _fits_cache(need: Need, offer: Offer, blocks: int) -> bool:
     """Reserving at the high quantile fits, or else the forecast of the sum says that it does."""
     if blocks <= offer.free_blocks and offer.free_blocks > 0:
         return True
-    if offer.free_tokens is None or need.lengths is None:
+    free = offer.free_tokens() if need.lengths is not None else None
+    if free is None or need.request.prompt_tokens > free[0]:
         return False
-    return fits(offer.free_tokens, holder(need, offer.block_size))
+    return fits(free, holder(need, offer.block_size))
 
 
 def _fitting(need: Need, offers: Sequence[Offer], now: float) -> list[_Row]:
@@ -219,12 +221,9 @@ def _fitting(need: Need, offers: Sequence[Offer], now: float) -> list[_Row]:
         compute_s, weights_s = o.token_s * new, steps * o.weights_s
         attention_s = o.attention_s * new * (cached + new / 2)
         own_s = steps * o.chunk_s + (max(weights_s, compute_s)) + attention_s
-        ahead_s = o.prefill_end_s - now
-        ahead_s = max(ahead_s, o.prefill_rest_s)
-        wanted_s = now + o.held_up_ratio * (ahead_s + own_s)
-        if wanted_s > o.due_s and not empty:  # its streams cannot bear so much prefill
-            o.wanted_due_s = min(o.wanted_due_s, wanted_s)
-            continue
+        if not empty and o.due_s != _NEVER and o.held_up_until(now, own_s, steps) > o.due_s:
+            continue  # its streams cannot bear so much prefill
+        ahead_s = max(o.prefill_end_s - now, o.prefill_rest_s)
         ttft_s = own_s + max(ahead_s, o.step_wait_s)
         tpot_s = o.decode_s + o.kv_token_s * prompt
         # The share of the machine: all of it while prefilling, one of `batch` while decoding. Without the learned factors: they

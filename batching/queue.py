@@ -49,6 +49,7 @@ class Waiting:
     leave_s: float  # evicted then
     order: Order  # inside a tenant, least first
     tested_epoch: int = -1  # the fleet's epoch when it last fitted nowhere; -1: never tested
+    estimated_s: float  # when `need` was made
     passed_s: float | None = None  # since when others take room that it could use
     protected_at: ReplicaId | None = None
 
@@ -160,9 +161,10 @@ class Lane:
                 return -1, waiting
         return first
 
-    def take(self, waiting: Waiting) -> Waiting:
+    def take(self, waiting: Waiting) -> None:
         """What `peek` has just shown, out of the order: the caller places it or puts it back."""
-        return self._ranks[waiting.rank].pop()
+        taken = self._ranks[waiting.rank].pop()
+        assert taken is waiting
 
     def charge(self, rank: int, tenant: str, tokens: float, *, dispatch: bool = False) -> None:
         """Tokens served to a tenant; `dispatch` when one of its tickets leaves for a replica."""
@@ -252,6 +254,7 @@ class WaitingQueue:
             need=need,
             rank=_BATCH if batch else request.service_tier.value,
             leave_s=leave_s,
+            estimated_s=now,
             order=(min(due_s, leave_s, now + self._config.max_wait_s), leave_s, ticket.id),
         )
         if late_at_s is not None and not batch:

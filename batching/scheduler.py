@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from itertools import count
 
 from batching.admission import refuse_full, refuse_unservable, retry_after_s
+from batching.decisions import Decisions
 from batching.dispatching import Dispatching
 from batching.estimators import Estimators
 from batching.filling import Filling
@@ -26,10 +27,17 @@ class Scheduler:
     """Owes each ticket one Decision; is owed one `finish` for each lease.
 
     `stale_after_s`: how long a load report counts. `policy`: another router's rule in place of ours, for comparison.
+    `decisions`: a ledger that is told of every placement and its end.
     """
 
     def __init__(
-        self, scheduling: Scheduling, queue: Queue, *, stale_after_s: float = 10.0, policy: Policy | None = None
+        self,
+        scheduling: Scheduling,
+        queue: Queue,
+        *,
+        stale_after_s: float = 10.0,
+        policy: Policy | None = None,
+        decisions: Decisions | None = None,
     ) -> None:
         self._config = queue
         self._estimators = Estimators(output_quantile=scheduling.kv_forecast_quantile)
@@ -39,11 +47,12 @@ class Scheduler:
         )
         self._fleet = Fleet(scheduling, stale_after_s=stale_after_s)
         self._policy = policy
+        self._decisions = decisions
         self._filling: Filling | Dispatching
         if policy is None:
-            self._filling = Filling(scheduling, self._queue, self._fleet, self._estimators)
+            self._filling = Filling(scheduling, self._queue, self._fleet, self._estimators, decisions)
         else:
-            self._filling = Dispatching(policy, self._queue, self._fleet, self._estimators)
+            self._filling = Dispatching(policy, self._queue, self._fleet, self._estimators, decisions)
         self._ticket_ids = count(1)
         self._draining = False
 
@@ -131,6 +140,15 @@ class Scheduler:
         if outcome is Outcome.COMPLETED:
             self._learn(record, prompt_tokens, cached_tokens, output_tokens or record.emitted_tokens)
         self._fleet.close(lease_id, now)
+        if self._decisions is not None:
+            self._decisions.finished(
+                record,
+                now,
+                outcome,
+                prompt_tokens=prompt_tokens,
+                cached_tokens=cached_tokens,
+                output_tokens=output_tokens,
+            )
         if self._policy is not None:
             if outcome is Outcome.COMPLETED and output_tokens is not None:
                 self._policy.answered(record.lease.request, output_tokens, now)
@@ -206,6 +224,11 @@ class Scheduler:
         if depth == 0:
             return 0.0
         return depth / rate if rate else None
+
+    @property
+    def queued(self) -> int:
+        """Tickets that wait, of all models and tiers."""
+        return len(self._queue)
 
     @property
     def stirred(self) -> bool:

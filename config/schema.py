@@ -271,7 +271,7 @@ class Scheduling(Section):
     prefill_chunks: PositiveFloat = Field(
         2.0, description="unprefilled tokens admitted, in units of max_num_batched_tokens"
     )
-    bypass_limit: PositiveInt = Field(64, description="how many waiting requests one pass may look past")
+    bypass_limit: PositiveInt = Field(16, description="how many waiting requests one pass may look past")
     head_protection_s: PositiveFloat = Field(
         2.0, description="a head passed over for so long gets a replica reserved for it"
     )

@@ -42,6 +42,7 @@ def figures(observed: Observed, calls: Sequence[Call], machines: Sequence[Machin
         "goodput_rps": _ratio(good, trace_s),
         **_latencies(observed, completed),
         **_engines(engines),
+        "kv_usage_p50": _counted_percentile(observed.kv_usage, 0.5, 0.01),
         "recomputed_tokens": observed.recomputed_tokens + sum(told.recomputed_tokens_total for told in engines),
         "output_tokens": tokens,
         **_money(machines, duration_s, tokens),
@@ -75,8 +76,8 @@ def _latencies(observed: Observed, completed: Sequence[Life]) -> dict[str, objec
         "ttft_p50_s": percentile(ttft, 0.5),
         "ttft_p95_s": percentile(ttft, 0.95),
         "ttft_p99_s": percentile(ttft, 0.99),
-        "itl_p50_s": _counted_percentile(observed.gaps, 0.5),
-        "itl_p99_s": _counted_percentile(observed.gaps, 0.99),
+        "itl_p50_s": _counted_percentile(observed.gaps, 0.5, GAP_RESOLUTION_S),
+        "itl_p99_s": _counted_percentile(observed.gaps, 0.99, GAP_RESOLUTION_S),
         "tpot_p99_s": percentile(tpot, 0.99),
         "e2e_p50_s": percentile(e2e, 0.5),
         "e2e_p99_s": percentile(e2e, 0.99),
@@ -91,12 +92,12 @@ def percentile(ordered: Sequence[float], share: float) -> float | None:
     return round(ordered[math.ceil(share * len(ordered)) - 1], _DIGITS)
 
 
-def _counted_percentile(counts: Counter[int], share: float) -> float | None:
+def _counted_percentile(counts: Counter[int], share: float, unit: float) -> float | None:
     wanted = math.ceil(share * counts.total())
     for gap in sorted(counts):
         wanted -= counts[gap]
         if wanted <= 0:
-            return round(gap * GAP_RESOLUTION_S, _DIGITS)
+            return round(gap * unit, _DIGITS)
     return None
 
 

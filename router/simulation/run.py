@@ -63,6 +63,7 @@ class Observed:
 
     lives: list[Life]
     gaps: Counter[int] = field(default_factory=Counter)  # between tokens of one answer, in GAP_RESOLUTION_S
+    kv_usage: Counter[int] = field(default_factory=Counter)  # percent of each cache at each probe while anything waited
     decisions: int = 0
     recomputed_tokens: int = 0  # prompt and output of work that was lost with a machine and done again or given up
     end_s: float = 0.0
@@ -185,7 +186,10 @@ class Simulation:
     def _probe(self, _: None, now: float) -> None:
         for machine in self.machines.values():
             if machine.engine is not None:
-                self.scheduler.observe(machine.id, machine.load(now), now)
+                load = machine.load(now)
+                self.scheduler.observe(machine.id, load, now)
+                if self.scheduler.queued or load.waiting:
+                    self.observed.kv_usage[round(100 * (load.kv_usage_ratio or 0.0))] += 1
         self.at(now + self._probe_interval_s, self._probe, None)
         self.advance(None, now)
 
