@@ -1,5 +1,7 @@
 """Listens to one engine's KV events: subscribes, asks for what it missed, begins anew where that cannot be had.
 
+After each connection it asks, too: a lost connection hides what was sent meanwhile, and that the engine was restarted.
+
 Owns the sockets and decides when to ask for a replay; what order means is `order`'s, what events mean the listener's. Loads ZeroMQ, so
 import it late. vLLM's replay: a DEALER sends `["", first number]` and gets `["", topic, number, batch]` for each batch it still has
 (10,000 by default), then one whose number is -1.
@@ -23,7 +25,10 @@ _MAX_FRAME_BYTES = 64 * 2**20  # a step of a million new tokens is 10 MB
 _REPLAY_PAUSE_S = 5.0  # after a replay that failed: an engine that cannot answer is not asked for every batch
 _MAX_ROUNDS = 50  # a ROUTER drops what its 1,000-message queue cannot take, so that a long replay comes in parts
 _END = (-1).to_bytes(8, "big", signed=True)
-_RECONNECT_MS, _RECONNECT_MAX_MS = 100, 10_000  # libzmq's own backoff, doubling
+_RECONNECT_MS, _RECONNECT_MAX_MS = (
+    100,
+    2_000,
+)  # libzmq's own backoff, doubling; an engine's first batches should be heard
 _HEARTBEAT_MS, _HEARTBEAT_TIMEOUT_MS = 10_000, 30_000  # finds peers that vanished without a FIN
 _RESTART_S, _RESTART_MAX_S = 1.0, 30.0  # after an error of the sockets themselves
 
@@ -87,15 +92,33 @@ class Subscriber:
 
     async def _listen(self) -> None:
         with _socket(self._context, zmq.SUB) as events:
-            events.subscribe(self._topic)
-            events.connect(self._endpoint)
-            await self._catch_up()
-            while True:
-                # Nobody else waits between two batches of a burst: give the loop a turn.
-                await asyncio.sleep(0)
-                message = self._read(await events.recv_multipart())
-                if message is not None:
-                    await self._published(*message)
+            connections = events.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED)
+            try:
+                await self._follow(events, connections)
+            finally:
+                events.disable_monitor()
+                connections.close(linger=0)
+
+    async def _follow(self, events: zmq.asyncio.Socket, connections: zmq.asyncio.Socket) -> None:
+        poller = zmq.asyncio.Poller()
+        poller.register(connections, zmq.POLLIN)
+        poller.register(events, zmq.POLLIN)
+        events.subscribe(self._topic)
+        events.connect(self._endpoint)
+        while True:
+            # Nobody else waits between two batches of a burst: give the loop a turn.
+            await asyncio.sleep(0)
+            ready = dict(await poller.poll())
+            if connections in ready:
+                await connections.recv_multipart()
+                await self._connected()
+            elif (message := self._read(await events.recv_multipart())) is not None:
+                await self._published(*message)
+
+    async def _connected(self) -> None:
+        """For the first time, or again: what was sent between is lost, and behind the address may be another engine."""
+        if not await self._catch_up():
+            self._reset("lost")
 
     async def _published(self, seq: int, batch: Batch) -> None:
         verdict = self._order.judge(seq, batch.ts)
@@ -114,20 +137,21 @@ class Subscriber:
         if verdict is Verdict.FOLLOWS:
             self._take(seq, batch)
 
-    async def _catch_up(self) -> None:
-        """Reads what the engine still has from the last batch on; without a `last`, all of it."""
+    async def _catch_up(self) -> bool:
+        """Reads what the engine still has from the last batch on; without a `last`, all of it. False: it could not be had."""
         now = asyncio.get_running_loop().time()
         if self._replay_endpoint is None or now < self._no_replay_before_s:
-            return
+            return False
         for _ in range(_MAX_ROUNDS):
             with _socket(self._context, zmq.DEALER) as replay:
                 replay.connect(self._replay_endpoint)
                 end = await self._round(replay)
             if end is _Round.DONE:
-                return
+                return True
             if end is _Round.FAILED:
                 break
         self._no_replay_before_s = asyncio.get_running_loop().time() + _REPLAY_PAUSE_S
+        return False
 
     async def _round(self, replay: zmq.asyncio.Socket) -> _Round:
         asked = self._order.last

@@ -51,6 +51,7 @@ class Publisher:
     def __init__(
         self, context: zmq.asyncio.Context, *, born: float = 100.0, buffer: int = 10_000, replay: bool = True
     ) -> None:
+        self._context = context
         self._events = context.socket(zmq.XPUB)  # as PUB, but tells of subscriptions
         self._replay = context.socket(zmq.ROUTER) if replay else None
         for end in (self._events, self._replay):
@@ -66,17 +67,9 @@ class Publisher:
         self.lose_replayed: set[int] = set()  # numbers that the next replay leaves out, once each
 
     async def bind(self, endpoint: str = "tcp://127.0.0.1:*", replay_endpoint: str = "tcp://127.0.0.1:*") -> Self:
-        """Where another publisher has just died, its port is free in a moment."""
-        for end, address in ((self._events, endpoint), (self._replay, replay_endpoint)):
-            while end is not None:
-                try:
-                    end.bind(address)
-                except zmq.ZMQError as error:
-                    if error.errno != zmq.EADDRINUSE:
-                        raise
-                    await asyncio.sleep(0.01)
-                else:
-                    break
+        await _bind(self._events, endpoint)
+        if self._replay is not None:
+            await _bind(self._replay, replay_endpoint)
         return self
 
     @property
@@ -86,6 +79,14 @@ class Publisher:
     @property
     def replay_endpoint(self) -> str | None:
         return None if self._replay is None else self._replay.getsockopt_string(zmq.LAST_ENDPOINT)
+
+    async def break_line(self) -> None:
+        """The subscribers' connections are gone, the engine is not."""
+        endpoint = self.endpoint
+        self._events.close()
+        self._events = self._context.socket(zmq.XPUB)
+        self._events.setsockopt(zmq.LINGER, 0)
+        await _bind(self._events, endpoint)
 
     async def joined(self) -> None:
         """Until somebody has subscribed: what is published before is lost to it."""
@@ -143,6 +144,19 @@ class Publisher:
         self._events.close()
         if self._replay is not None:
             self._replay.close()
+
+
+async def _bind(end: zmq.asyncio.Socket, address: str) -> None:
+    """Where another publisher has just died, its port is free in a moment."""
+    while True:
+        try:
+            end.bind(address)
+        except zmq.ZMQError as error:
+            if error.errno != zmq.EADDRINUSE:
+                raise
+            await asyncio.sleep(0.01)
+        else:
+            return
 
 
 @asynccontextmanager
