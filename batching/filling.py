@@ -17,7 +17,7 @@ from batching.fleet import Fleet
 from batching.ledger import LeaseRecord
 from batching.offer import Offer
 from batching.placement import Need, Placement, place, reserved_output
-from batching.queue import LATE, Lane, Order, Waiting, WaitingQueue
+from batching.queue import Lane, Order, Waiting, WaitingQueue
 from batching.request import Request, ServiceTier
 from batching.ticket import Lease, LeaseId, Placed, TicketState
 from config.schema import Mechanism, ModelKind, Objectives, Scheduling
@@ -168,7 +168,7 @@ class Filling:
             if need.forecast_tokens < before.forecast_tokens or need.cached_tokens != before.cached_tokens:
                 offers = self._fleet.offers(ticket.request.model)
         self.evaluations += len(offers)
-        placement = place(waiting.need, offers, now, hold=self._holds and waiting.rank < LATE, by_cost=self._by_cost)
+        placement = place(waiting.need, offers, now, hold=self._holds and waiting.may_hold, by_cost=self._by_cost)
         if placement is None:
             waiting.tested_epoch = self._fleet.epoch
             return []
@@ -210,7 +210,7 @@ class Filling:
 
     def _note(self, waiting: Waiting, placement: Placement, offers: Sequence[Offer], record: LeaseRecord) -> None:
         if self._decisions is not None:
-            hold, queued_s = self._holds and waiting.rank < LATE, waiting.ticket.queued_s
+            hold, queued_s = self._holds and waiting.may_hold, waiting.ticket.queued_s
             self._decisions.placed(record, waiting.need, offers, placement, queued_s, hold=hold, by_cost=self._by_cost)
 
     # -- head protection ---------------------------------------------------------------------------------------------

@@ -50,6 +50,7 @@ class Waiting:
     order: Order  # inside a tenant, least first
     tested_epoch: int = -1  # the fleet's epoch when it last fitted nowhere; -1: never tested
     estimated_s: float  # when `need` was made
+    may_hold: bool = False  # for a replica that meets its objective; only who will turn late, or it would wait for ever
     passed_s: float | None = None  # since when others take room that it could use
     protected_at: ReplicaId | None = None
 
@@ -157,7 +158,7 @@ class Lane:
                 continue
             if first is None:
                 first = (number, waiting)
-            elif self._credits[number] >= waiting.ticket.request.prompt_tokens:
+            elif self._credits[number] >= min(waiting.ticket.request.prompt_tokens, _CREDIT_LIMIT):
                 return -1, waiting
         return first
 
@@ -179,7 +180,7 @@ class Lane:
     def _credit(self, served: int, tokens: float) -> None:
         for rank, floor in enumerate(self._floors):
             if rank == served:
-                self._credits[rank] = max(0.0, self._credits[rank] - tokens)
+                self._credits[rank] = max(0.0, self._credits[rank] - (1 - floor) * tokens)  # its own count, too
             elif floor and self._ranks[rank].peek() is not None:
                 self._credits[rank] = min(_CREDIT_LIMIT, self._credits[rank] + floor * tokens)
 
@@ -261,6 +262,7 @@ class WaitingQueue:
             if late_at_s <= now:
                 self._set_late(waiting)
             else:
+                waiting.may_hold = True
                 self._turning.push((late_at_s, ticket.id), waiting)
         lane = self.lane(request.model)
         lane.push(waiting)
@@ -288,7 +290,7 @@ class WaitingQueue:
             self.arrived.add(lane.model)
 
     def _set_late(self, waiting: Waiting) -> None:
-        waiting.rank = LATE
+        waiting.rank, waiting.may_hold = LATE, False
         waiting.order = (waiting.ticket.queued_s, waiting.leave_s, waiting.ticket.id)
 
     def leave(self, waiting: Waiting, state: TicketState) -> None:
