@@ -60,6 +60,7 @@ class Fleet:
         self._stale_at: dict[ReplicaId, float] = {}  # of replicas with foreign blocks: when to stop believing in them
         self._assumed: LazyHeap[tuple[float, int], LeaseRecord] = LazyHeap(self._awaits_first_token)
         self._kinds: dict[str, tuple[float, tuple[_Kind, ...]]] = {}
+        self._full_since: dict[str, int] = {}  # by model: the epoch in which nobody had room
         self.prefixes = PrefixIndex()
         self.leases: dict[LeaseId, LeaseRecord] = {}
         self.known_models: set[str] = set()  # ever served: the configured models and adapters
@@ -214,9 +215,14 @@ class Fleet:
         return list(takewhile(lambda offer: offer.epoch > since, reversed(serving.values())))
 
     def has_room(self, model: str, now: float) -> bool:
-        """Whether anything at all could be placed for this model; latest growth first, so usually O(1)."""
+        """Whether anything at all could be placed for this model; latest growth first, so usually O(1); once an epoch else."""
+        if self._full_since.get(model) == self.epoch:
+            return False  # only a new epoch brings room
         serving = self._serving.get(model)
-        return serving is not None and any(offer.has_room(now) for offer in reversed(serving.values()))
+        if serving is not None and any(offer.has_room(now) for offer in reversed(serving.values())):
+            return True
+        self._full_since[model] = self.epoch
+        return False
 
     def quickest_s(self, need: Need, now: float) -> float | None:
         """The first token's time if a replica had nothing else to prefill, the quickest that meets the TPOT objective; None: none does.

@@ -3,6 +3,7 @@
 Decides what room it has; not who gets it. Owned by the fleet, which alone calls what changes it.
 """
 
+from dataclasses import replace
 from math import ceil, inf
 from statistics import NormalDist
 
@@ -13,7 +14,7 @@ from batching.kv_forecast import Holder, KvRisk, free_tokens
 from batching.ledger import LeaseRecord, Ledger
 from batching.offer import Offer
 from batching.pace import Pace
-from batching.placement import Need, blocks_if_fits, blocks_needed, could_ever_hold
+from batching.placement import Need, blocks_if_fits, blocks_needed, cached_on, could_ever_hold, prefill_steps
 from batching.replica import EngineLoad, Lifecycle, ReplicaProfile, ReplicaState
 from batching.request import ServiceTier
 from config.gpus import StepModel, step_model
@@ -68,13 +69,7 @@ class LiveReplica:
         if self.block_size != (profile.block_size or DEFAULT_BLOCK_SIZE):
             self.ledger.rebase(profile.block_size or DEFAULT_BLOCK_SIZE)
         self.profile = profile
-        step = self._step = step_model(
-            profile.gpu,
-            count=profile.gpu_count,
-            speed=profile.speed,
-            shape=profile.shape,
-            pipeline=profile.pipeline_parallel,
-        )
+        step = self._step = _prior(profile, self._scheduling.without)
         offer = self.offer
         offer.cost_tier = profile.cost_tier
         offer.usd_per_s = 0.0 if profile.cost_tier is CostTier.RESERVED else profile.usd_per_hour / 3600
@@ -163,6 +158,8 @@ class LiveReplica:
         offer.empty = not ledger.leases
         limit = self.max_num_seqs
         offer.free_sequences = limit - ledger.sequences
+        offer.spared_sequences = limit // 10
+        offer.prefill_tokens = ledger.prefill_tokens
         offer.free_prefill_tokens = self._free_prefill_tokens()
         offer.free_blocks, offer.headroom_ratio = self._free_blocks(limit)
         offer.known_free_tokens, offer.forecast = None, self._forecast
@@ -204,11 +201,13 @@ class LiveReplica:
         offer.due_s = self.pace.due_s(self._now)
 
     def _free_prefill_tokens(self) -> int:
-        budget = self.profile.max_num_batched_tokens
-        # With nothing outstanding a prompt longer than the budget is taken too: it has to go somewhere.
-        if budget is None or self.ledger.prefill_tokens == 0 or Mechanism.LATE_BINDING in self._scheduling.without:
+        step, ahead = self.profile.max_num_batched_tokens, self.ledger.prefill_tokens
+        if step is None or Mechanism.LATE_BINDING in self._scheduling.without:
             return UNBOUNDED
-        return int(self._scheduling.prefill_chunks * budget) - self.ledger.prefill_tokens
+        # A prompt longer than the budget goes behind at most what is short of its last step: it has to go somewhere.
+        if ahead <= max(0.0, self._scheduling.prefill_chunks - 1) * step:
+            return UNBOUNDED
+        return int(self._scheduling.prefill_chunks * step) - ahead
 
     def _free_blocks(self, sequence_limit: int) -> tuple[int, float]:
         blocks = self.profile.kv_blocks
@@ -247,9 +246,12 @@ class LiveReplica:
             return None
         if blocks_if_fits(need, offer, self._now) is not None:
             return 0.0
+        earned_s = self._seconds_until_borne(need)
         blocks, sequences = -offer.free_blocks, need.request.sequences - offer.free_sequences
         blocks += blocks_needed(need, offer)
         prefill = need.request.prompt_tokens - offer.free_prefill_tokens
+        if blocks <= 0 and sequences <= 0 and prefill <= 0:
+            return earned_s
         ends = sorted(
             (
                 (r.forecast_tokens - r.emitted_per_sequence) * r.tpot_s,
@@ -263,8 +265,18 @@ class LiveReplica:
         for end_s, _, freed, ended, prefilled in ends:
             blocks, sequences, prefill = blocks - freed, sequences - ended, prefill - prefilled
             if blocks <= 0 and sequences <= 0 and prefill <= 0:
-                return end_s
+                return max(end_s, earned_s)
         return ends[-1][0] if ends else inf  # empty takes whatever it could ever hold
+
+    def _seconds_until_borne(self, need: Need) -> float:
+        """When its streams will have gained enough to bear the prompt, if they are left alone until then."""
+        offer = self.offer
+        steps, own_s = prefill_steps(offer, need.request.prompt_tokens - cached_on(need, offer), cached_on(need, offer))
+        short_s = offer.held_up_until(self._now, own_s, steps) - offer.due_s
+        if short_s <= 0:
+            return 0.0
+        gain_s = offer.pace_s - offer.decode_s
+        return short_s * offer.decode_s / gain_s if gain_s > 0 else inf
 
     def state(self, now: float) -> ReplicaState:
         ledger, profile = self.ledger, self.profile
@@ -291,6 +303,20 @@ class LiveReplica:
 
     def __repr__(self) -> str:
         return f"<{self.profile.id} {self.lifecycle} {self.ledger!r}>"
+
+
+def _prior(profile: ReplicaProfile, without: frozenset[Mechanism]) -> StepModel:
+    if Mechanism.SPEED in without:
+        step = step_model("unknown")
+    else:
+        step = step_model(
+            profile.gpu,
+            count=profile.gpu_count,
+            speed=profile.speed,
+            shape=profile.shape,
+            pipeline=profile.pipeline_parallel,
+        )
+    return replace(step, attention_s=0.0) if Mechanism.ATTENTION in without else step
 
 
 def _normal_quantile(q: float) -> float:

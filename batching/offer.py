@@ -12,6 +12,7 @@ from batching.request import ReplicaId
 from config.schema import CostTier
 
 _NEVER = float("inf")
+_SPARED_RATIO = 0.1  # of the KV cache: batch leaves it to those who are watched
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -27,7 +28,9 @@ class Offer:
 
     empty: bool = True  # none of our leases
     free_sequences: int = 0
+    spared_sequences: int = 0  # of them, that batch leaves to those who are watched
     free_prefill_tokens: int = UNBOUNDED
+    prefill_tokens: int = 0  # admitted before, still to be prefilled
     free_blocks: int = UNBOUNDED  # every lease at the high quantile of its forecast
     forecast: Callable[[], tuple[float, ...] | None] | None = None  # makes `free_tokens`; None: made, or not to be had
     known_free_tokens: tuple[float, ...] | None = None
@@ -68,6 +71,17 @@ class Offer:
         if self.free_sequences <= 0 or self.free_prefill_tokens <= 0:
             return False
         return self.due_s == _NEVER or self.held_up_until(now, 0.0, 0) <= self.due_s
+
+    def has_to_spare(self, new_tokens: int) -> bool:
+        """For work that nobody watches: enough stays free for those who are watched, who may come at any moment.
+
+        A tenth of KV cache and sequences, and no prompt waits behind more than one engine step of such work.
+        """
+        return (
+            self.headroom_ratio >= _SPARED_RATIO
+            and self.free_sequences > self.spared_sequences
+            and self.prefill_tokens + new_tokens <= max(self.chunk_tokens, new_tokens)
+        )
 
     def held_up_until(self, now: float, more_s: float, steps: int) -> float:
         """As far as its streams are concerned, when what is being prefilled and `more_s` in `steps` of it will be over.

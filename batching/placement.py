@@ -15,7 +15,7 @@ from batching.blocks import UNBOUNDED, blocks_for
 from batching.estimators import KnownLength, Lengths
 from batching.kv_forecast import Holder, fits
 from batching.offer import Offer
-from batching.request import ReplicaId, Request
+from batching.request import ReplicaId, Request, ServiceTier
 from config.schema import CostTier
 
 # Of the time that is left until the first token is due. Within the first share money decides; up to the second the earliest.
@@ -168,6 +168,16 @@ def blocks_if_fits(need: Need, offer: Offer, now: float = 0.0) -> int | None:
     return rows[0][_BLOCKS] if rows else None
 
 
+def prefill_steps(offer: Offer, new: int, cached: int) -> tuple[int, float]:
+    """Engine steps for `new` prompt tokens behind `cached` ones, and their seconds if nothing else is prefilled.
+
+    Chunked prefill: each step also decodes for everybody and reads the weights; attention grows with the square.
+    """
+    steps = -(-new // offer.chunk_tokens)
+    compute_s, weights_s = offer.token_s * new, steps * offer.weights_s
+    return steps, (steps * offer.chunk_s + max(compute_s, weights_s) + offer.attention_s * new * (cached + new / 2))
+
+
 def holder(need: Need, block_size: int) -> Holder:
     """The request as one more term of a replica's KV forecast."""
     request = need.request
@@ -197,6 +207,7 @@ def _fitting(need: Need, offers: Sequence[Offer], now: float) -> list[_Row]:
     constrained = request.cost_tiers is not None or bool(request.avoid)
     cached_tokens, decode_tokens = need.cached_tokens, need.expected_tokens
     spot = CostTier.SPOT
+    patient = request.service_tier is ServiceTier.BATCH
     rows: list[_Row] = []
     cached = blocks = block_size = max_model_len = 0
     for o in offers:
@@ -210,17 +221,13 @@ def _fitting(need: Need, offers: Sequence[Offer], now: float) -> list[_Row]:
         if cached_tokens:
             cached = cached_on(need, o) if o.replica in cached_tokens else 0
         new = prompt - cached
-        if not empty and new > o.free_prefill_tokens:
+        if not empty and (new > o.free_prefill_tokens or (patient and not o.has_to_spare(new))):
             continue
         if o.block_size != block_size or o.max_model_len != max_model_len:  # seldom: replicas of a model are alike
             block_size, max_model_len, blocks = o.block_size, o.max_model_len, blocks_needed(need, o)
         if not empty and (blocks > o.free_blocks or o.free_blocks <= 0) and not _fits_cache(need, o, blocks):
             continue
-        # Chunked prefill: what was admitted before goes first; each step also decodes for everybody, reads the weights.
-        steps = -(-new // o.chunk_tokens)
-        compute_s, weights_s = o.token_s * new, steps * o.weights_s
-        attention_s = o.attention_s * new * (cached + new / 2)
-        own_s = steps * o.chunk_s + (max(weights_s, compute_s)) + attention_s
+        steps, own_s = prefill_steps(o, new, cached)
         if not empty and o.due_s != _NEVER and o.held_up_until(now, own_s, steps) > o.due_s:
             continue  # its streams cannot bear so much prefill
         ahead_s = max(o.prefill_end_s - now, o.prefill_rest_s)
@@ -228,7 +235,7 @@ def _fitting(need: Need, offers: Sequence[Offer], now: float) -> list[_Row]:
         tpot_s = o.decode_s + o.kv_token_s * prompt
         # The share of the machine: all of it while prefilling, one of `batch` while decoding. Without the learned factors: they
         # tell this moment's load from the next, and a price that moves with them herds everybody onto one replica.
-        machine_s = (compute_s + attention_s) * o.price_factor
+        machine_s = (o.token_s * new + o.attention_s * new * (cached + new / 2)) * o.price_factor
         machine_s += decode_tokens * sequences * (o.price_decode_s + o.kv_token_s * prompt) / o.batch
         usd = o.usd_per_s * machine_s
         if o.cost_tier is spot:  # a reclaim costs the work again

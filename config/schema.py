@@ -273,7 +273,7 @@ class Scheduling(Section):
     )
     bypass_limit: PositiveInt = Field(16, description="how many waiting requests one pass may look past")
     head_protection_s: PositiveFloat = Field(
-        2.0, description="a head passed over for so long gets a replica reserved for it"
+        0.1, description="a head passed over for so long gets a replica reserved for it"
     )
     objectives: Objectives = Objectives()
     policy: str = Field(
@@ -323,6 +323,16 @@ class MicroBatch(Section):
     max_age_s: PositiveFloat = 0.005
 
 
+class Decisions(Section):
+    """The ledger of placements: what was asked, what each candidate offered, what came of it. No prompts, no answers (docs/decisions-ledger.md)."""
+
+    ring: int = Field(4096, ge=0, le=1_000_000, description="placements kept in memory, for /admin/decisions; 0: none")
+    file: str | None = Field(
+        None, min_length=1, description="JSON lines, for `penstock replay` and `penstock explain --file`; null: none"
+    )
+    candidates: int = Field(32, ge=2, le=1024, description="kept of each placement; of more, the likeliest")
+
+
 class Config(Section):
     """The whole configuration; `penstock schema` prints it as JSON Schema."""
 
@@ -333,6 +343,7 @@ class Config(Section):
     upstream: Upstream = Upstream()
     probe: Probe = Probe()
     microbatch: MicroBatch = MicroBatch()
+    decisions: Decisions = Decisions()
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @model_validator(mode="after")
