@@ -1,10 +1,12 @@
 """What a decision costs, counted in ticket-replica tests rather than in time."""
 
-from typing import Any
+import sys
+from typing import Any, Self
 
 import pytest
 
-from batching.request import Outcome
+from batching.request import Outcome, ServiceTier
+from config.schema import Mechanism
 from tests.support.scheduling import leases, profile, request, scheduler
 
 REPLICAS = 10
@@ -64,3 +66,86 @@ def test_a_pass_looks_past_a_bounded_number():
     built.on_first_token(first.id, 0.5)
     built.advance(0.5)
     assert built.evaluations - before <= 64
+
+
+class Calls:
+    """Counts function calls, Python's and C's, while it is entered: what is done, however fast the machine does it."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __enter__(self) -> Self:
+        sys.setprofile(self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.setprofile(None)
+
+    def _note(self, _frame: object, event: str, _arg: object):
+        self.count += event in {"call", "c_call"}
+
+
+def calls_of_ten_endings(waiting: int, **scheduling: Any):
+    """Function calls in which ten that run end and ten that wait are placed; every tier waits, half of them late."""
+    built = scheduler(
+        *(profile(f"a{number}", max_num_seqs=2) for number in range(REPLICAS)),
+        scheduling=scheduling,
+        queue={"max_requests": 20_000, "aging_s": 0.5},
+    )
+    for number in range(2 * REPLICAS):
+        built.submit(request(f"r{number}"), 0.0)
+    running = leases(built.advance(0.0))
+    for number in range(waiting):
+        arrived_s = 0.0 if number % 2 else 2.0
+        tier = ServiceTier(number % 4)
+        built.submit(request(f"w{number}", arrived_s=arrived_s, service_tier=tier, tenant=f"t{number % 7}"), 2.0)
+    assert built.advance(2.0) == []
+    with Calls() as calls:
+        for step, lease in enumerate(running[:10]):
+            built.finish(lease.id, 2.0 + step / 1000, outcome=Outcome.COMPLETED)
+            assert len(built.advance(2.0 + step / 1000)) == 1
+    return calls.count
+
+
+@pytest.mark.parametrize("mechanism", [None, *Mechanism])
+def test_what_waits_costs_hardly_more_than_its_logarithm(mechanism: Any):
+    """A hundred times as many wait, and ten decisions take at most three times as many calls: heaps, no scans."""
+    without = [mechanism] if mechanism else []
+    few, many = (calls_of_ten_endings(waiting, without=without) for waiting in (60, 6000))
+    assert many <= 3 * few
+
+
+def test_turning_late_is_paid_once_by_each():
+    """When thousands become late together, each moves once and is tested no more than the pass looks past."""
+    built, running = saturated(3000)
+    before = built.evaluations
+    with Calls() as calls:
+        built.advance(1.0)
+    assert calls.count < 3000 * 100
+    assert built.evaluations - before == 0  # no replica has room
+    with Calls() as calls:
+        built.finish(running[0].id, 1.1, outcome=Outcome.COMPLETED)
+        assert len(built.advance(1.1)) == 1
+    assert calls.count < 3000 * 10  # heaps drop what has left them
+    assert built.evaluations - before <= REPLICAS
+
+
+def test_held_requests_are_looked_past_within_the_limit():
+    """Those that wait for a better replica are tested once when they come; then they cost a pass its limit at most."""
+    built = scheduler(
+        profile("h100", max_num_seqs=1),
+        profile("l4", gpu="L4-24G", usd_per_hour=9.0),
+        scheduling={"objectives": {"ttft_s_per_prompt_token": 0}, "bypass_limit": 64},
+        queue={"max_requests": 20_000},
+    )
+    built.submit(request("first"), 0.0)
+    lease = leases(built.advance(0.0))[0]
+    assert lease.replica == "h100"
+    for number in range(500):
+        built.submit(request(f"r{number}", prompt_tokens=8000), 0.0)
+    assert built.advance(0.0) == []
+    assert built.evaluations <= 2 * 501
+    before = built.evaluations
+    built.finish(lease.id, 0.1, outcome=Outcome.COMPLETED)
+    assert [d.placement.replica for d in built.advance(0.1)] == ["h100"]
+    assert built.evaluations - before <= 2 * 64 + 2

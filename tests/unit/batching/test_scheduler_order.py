@@ -7,6 +7,7 @@ from config.schema import ModelKind
 from tests.support.scheduling import evicted, leases, placed, profile, request, scheduler
 
 BOTH = {"m": ModelKind.CHAT, "n": ModelKind.CHAT}
+PATIENT = {"objectives": {"ttft_s": 1000.0}}  # nobody is late
 
 
 def serve(built: Scheduler, rounds: int, start: float = 1.0):
@@ -34,7 +35,7 @@ def test_better_tiers_go_first_across_models():
 
 def test_waiting_lifts_by_one_tier_per_aging_time():
     """A flex request that waited long enough goes before a younger default one, not before a priority one."""
-    built = scheduler(profile(max_num_seqs=1), queue={"aging_s": 10.0, "max_wait_s": 100.0})
+    built = scheduler(profile(max_num_seqs=1), scheduling=PATIENT, queue={"aging_s": 10.0, "max_wait_s": 100.0})
     built.submit(request("first"), 0.0)
     built.advance(0.0)
     built.submit(request("flex", service_tier=ServiceTier.FLEX), 0.0)
@@ -44,20 +45,16 @@ def test_waiting_lifts_by_one_tier_per_aging_time():
     assert serve(built, 3, start=11.0) == ["urgent", "flex", "young"]
 
 
-def test_batch_does_not_starve_under_endless_priority():
-    """After three aging times a batch request has the best rank and its arrival decides."""
-    built = scheduler(profile(max_num_seqs=1), queue={"aging_s": 1.0, "max_wait_s": 50.0})
-    built.submit(request("p0", service_tier=ServiceTier.PRIORITY), 0.0)
-    running = leases(built.advance(0.0))
-    built.submit(request("batch", service_tier=ServiceTier.BATCH), 0.0)
-    order = []
-    for second in range(1, 8):
-        built.submit(request(f"p{second}", service_tier=ServiceTier.PRIORITY), second)
-        built.finish(running[0].id, second, outcome=Outcome.COMPLETED)
-        decisions = built.advance(second)
-        order += placed(decisions)
-        running = leases(decisions)
-    assert order.index("batch") == 2  # at second 3
+def test_aging_lifts_nobody_from_batch_nor_from_the_late():
+    """Batch moves by its floor and the late by theirs, however long they wait."""
+    built = scheduler(profile(max_num_seqs=1), queue={"aging_s": 1.0, "max_wait_s": 100.0})
+    built.submit(request("first"), 0.0)
+    built.advance(0.0)
+    built.submit(request("bulk", service_tier=ServiceTier.BATCH), 0.0)
+    built.submit(request("late"), 0.0)
+    built.submit(request("young", service_tier=ServiceTier.FLEX, arrived_s=50.0), 50.0)
+    built.advance(50.0)
+    assert serve(built, 3, start=50.1) == ["young", "late", "bulk"]
 
 
 def test_tenants_share_by_tokens_served():
@@ -104,9 +101,22 @@ def test_inside_a_tenant_the_earliest_deadline_then_arrival():
     assert serve(built, 3) == ["far", "r0", "r1"]
 
 
+def test_inside_a_tenant_the_earliest_first_token_due():
+    """A retry that has waited elsewhere goes first, a long prompt may take longer; without deadlines it is arrival that counts."""
+    for without, order in (((), ["retry", "short", "long"]), (("deadlines",), ["long", "short", "retry"])):
+        built = scheduler(profile(max_num_seqs=1), scheduling={"without": without})
+        built.submit(request("first"), 0.0)
+        built.advance(0.0)
+        built.submit(request("long", prompt_tokens=2000), 0.0)  # due after 2 s
+        built.submit(request("short", arrived_s=0.2), 0.2)  # after 1.2
+        built.submit(request("retry", arrived_s=-0.1), 0.3)  # after 0.9
+        built.advance(0.3)
+        assert serve(built, 3, start=0.4) == order
+
+
 def test_who_waited_as_long_as_allowed_is_evicted():
     """The queue's bound and the request's own deadline both end the wait, at the moment `next_deadline` names."""
-    built = scheduler(profile(max_num_seqs=1), queue={"max_wait_s": 30.0})
+    built = scheduler(profile(max_num_seqs=1), scheduling=PATIENT, queue={"max_wait_s": 30.0})
     for name, deadline in [("r0", None), ("slow", 90.0), ("soon", 5.0)]:
         built.submit(request(name, deadline_s=deadline), 0.0)
     built.submit(request("bulk", deadline_s=90.0, service_tier=ServiceTier.BATCH), 0.0)
