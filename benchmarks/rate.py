@@ -12,7 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 from math import sqrt
 from pathlib import Path
 
-from benchmarks.provenance import provenance
+from benchmarks.provenance import provenance, today
 from router.simulation.simulate import Options, Run, policies
 
 _SHOWN = (
@@ -97,7 +97,11 @@ def main(arguments: Sequence[str]) -> int:
             "benchmark": "rate",
             "run": f"rate/fleet={said.fleet.stem}/trace={trace}/share={said.share:g}/seed={said.seed}",
             **provenance("benchmarks.rate", arguments),
-            "results": results,
+            "figures": {
+                name: {key: value for key, value in result.items() if key != "runs"} for name, result in results.items()
+            },
+            "runs": {name: result["runs"] for name, result in results.items()},
+            "wall": {"date": today()},
         }
         said.json.write_text(json.dumps(document, indent=2) + "\n", "utf-8")
     return 0

@@ -14,7 +14,7 @@ from random import Random
 from batching.policies import BASELINES
 from batching.request import ServiceTier
 from batching.scheduler import Scheduler
-from benchmarks.provenance import provenance
+from benchmarks.provenance import provenance, today
 from router.simulation.fleet import build_machines, model_of, read_fleet
 from router.simulation.report import figures
 from router.simulation.run import PROBE_INTERVAL_S, Simulation
@@ -124,13 +124,21 @@ def main(arguments: Sequence[str]) -> int:
     said = parser.parse_args(arguments)
     results: dict[str, dict[str, object]] = {}
     for policy in said.policies.split(","):
+        beside = batch_beside_interactive(said.fleet, policy, said.rate, said.seconds, said.batch, said.seed)
+        tenants = greedy_tenant(said.fleet, policy, said.rate, said.seconds, said.greed, said.seed)
         results[policy] = {
-            "batch": batch_beside_interactive(said.fleet, policy, said.rate, said.seconds, said.batch, said.seed),
-            "tenants": greedy_tenant(said.fleet, policy, said.rate, said.seconds, said.greed, said.seed),
+            **{f"batch: {name}": value for name, value in beside.items()},
+            **{f"tenants: {name}": value for name, value in tenants.items()},
         }
         print(policy, json.dumps(results[policy], indent=1), flush=True)
     if said.json:
-        document = {"benchmark": "shared_fleet", **provenance("benchmarks.shared_fleet", arguments), "results": results}
+        document = {
+            "benchmark": "shared_fleet",
+            "run": f"shared_fleet/fleet={said.fleet.stem}/rate={said.rate:g}/batch={said.batch}/greed={said.greed:g}/seed={said.seed}",
+            **provenance("benchmarks.shared_fleet", arguments),
+            "figures": results,
+            "wall": {"date": today()},
+        }
         said.json.write_text(json.dumps(document, indent=2) + "\n", "utf-8")
     return 0
 
