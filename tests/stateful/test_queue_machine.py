@@ -1,18 +1,49 @@
 """The queue's order against a naive one that sorts everything for every question."""
 
+from dataclasses import dataclass
+from math import inf
+
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from batching.placement import Need
-from batching.queue import Waiting, WaitingQueue
+from batching.queue import LATE, Lane, Waiting, WaitingQueue
 from batching.request import ServiceTier
 from batching.ticket import Ticket, TicketId, TicketState
-from config.schema import Queue
+from config.schema import Floors, Queue
 from tests.support.scheduling import request
 
 AGING_S = 5.0
 MAX_WAIT_S = 40.0
+BATCH = LATE + 1
+FLOORS = Floors()
+
+
+@dataclass(eq=False)
+class Entry:
+    """What the model knows of a ticket: when it leaves, when its first token is due, when it turns late (None: never)."""
+
+    ticket: Ticket
+    leave_s: float
+    due_s: float
+    late_s: float | None
+
+    def rank(self, now: float) -> int:
+        tier = self.ticket.request.service_tier
+        if tier is ServiceTier.BATCH:
+            return BATCH
+        if self.late_s is not None and self.late_s <= now:
+            return LATE
+        return max(0, tier - sum(now >= self.ticket.queued_s + AGING_S * step for step in (1, 2)))
+
+    def order(self, now: float) -> tuple[float, ...]:
+        """Inside a tenant: what is due first, or must leave first; the late by arrival, batch as it has no objective."""
+        if self.rank(now) == LATE:
+            return (self.ticket.queued_s, self.leave_s, self.ticket.id)
+        latest = min(self.due_s, self.leave_s, self.ticket.queued_s + MAX_WAIT_S)
+        return (latest, self.leave_s, self.ticket.id)
 
 
 class QueueMachine(RuleBasedStateMachine):
@@ -23,19 +54,26 @@ class QueueMachine(RuleBasedStateMachine):
         self.now = 0.0
         self.ids = 0
         self.queue = WaitingQueue(Queue(max_wait_s=MAX_WAIT_S, aging_s=AGING_S))
-        self.model: list[tuple[Ticket, float]] = []  # with the moment it leaves
+        self.model: list[Entry] = []
+        self.credits = [0.0] * 5
+        self.floors = (0.0, FLOORS.default, FLOORS.flex, FLOORS.late, FLOORS.batch)
 
     @rule(
         tenant=st.sampled_from("xyz"),
         tier=st.sampled_from(ServiceTier),
         deadline=st.one_of(st.none(), st.floats(1, 60)),
+        objective=st.sampled_from((0.5, 3.0, 50.0)),
+        late=st.one_of(st.none(), st.floats(-1, 20)),
         tokens=st.integers(1, 500),
     )
-    def add(self, tenant: str, tier: ServiceTier, deadline: float | None, tokens: int) -> None:
+    def add(
+        self, tenant: str, tier: ServiceTier, deadline: float | None, objective: float, late: float | None, tokens: int
+    ) -> None:
         self.ids += 1
         wanted = request(
             f"r{self.ids}",
             tenant=tenant,
+            arrived_s=self.now,
             service_tier=tier,
             prompt_tokens=tokens,
             deadline_s=None if deadline is None else self.now + deadline,
@@ -46,19 +84,21 @@ class QueueMachine(RuleBasedStateMachine):
             ticket=ticket.id,
             forecast_tokens=1,
             expected_tokens=1,
-            ttft_objective_s=1.0,
+            ttft_objective_s=inf if tier is ServiceTier.BATCH else objective,
             tpot_objective_s=1.0,
         )
-        self.queue.add(ticket, need)
+        late_s = None if late is None or tier is ServiceTier.BATCH else self.now + late
+        self.queue.add(ticket, need, late_s)
         latest = self.now + MAX_WAIT_S
         own = latest if deadline is None else self.now + deadline
-        self.model.append((ticket, own if tier is ServiceTier.BATCH else min(own, latest)))
+        leave_s = own if tier is ServiceTier.BATCH else min(own, latest)
+        self.model.append(Entry(ticket, leave_s, need.first_token_due_s, late_s))
 
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
         if self.model:
             entry = data.draw(st.sampled_from(self.model))
-            waiting = self.queue.get(entry[0])
+            waiting = self.queue.get(entry.ticket)
             assert waiting is not None
             self.queue.leave(waiting, TicketState.CANCELLED)
             self.model.remove(entry)
@@ -70,61 +110,89 @@ class QueueMachine(RuleBasedStateMachine):
         for waiting in self.queue.expired(self.now):
             self.queue.leave(waiting, TicketState.EVICTED)
             expired.append(waiting.ticket)
-        assert expired == [t for t, leave in sorted(self.model, key=lambda e: (e[1], e[0].id)) if leave <= self.now]
-        self.model = [entry for entry in self.model if entry[1] > self.now]
+        leaving = sorted(self.model, key=lambda e: (e.leave_s, e.ticket.id))
+        assert expired == [entry.ticket for entry in leaving if entry.leave_s <= self.now]
+        self.model = [entry for entry in self.model if entry.leave_s > self.now]
 
     @rule(count=st.integers(1, 4))
     def place(self, count: int) -> None:
-        """Who is popped has the best rank, nobody of its tenant goes before it, and a tenant's turn follows its counter."""
-        self.queue.lift(self.now)
-        lane = self.queue.lane("m")
+        """Who is next has the best rank or its floor's turn, nobody of its tenant goes before it, and a turn follows its counter."""
+        lane = self._lane()
         for _ in range(min(count, len(self.model))):
-            waiting = lane.pop()
-            assert waiting is not None
-            self._is_next(waiting)
+            head = lane.peek()
+            assert head is not None
+            went_by, waiting = head
+            self._is_next(went_by, waiting)
+            lane.take(waiting)
+            request = waiting.ticket.request
             self.queue.leave(waiting, TicketState.PLACED)
-            self.model = [entry for entry in self.model if entry[0] is not waiting.ticket]
-            lane.charge(
-                waiting.rank, waiting.ticket.request.tenant, waiting.ticket.request.prompt_tokens, dispatch=True
-            )
+            self.model = [entry for entry in self.model if entry.ticket is not waiting.ticket]
+            self._credit(waiting.rank, request.prompt_tokens)
+            lane.charge(waiting.rank, request.tenant, request.prompt_tokens, dispatch=True)
 
     @rule(count=st.integers(1, 4))
     def look_past(self, count: int) -> None:
-        """Putting back what fitted nowhere leaves the order as it was."""
-        self.queue.lift(self.now)
-        lane = self.queue.lane("m")
-        aside = [waiting for _ in range(count) if (waiting := lane.pop()) is not None]
-        for waiting in aside:
-            lane.push(waiting, arrives=False)
-        again = [waiting for _ in range(count) if (waiting := lane.pop()) is not None]
-        assert sorted(w.rank for w in again) == sorted(w.rank for w in aside)
+        """Putting back what fitted nowhere leaves the order as it was, but among tenants served equally."""
+        lane = self._lane()
+        aside, again = self._out(lane, count), self._out(lane, count)
+        assert [w.rank for w in again] == [w.rank for w in aside]
         assert len({id(w) for w in again}) == len(aside)
-        for waiting in again:
-            lane.push(waiting, arrives=False)
 
     @invariant()
     def nothing_is_lost(self) -> None:
         assert len(self.queue) == len(self.model) == self.queue.lane("m").size
-        assert self.queue.tokens == sum(ticket.request.prompt_tokens for ticket, _ in self.model)
-        assert self.queue.next_deadline() == min((leave for _, leave in self.model), default=None)
+        assert self.queue.tokens == sum(entry.ticket.request.prompt_tokens for entry in self.model)
 
-    def _rank(self, ticket: Ticket) -> int:
-        lifts = sum(self.now >= ticket.queued_s + AGING_S * step for step in (1, 2, 3))
-        return max(0, ticket.request.service_tier - lifts)
+    @invariant()
+    def the_next_deadline_is_a_leave_or_a_turn(self) -> None:
+        """Somebody leaves, or turns late who has not; a turn that is overdue counts until it is taken."""
+        due = self.queue.next_deadline()
+        leaves = [entry.leave_s for entry in self.model]
+        turns = [e.late_s for e in self.model if e.late_s is not None and e.late_s > self.now]
+        if due is None or due > self.now:
+            assert due == min(leaves + turns, default=None)
 
-    def _is_next(self, waiting: Waiting) -> None:
+    def _lane(self) -> Lane:
+        self.queue.turn_late(self.now)
+        self.queue.lift(self.now)
+        return self.queue.lane("m")
+
+    def _out(self, lane: Lane, count: int) -> list[Waiting]:
+        """The next so many, each put back."""
+        out = []
+        for _ in range(count):
+            if (head := lane.peek()) is not None:
+                lane.take(head[1])
+                out.append(head[1])
+        for waiting in out:
+            lane.push(waiting, arrives=False)
+        return out
+
+    def _credit(self, served: int, tokens: int) -> None:
+        ranks = {entry.rank(self.now) for entry in self.model}
+        for rank, floor in enumerate(self.floors):
+            if rank == served:
+                self.credits[rank] = max(0.0, self.credits[rank] - (1 - floor) * tokens)
+            elif rank in ranks:
+                self.credits[rank] += floor * tokens
+
+    def _is_next(self, went_by: int, waiting: Waiting) -> None:
         ticket = waiting.ticket
-        assert self._rank(ticket) == min(self._rank(other) for other, _ in self.model) == waiting.rank
-        peers = [(t, leave) for t, leave in self.model if self._rank(t) == waiting.rank]
-        own = [
-            (min(e[1], e[0].queued_s + MAX_WAIT_S), e[0].id)
-            for e in peers
-            if e[0].request.tenant == ticket.request.tenant
-        ]
-        assert min(own)[1] == ticket.id  # earliest deadline, then arrival
-        served = self.queue.lane("m")._ranks[waiting.rank]._served
-        assert served[ticket.request.tenant] == min(served[t.request.tenant] for t, _ in peers)
+        ranks = {entry.ticket: entry.rank(self.now) for entry in self.model}
+        assert ranks[ticket] == waiting.rank
+        best = min(ranks.values())
+        if went_by >= 0:
+            assert went_by == waiting.rank == best
+        else:
+            assert waiting.rank > best
+            assert self.credits[waiting.rank] == pytest.approx(self.queue.lane("m")._credits[waiting.rank])
+            assert self.credits[waiting.rank] + 1e-6 >= ticket.request.prompt_tokens
+        peers = [entry for entry in self.model if ranks[entry.ticket] == waiting.rank]
+        own = [entry for entry in peers if entry.ticket.request.tenant == ticket.request.tenant]
+        assert min(own, key=lambda entry: entry.order(self.now)).ticket is ticket
+        served = self.queue.lane("m")._counters[waiting.rank].served
+        assert served[ticket.request.tenant] == min(served[entry.ticket.request.tenant] for entry in peers)
 
 
 TestQueue = QueueMachine.TestCase
-TestQueue.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestQueue.settings = settings(max_examples=80, stateful_step_count=50, deadline=None)

@@ -185,7 +185,7 @@ def test_the_marked_row_wins(row: str):
         {"free_blocks": 74},  # 1000 + 200 tokens need 75
         {"free_prefill_tokens": 999},
         {"longest_tokens": 1000},
-        {"due_s": 0.02, "held_up_ratio": 0.6},  # 35 ms of prefill hold the streams up by 21
+        {"due_s": 0.02, "pace_s": 0.01},  # 35 ms of prefill hold the streams up by 25
     ],
     ids=str,
 )
