@@ -30,6 +30,7 @@ DURATION_BUCKETS_S = (
 QUEUE_WAIT_BUCKETS_S = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 300.0)
 # One pass over few replicas takes tens of microseconds.
 ROUTING_BUCKETS_S = (0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1)
+ERROR_BUCKETS_RATIO = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 0.9, 1.0)  # 0.5: off by a factor of two
 
 CLASS = ("model", "service_tier")
 MACHINE = ("replica", "gpu", "cost_tier")
@@ -129,6 +130,33 @@ class Metrics:
     ]
     upstream_attempts_total: Annotated[
         Counter, Spec(help="Attempts on a replica, by outcome", labels=("replica", "outcome"))
+    ]
+
+    # Predictions (docs/decisions-ledger.md); signal: ttft, tpot, output_tokens, cached_tokens, finish
+    prediction_error_ratio: Annotated[
+        Histogram,
+        Spec(
+            help="What was predicted against what happened: the difference over the greater of both",
+            labels=("replica", "signal"),
+            buckets=ERROR_BUCKETS_RATIO,
+        ),
+    ]
+    signal_error_ratio: Annotated[
+        Gauge,
+        Spec(
+            help="The same lately, as a mean; source: learned, baseline (what would have been said without learning)",
+            labels=("replica", "signal", "source"),
+        ),
+    ]
+    signal_weight_ratio: Annotated[
+        Gauge,
+        Spec(
+            help="How far a learned signal deserves belief, 1 to 0: less where it does worse than its baseline",
+            labels=("replica", "signal"),
+        ),
+    ]
+    decision_records_total: Annotated[
+        Counter, Spec(help="Placements for the decisions file, by outcome: written, dropped", labels=("outcome",))
     ]
 
     # KV events (docs/kv-events.md); nothing where no replica has `kv_events`

@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from metrics.exposition import render
+from router.admin import add_admin
 from router.gateway import Gateway
 from router.health import readiness
 from router.ingress import HotPath, request_id
@@ -50,6 +51,7 @@ def build_api(gateway: Gateway, hot: HotPath, version: str) -> FastAPI:
     _handle_errors(api)
     _add_models(api, gateway)
     _add_health(api, gateway)
+    add_admin(api, gateway)
     _add_hot_paths(api, hot)
     return api
 

@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 
 from backends.backend import Backend
 from batching.policies import BASELINES
+from batching.replica import ReplicaProfile
 from batching.request import ReplicaId
 from batching.scheduler import Scheduler
 from config.checks import OWN_POLICY
@@ -21,6 +22,7 @@ from config.gpus import gpu_table
 from config.schema import Config, ReplicaConfig
 from metrics.catalog import Metrics
 from router.admission import Admission
+from router.decision_log import DecisionLog
 from router.dispatch import Dispatcher
 from router.engines import build_backend
 from router.exchange import Exchange
@@ -51,8 +53,13 @@ class Gateway:
         # The pure core, and the shell that gives it the loop's clock.
         name = config.scheduling.policy
         self._policy = None if name == OWN_POLICY else BASELINES[name](_POLICY_SEED)
+        self.decisions = DecisionLog(config, self.metrics)
         self.scheduler = Scheduler(
-            config.scheduling, config.queue, stale_after_s=config.probe.stale_after_s, policy=self._policy
+            config.scheduling,
+            config.queue,
+            stale_after_s=config.probe.stale_after_s,
+            policy=self._policy,
+            decisions=self.decisions.ledger,
         )
         self.admission = Admission(self.scheduler, on_pass=self.metrics.routing_duration_seconds.observe)
         # Engines by replica; the watch keeps the scheduler's picture of them true.
@@ -86,13 +93,16 @@ class Gateway:
                         self._add(replica)
                     await self.watch.first_look()
                     housekeeping = tasks.create_task(self._housekeep(), name="housekeeping")
+                    ledger = tasks.create_task(self.decisions.run(self._fleet), name="decisions")
                     yield
                     housekeeping.cancel()
+                    ledger.cancel()
                     self.watch.close()
                     self.kv_watch.close()
             finally:
                 if self.kv_watch is not None:
                     self.kv_watch.release()
+                await self.decisions.close(self._fleet)
                 self.admission.close()
                 for backend in [*self.backends.values(), *self._retired]:
                     await backend.aclose()
@@ -131,7 +141,9 @@ class Gateway:
 
     def refresh_gauges(self) -> None:
         """Before a scrape."""
-        self.gauges.refresh(asyncio.get_running_loop().time(), self.config.queue.max_requests)
+        now = asyncio.get_running_loop().time()
+        self.gauges.refresh(now, self.config.queue.max_requests)
+        self.decisions.refresh_gauges(self.scheduler.states(now))
 
     def watched(self) -> list[Watched]:
         return list(self.watch.replicas.values()) if self.watch is not None else []
@@ -174,6 +186,9 @@ class Gateway:
         watched.config = after
         self.kv_watch.change(before, after)
         watched.wake.set()
+
+    def _fleet(self) -> list[ReplicaProfile]:
+        return [state.profile for state in self.scheduler.states(0.0)]
 
     def _gpu_of(self, replica: ReplicaId) -> str:
         """For labels; a replica that was retired while it answered is `unknown`."""

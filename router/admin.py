@@ -1,0 +1,98 @@
+"""`/admin/*`: what the gateway decided and why. For whoever sits at the machine: there are no keys yet.
+
+Served only where the gateway itself listens on loopback, and only to who asks it by a loopback name: a web page that resolves its
+own name to 127.0.0.1, or a proxy that says for whom it asks, is somebody else.
+"""
+
+from ipaddress import ip_address
+from typing import Final
+
+import msgspec
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
+
+from batching.decision_record import DecisionRecord
+from router.gateway import Gateway
+from router.openai.errors import ApiError, Case, invalid_request
+
+DEFAULT_LIMIT: Final = 50
+MAX_LIMIT: Final = 1000  # each costs the event loop some tens of microseconds
+_FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
+
+
+def add_admin(api: FastAPI, gateway: Gateway) -> None:
+    """The routes; refused as a whole where strangers could reach them."""
+
+    def at_the_machine(request: Request) -> None:
+        refuse_strangers(gateway.config.server.host, request)
+
+    admin = APIRouter(prefix="/admin", tags=["admin"], dependencies=[Depends(at_the_machine)])
+
+    @admin.get("/decisions", response_model=None)
+    async def decisions(
+        limit: str = str(DEFAULT_LIMIT),
+        request_id: str | None = None,
+        replica: str | None = None,
+        model: str | None = None,
+    ) -> Response:
+        """The last placements, newest first: what was asked, every candidate's offer and score, the choice, what came of it."""
+        ledger = gateway.decisions.ledger
+        if ledger is None:
+            raise _off()
+        found = ledger.recent(limit=_limit(limit), request_id=request_id, replica=replica, model=model)
+        return _json({"object": "list", "data": [gateway.decisions.document(record) for record in found]})
+
+    @admin.get("/decisions/{request_id}", response_model=None)
+    async def decision(request_id: str) -> Response:
+        """The last placement of one request; `earlier` counts those before it, each on another replica."""
+        ledger = gateway.decisions.ledger
+        if ledger is None:
+            raise _off()
+        found: list[DecisionRecord] = ledger.recent(limit=MAX_LIMIT, request_id=request_id)
+        if not found:
+            message = (
+                f"No placement of this request is among the last {len(ledger)} kept; it may be older (decisions.ring), "
+                "or was never placed. GET /admin/decisions lists what there is."
+            )
+            raise ApiError(Case.NOT_FOUND, message)
+        return _json({**gateway.decisions.document(found[0]), "earlier": len(found) - 1})
+
+    api.include_router(admin)
+
+
+def refuse_strangers(bound_host: str, request: Request) -> None:
+    """Raises ApiError for whoever may not be at this machine."""
+    if not is_loopback(bound_host):
+        raise ApiError(
+            Case.NOT_FOUND,
+            f"/admin is served only where the gateway listens on loopback, as it asks for no key, and this one listens on {bound_host}; "
+            "set server.host to 127.0.0.1, or read the file that decisions.file names.",
+        )
+    asked = request.url.hostname
+    if (asked is not None and not is_loopback(asked)) or any(name in request.headers for name in _FORWARDED):
+        raise ApiError(
+            Case.NOT_FOUND, "/admin answers only who asks this machine by its loopback address, not through a proxy."
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Of a name or an address, without looking anything up."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def _limit(said: str) -> int:
+    if said.isascii() and said.isdigit() and 1 <= int(said) <= MAX_LIMIT:
+        return int(said)
+    raise invalid_request(f"`limit` must be a whole number from 1 to {MAX_LIMIT}.", param="limit")
+
+
+def _off() -> ApiError:
+    return ApiError(Case.NOT_FOUND, "Decisions are not kept here: decisions.ring is 0; set it, and start again.")
+
+
+def _json(found: object) -> Response:
+    return Response(msgspec.json.encode(found), media_type="application/json")
