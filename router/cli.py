@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from router import explain as explanation
+from router import replay_command as replaying
 from router.simulation import command as simulation
 
 if TYPE_CHECKING:
@@ -97,6 +99,8 @@ def build_app() -> typer.Typer:
     app.command("serve", epilog=_SERVE_EXAMPLES)(serve)
     app.command("engine", epilog=_ENGINE_EXAMPLES)(engine)
     app.command("simulate", cls=simulation.Command)(simulation.simulate)
+    app.command("explain", epilog=explanation.EXAMPLES)(explanation.explain)
+    app.command("replay", epilog=replaying.EXAMPLES)(replaying.replay)
     app.command("check-config", epilog=_CHECK_EXAMPLES)(check_config)
     app.command("schema", epilog=_SCHEMA_EXAMPLES)(schema)
     app.command("version", epilog=_VERSION_EXAMPLES)(version)

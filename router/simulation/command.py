@@ -80,6 +80,9 @@ def simulate(
     ] = None,
     plot: Annotated[Path | None, typer.Option(metavar="DIR", help="draw SVG files into this folder")] = None,
     json_out: Annotated[Path | None, typer.Option("--json", metavar="OUT", help="write the figures here")] = None,
+    decisions: Annotated[
+        Path | None, typer.Option(metavar="OUT", help="write every placement here, for penstock replay and explain")
+    ] = None,
 ) -> None:
     """Play a trace over a simulated fleet in virtual time, under the gateway's own scheduler."""
     from router.simulation.simulate import Options, policies  # noqa: PLC0415
@@ -90,7 +93,7 @@ def simulate(
     options = Options(
         fleet=fleet,
         trace=trace,
-        policy=_known(policy, "--policy"),
+        policy=known_policy(policy, "--policy"),
         rate_scale=rate_scale,
         seed=seed,
         limit=limit,
@@ -98,10 +101,11 @@ def simulate(
         spot=(*(spot or ()), *_more(more_spot, after=spot)),
         spot_scale=spot_scale,
         spot_notice_s=spot_notice,
+        decisions=decisions,
     )
-    _check_outputs(json_out, plot)
+    _check_outputs(json_out, plot, decisions, several=compare or names is not None)
     if names is not None:
-        results = _several(options, [_known(name.strip(), "--policies") for name in names.split(",")], plot)
+        results = _several(options, [known_policy(name.strip(), "--policies") for name in names.split(",")], plot)
     elif compare:
         results = _several(options, policies(), plot)
     else:
@@ -173,7 +177,7 @@ def _read(options: "Options") -> "Run":
         _refuse(str(error))
 
 
-def _known(policy: str, flag: str) -> str:
+def known_policy(policy: str, flag: str) -> str:
     from router.simulation.simulate import policies  # noqa: PLC0415
 
     known = policies()
@@ -198,12 +202,13 @@ def _check_times(flag: str, times: float) -> None:
         raise typer.BadParameter(f"{times:g} is not from {1 / _MOST_TIMES:g} to {_MOST_TIMES:g}", param_hint=flag)
 
 
-def _check_outputs(json_out: Path | None, plot: Path | None) -> None:
+def _check_outputs(json_out: Path | None, plot: Path | None, decisions: Path | None, *, several: bool) -> None:
     """Before the work is done, not after."""
-    if json_out is not None and (json_out.is_dir() or not json_out.absolute().parent.is_dir()):
-        raise typer.BadParameter(
-            f"{json_out} cannot be written; name a file in a folder that exists", param_hint="--json"
-        )
+    if decisions is not None and several:
+        raise typer.BadParameter("one policy a file; leave out --compare and --policies", param_hint="--decisions")
+    for flag, out in (("--json", json_out), ("--decisions", decisions)):
+        if out is not None and (out.is_dir() or not out.absolute().parent.is_dir()):
+            raise typer.BadParameter(f"{out} cannot be written; name a file in a folder that exists", param_hint=flag)
     if plot is not None:
         from router.simulation.plot import missing  # noqa: PLC0415
 

@@ -8,6 +8,7 @@ from typing import Final
 from batching.policies import BASELINES
 from batching.scheduler import Scheduler
 from router.simulation.fleet import Machine, build_machines, model_of, read_fleet
+from router.simulation.recorder import Recorder
 from router.simulation.report import figures
 from router.simulation.run import PROBE_INTERVAL_S, Simulation, Watcher
 from router.simulation.spot import SpotTrace, read_spot, schedule, spot_replicas
@@ -38,6 +39,7 @@ class Options:
     spot: tuple[Path, ...] = ()
     spot_scale: float | None = None  # None: as rate_scale
     spot_notice_s: float = SPOT_NOTICE_S
+    decisions: Path | None = None  # where to write every placement; no part of what ran
 
     def named(self) -> dict[str, object]:
         """For the result: files by name alone, as folders are nobody's business."""
@@ -71,8 +73,15 @@ class Run:
         self.machines: Sequence[Machine] = build_machines(config.replicas, options.seed)
         self.calls: Sequence[Call] = _calls(options)
         policy = None if options.policy == OURS else BASELINES[options.policy](options.seed)
+        self._recorder = None
+        if options.decisions is not None:
+            self._recorder = Recorder(options.decisions, config, self.machines, options.policy)
         self._scheduler = Scheduler(
-            config.scheduling, config.queue, stale_after_s=config.probe.stale_after_s, policy=policy
+            config.scheduling,
+            config.queue,
+            stale_after_s=config.probe.stale_after_s,
+            policy=policy,
+            decisions=None if self._recorder is None else self._recorder.ledger,
         )
         self._model = model_of(self.machines)
         self._max_wait_s = config.queue.max_wait_s
@@ -94,7 +103,10 @@ class Run:
             watcher=watcher,
         )
         schedule(simulation, self._spot, notice_s=self.options.spot_notice_s)
-        return {"run": self.options.named(), **figures(simulation.run(), self.calls, self.machines)}
+        observed = simulation.run()
+        if self._recorder is not None:
+            self._recorder.close()
+        return {"run": self.options.named(), **figures(observed, self.calls, self.machines)}
 
 
 def _calls(options: Options) -> list[Call]:
