@@ -26,7 +26,7 @@ from batching.placement import Need, Placement
 from batching.request import Outcome
 from batching.ticket import LeaseId
 
-RING: Final = 4096  # records: minutes of a busy gateway; some 3 kB each with eight candidates
+RING: Final = 4096  # records: minutes of a busy gateway; some 4 kB each with eight candidates
 CANDIDATES: Final = 32
 _UNSETTLED: Final = 256  # then they are settled at once: nothing is kept without bound where nobody calls
 
