@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperCommand
 
 if TYPE_CHECKING:
+    from config.schema import Mechanism
     from router.simulation.curves import Curves
     from router.simulation.simulate import Options, Run
 
@@ -74,6 +75,9 @@ def simulate(
         typer.Option(metavar="X", help="spot capacity changes X times as fast  [default: as --rate-scale]"),
     ] = None,
     spot_notice: Annotated[float, typer.Option(min=0, metavar="S", help="seconds from notice to loss")] = 30.0,
+    without: Annotated[
+        list[str] | None, typer.Option("--without", metavar="NAME", help="switch off a mechanism of ours; repeatable")
+    ] = None,
     compare: Annotated[bool, typer.Option("--compare", help="run every policy and print one table")] = False,
     names: Annotated[
         str | None, typer.Option("--policies", metavar="A,B,...", help="run these and print one table")
@@ -94,6 +98,7 @@ def simulate(
         fleet=fleet,
         trace=trace,
         policy=known_policy(policy, "--policy"),
+        without=_mechanisms(without or ()),
         rate_scale=rate_scale,
         seed=seed,
         limit=limit,
@@ -175,6 +180,16 @@ def _read(options: "Options") -> "Run":
         _refuse(f"{error.filename}: {error.strerror or error}; name a readable file")
     except ValueError as error:
         _refuse(str(error))
+
+
+def _mechanisms(names: Sequence[str]) -> "tuple[Mechanism, ...]":
+    from config.schema import Mechanism  # noqa: PLC0415
+
+    known = {mechanism.value: mechanism for mechanism in Mechanism}
+    for name in names:
+        if name not in known:
+            raise typer.BadParameter(f"{name!r} is no mechanism; there are {', '.join(known)}", param_hint="--without")
+    return tuple(known[name] for name in names)
 
 
 def known_policy(policy: str, flag: str) -> str:

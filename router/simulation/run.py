@@ -96,6 +96,7 @@ class Simulation:
         model: str,
         max_wait_s: float,
         max_output_tokens: int | None = None,
+        clairvoyant: bool = False,
         probe_interval_s: float = PROBE_INTERVAL_S,
         tells_pace: bool = True,
         watcher: Watcher | None = None,
@@ -106,6 +107,7 @@ class Simulation:
         self._model = model
         self._max_wait_s = max_wait_s
         self._max_output_tokens = max_output_tokens
+        self._clairvoyant = clairvoyant
         self._probe_interval_s = probe_interval_s
         self._tells_pace = tells_pace  # every step of an engine; a third of the work, and no baseline asks
         self._watcher = watcher or Watcher()
@@ -153,6 +155,7 @@ class Simulation:
             arrived_s=call.arrival_s,
             prompt_tokens=call.prompt_tokens,
             max_output_tokens=self._max_output_tokens,
+            known_output_tokens=call.output_tokens if self._clairvoyant else None,
             tenant=call.tenant,
             service_tier=call.service_tier,
             deadline_s=now + self._max_wait_s if call.max_wait_s is None else call.arrival_s + call.max_wait_s,

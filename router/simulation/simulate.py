@@ -7,6 +7,7 @@ from typing import Final
 
 from batching.policies import BASELINES
 from batching.scheduler import Scheduler
+from config.schema import Mechanism
 from router.simulation.fleet import Machine, build_machines, model_of, read_fleet
 from router.simulation.recorder import Recorder
 from router.simulation.report import figures
@@ -16,13 +17,14 @@ from router.simulation.trace import Call, faster, synthetic_trace
 from router.simulation.trace_files import read_trace
 
 OURS: Final = "penstock"
+ORACLE: Final = "oracle"  # ours, told the length of every answer beforehand: what knowing more could gain
 SYNTHETIC_REQUESTS: Final = 2000  # seconds of work; without a limit
 SPOT_NOTICE_S: Final = 30.0  # the shortest of the large clouds' (GCP, Azure); AWS gives two minutes
 
 
 def policies() -> tuple[str, ...]:
     """Every name that `Options.policy` may be; ours first."""
-    return (OURS, *BASELINES)
+    return (OURS, *BASELINES, ORACLE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +38,7 @@ class Options:
     seed: int = 1
     limit: int | None = None
     max_output_tokens: int | None = None
+    without: tuple[Mechanism, ...] = ()  # of ours, switched off
     spot: tuple[Path, ...] = ()
     spot_scale: float | None = None  # None: as rate_scale
     spot_notice_s: float = SPOT_NOTICE_S
@@ -51,6 +54,7 @@ class Options:
             "seed": self.seed,
             "limit": self.limit,
             "max_output_tokens": self.max_output_tokens,
+            "without": sorted(self.without),
             "spot": [path.name for path in self.spot],
             "spot_scale": self._spot_scale if self.spot else None,
             "spot_notice_s": self.spot_notice_s if self.spot else None,
@@ -72,7 +76,9 @@ class Run:
         config = read_fleet(options.fleet)
         self.machines: Sequence[Machine] = build_machines(config.replicas, options.seed)
         self.calls: Sequence[Call] = _calls(options)
-        policy = None if options.policy == OURS else BASELINES[options.policy](options.seed)
+        policy = None if options.policy in {OURS, ORACLE} else BASELINES[options.policy](options.seed)
+        off = frozenset(options.without) | config.scheduling.without
+        config = config.model_copy(update={"scheduling": config.scheduling.model_copy(update={"without": off})})
         self._recorder = None
         if options.decisions is not None:
             self._recorder = Recorder(options.decisions, config, self.machines, options.policy)
@@ -98,6 +104,7 @@ class Run:
             model=self._model,
             max_wait_s=self._max_wait_s,
             max_output_tokens=self.options.max_output_tokens,
+            clairvoyant=self.options.policy == ORACLE,
             probe_interval_s=self._probe_interval_s,
             tells_pace=self.options.policy == OURS,
             watcher=watcher,

@@ -9,7 +9,7 @@ import pytest
 
 from batching.policies import BASELINES
 from batching.scheduler import Scheduler
-from config.schema import CostTier, Queue, Scheduling
+from config.schema import CostTier, Mechanism, Queue, Scheduling
 from router.simulation.fleet import LINGER_S, Machine, build_machines, read_fleet
 from router.simulation.report import percentile, show
 from router.simulation.run import HOP_S, End, Life, Simulation, Watcher
@@ -55,7 +55,7 @@ def test_rate_scale_shortens_time_only():
 
 def test_ours_is_the_first_policy_and_every_baseline_follows():
     """What --compare runs is what the registry holds."""
-    assert policies() == ("penstock", *BASELINES)
+    assert policies() == ("penstock", *BASELINES, "oracle")
 
 
 @pytest.mark.parametrize("policy", policies())
@@ -190,3 +190,21 @@ def test_what_people_see_leaves_out_what_says_nothing():
     """A group of one repeats the whole and is not shown; unknown is a dash."""
     text = show({"n": 1, "x": None, "by": {"only": {"n": 1}}, "of": {"a": {"n": 1}, "b": {"n": 2.5}}})
     assert text.splitlines() == ["n    1", "x    -", "of", "  a  n 1", "  b  n 2.5"]
+
+
+def test_the_oracle_knows_how_long_answers_are():
+    """It is our own rule with the one thing that life does not tell: its figures differ from ours on the same trace."""
+    ours, oracle = (
+        simulate(fleet=FLEETS / "small_kv.yaml", policy=policy, rate_scale=3.2, limit=120)
+        for policy in ("penstock", "oracle")
+    )
+    assert ours["requests"] == oracle["requests"]
+    assert ours["ttft_p99_s"] != oracle["ttft_p99_s"]
+
+
+def test_a_mechanism_can_be_switched_off_for_a_run():
+    """`--without` names it in the result and changes what happens."""
+    options: dict[str, Any] = {"fleet": FLEETS / "small_kv.yaml", "rate_scale": 3.2, "limit": 120}
+    off = simulate(**options, without=(Mechanism.DEADLINES, Mechanism.LATE_LAST))
+    assert off["run"]["without"] == ["deadlines", "late_last"]
+    assert off["ttft_p99_s"] != simulate(**options)["ttft_p99_s"]
