@@ -153,7 +153,7 @@ class LiveReplica:
     def refresh(self) -> bool:
         """Rewrites the offer; True if something that did not fit before may fit now."""
         offer, ledger, speed = self.offer, self.ledger, self.speed
-        before = (offer.open, offer.empty, offer.free_sequences, offer.free_blocks, offer.free_prefill_tokens)
+        before = (offer.open, offer.empty, offer.free_sequences, offer.free_blocks, offer.prefill_tokens)
         offer.open = self.lifecycle is Lifecycle.READY and not self.retired
         offer.empty = not ledger.leases
         limit = self.max_num_seqs
@@ -166,7 +166,7 @@ class LiveReplica:
         offer.batch = min(limit, _TYPICAL_BATCH)
         offer.prefix_trust_ratio = speed.prefix_trust_ratio
         self._refresh_times()
-        eased = offer.due_s >= offer.wanted_due_s
+        eased = inf > offer.wanted_due_s <= offer.due_s
         if eased:
             offer.wanted_due_s = inf
         return offer.open and (
@@ -175,7 +175,7 @@ class LiveReplica:
             or offer.empty > before[1]
             or offer.free_sequences > before[2]
             or offer.free_blocks > before[3]
-            or offer.free_prefill_tokens > before[4]
+            or offer.prefill_tokens < before[4]  # also what batch and the streams can bear depends on it
         )
 
     def _refresh_times(self) -> None:
