@@ -1,18 +1,25 @@
 """The scheduler against a naive model, under any interleaving of arrivals, tokens, endings and changes of the fleet."""
 
-from math import ceil
+from collections.abc import Set as AbstractSet
+from math import ceil, inf, sqrt
 from typing import Any
 
-from hypothesis import HealthCheck, settings
+import pytest
+from hypothesis import HealthCheck, event, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from batching.placement import blocks_if_fits
+from batching.blocks import blocks_for
+from batching.kv_forecast import HORIZONS
+from batching.ledger import LeaseRecord
+from batching.live_replica import _TIGHT_RATIO, LiveReplica
+from batching.placement import blocks_if_fits, cached_on, could_ever_hold, place
+from batching.queue import Waiting
 from batching.replica import TRANSITIONS, EngineLoad, Lifecycle
-from batching.request import Outcome, Rejected, ReplicaId, ServiceTier
+from batching.request import Outcome, Rejected, ReplicaId, Request, ServiceTier
 from batching.scheduler import Scheduler
-from batching.ticket import Decision, Evicted, Lease, LeaseId, Placed, Ticket, TicketState
-from config.schema import CostTier, ModelKind, Queue, Scheduling
+from batching.ticket import Decision, Evicted, Lease, LeaseId, Ticket, TicketState
+from config.schema import CostTier, Mechanism, ModelKind, Queue, Scheduling
 from tests.support.scheduling import profile, request
 
 MODELS = ("m", "n")
@@ -22,17 +29,28 @@ PROFILES = (
     profile("c", kv_blocks=None, max_num_seqs=None, max_num_batched_tokens=None, block_size=None, max_model_len=None),
     profile("d", models=dict.fromkeys(MODELS, ModelKind.CHAT), kv_blocks=60, cost_tier=CostTier.RESERVED),
 )
-CONFIG = Scheduling(head_protection_s=1.0)
+WAITING, WATERMARK, CHUNKS = 30, 0.02, 2.0
 
 
 class SchedulerMachine(RuleBasedStateMachine):
     """Tickets and leases as a reader of the contract would keep them."""
 
-    def __init__(self) -> None:
+    def __init__(self, without: AbstractSet[Mechanism] = frozenset()) -> None:
         super().__init__()
         self.now = 0.0
         self.count = 0
-        self.scheduler = Scheduler(CONFIG, Queue(max_requests=30, max_wait_s=20.0, aging_s=2.0))
+        self.without = without
+        config = Scheduling(
+            head_protection_s=1.0,
+            bypass_limit=WAITING,
+            kv_watermark_ratio=WATERMARK,
+            prefill_chunks=CHUNKS,
+            without=frozenset(without),
+        )
+        self.scheduler = Scheduler(config, Queue(max_requests=WAITING, max_wait_s=20.0, aging_s=2.0))
+        fleet: Any = self.scheduler._fleet
+        self.open, fleet.open = fleet.open, self._opening
+        self.late_at: dict[int, float] = {}  # of those that may be held: until when
         self.waiting: dict[int, Ticket] = {}
         self.ended: set[int] = set()
         self.leases: dict[LeaseId, Lease] = {}
@@ -56,6 +74,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         prefix=st.integers(0, 3),
         deadline=st.one_of(st.none(), st.floats(0.5, 30)),
         streaming=st.booleans(),
+        age=st.sampled_from((0.0, 0.0, 0.7, 3.0)),
+        known=st.booleans(),
     )
     def submit(
         self,
@@ -68,6 +88,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         prefix: int,
         deadline: float | None,
         streaming: bool,
+        age: float,
+        known: bool,
     ):
         for prompt in prompts:
             self._submit(
@@ -81,6 +103,8 @@ class SchedulerMachine(RuleBasedStateMachine):
                 prefix_chunk_tokens=64,
                 deadline_s=None if deadline is None else self.now + deadline,
                 streaming=streaming,
+                arrived_s=self.now - age,
+                known_output_tokens=output if known else None,
             )
         self.advance()
 
@@ -92,6 +116,12 @@ class SchedulerMachine(RuleBasedStateMachine):
             return
         assert ticket.state is TicketState.QUEUED
         self.waiting[ticket.id] = ticket
+        waiting = self.scheduler._queue.get(ticket)
+        assert waiting is not None
+        if waiting.may_hold and not self.without & {Mechanism.HOLD, Mechanism.LATE_LAST}:
+            late_s = self.scheduler._filling.late_at_s(waiting.need, self.now)
+            assert late_s is not None
+            self.late_at[ticket.id] = late_s
 
     @rule(data=st.data())
     def cancel(self, data: st.DataObject):
@@ -149,10 +179,13 @@ class SchedulerMachine(RuleBasedStateMachine):
         usage=st.one_of(st.none(), st.floats(0, 1)),
         waiting=st.one_of(st.none(), st.integers(0, 3)),
         age=st.sampled_from((0.0, 0.5, 20.0)),
+        preemptions=st.one_of(st.none(), st.integers(0, 5)),
     )
-    def observe(self, data: st.DataObject, usage: float | None, waiting: Any, age: float):
+    def observe(self, data: st.DataObject, usage: float | None, waiting: Any, age: float, preemptions: Any):
         state = data.draw(st.sampled_from(self.scheduler.states(self.now)))
-        load = EngineLoad(observed_s=self.now - age, waiting=waiting, kv_usage_ratio=usage)
+        load = EngineLoad(
+            observed_s=self.now - age, waiting=waiting, kv_usage_ratio=usage, preemptions_total=preemptions
+        )
         self.scheduler.observe(state.profile.id, load, self.now)
 
     @rule(name=st.sampled_from(PROFILES), kv_blocks=st.sampled_from((20, 50, 90)), usd=st.floats(0, 10))
@@ -165,11 +198,8 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @rule()
     def advance(self):
-        before = {state.profile.id: state for state in self.scheduler.states(self.now)}
-        decisions = self.scheduler.advance(self.now)
-        for decision in decisions:
+        for decision in self.scheduler.advance(self.now):
             self._take(decision)
-        self._within_budgets(before, decisions)
         self._work_conserving()
         assert self.scheduler.advance(self.now) == []
 
@@ -216,42 +246,113 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert ticket.state is TicketState.PLACED
         assert decision.lease.id not in self.leases
         assert decision.lease.replica == decision.placement.replica
+        # Who would be late there waits, as long as it could still be in time elsewhere.
+        assert decision.placement.score.meets_objective or self.now >= self.late_at.get(ticket.id, 0.0)
         self.leases[decision.lease.id] = decision.lease
         self.emitted[decision.lease.id] = 0
 
-    def _within_budgets(self, before: Any, decisions: list[Decision]) -> None:
-        """Replays the placements on the state before: each fitted when it was made, or the replica was empty."""
-        records = self.scheduler._fleet.leases
-        used = {name: [s.running, s.prefill_tokens, s.reserved_blocks] for name, s in before.items()}
-        for placed in (d for d in decisions if isinstance(d, Placed)):
-            state, record = before[placed.lease.replica], records[placed.lease.id]
-            # What `advance` lets go of first (stale figures, assumed first tokens) is on neither side of the comparison.
-            now = next(s for s in self.scheduler.states(self.now) if s.profile.id == placed.lease.replica)
-            budget = used[placed.lease.replica]
-            blank = budget[0] == 0
-            budget[0] += placed.lease.request.sequences
-            budget[2] += record.reserved_blocks
-            limits = state.profile
-            assert state.lifecycle is Lifecycle.READY
-            if blank:
-                continue
-            assert state.max_num_seqs is None or budget[0] <= state.max_num_seqs
-            if limits.kv_blocks is not None:
-                free = limits.kv_blocks - ceil(CONFIG.kv_watermark_ratio * limits.kv_blocks) - now.foreign_blocks
-                assert budget[2] <= free
-        for state in self.scheduler.states(self.now):
-            took = [d for d in decisions if isinstance(d, Placed) and d.lease.replica == state.profile.id]
-            budget_tokens = state.profile.max_num_batched_tokens
-            if took and budget_tokens and state.prefill_tokens > CONFIG.prefill_chunks * budget_tokens:
-                unprefilled = [
-                    r for r in self.scheduler._fleet[state.profile.id].ledger.leases.values() if r.prefill_tokens
-                ]
-                assert len(unprefilled) == 1  # a prompt longer than the budget, alone
+    # -- what every placement must respect ---------------------------------------------------------------------------
+
+    def _opening(self, record: LeaseRecord, assume_first_token_s: float | None) -> None:
+        """Stands before the fleet's own `open`: the replica as it is at this very moment, by arithmetic of our own."""
+        live = self.scheduler._fleet[record.lease.replica]
+        assert live.lifecycle is Lifecycle.READY
+        if live.ledger.leases:  # an empty one takes whatever it could ever hold
+            request = record.lease.request
+            assert request.sequences <= live.max_num_seqs - live.ledger.sequences
+            assert prefill_fits(live, record.prefill_tokens, self.without)
+            assert kv_fits(live, request, record.forecast_tokens, record.lengths, record.output_bound, self.without)
+            assert prompt_fits(live, request)
+            if Mechanism.ITL_GUARD not in self.without:
+                assert live.pace.due_s(self.now) >= self.now  # nobody's credit is used up
+        self.open(record, assume_first_token_s)
+
+    def _why(self, waiting: Waiting, live: LiveReplica) -> str | None:
+        """The first reason for which a request is not placed on this replica; None: there is none."""
+        need, offer = waiting.need, live.offer
+        request, new = need.request, need.request.prompt_tokens - cached_on(need, offer)
+        fits = blocks_if_fits(need, offer, self.now) is not None
+        if live.lifecycle is not Lifecycle.READY or live.retired:
+            return "not ready"
+        if offer.protected_for not in {None, waiting.ticket.id}:
+            return "kept for a head that was passed over"
+        if not could_ever_hold(request, offer, min_output_tokens=need.min_output_tokens):
+            return "could never hold it"
+        if live.ledger.leases:
+            if request.sequences > live.max_num_seqs - live.ledger.sequences:
+                return "sequences"
+            if not prefill_fits(live, new, self.without):
+                return "prefill budget"
+            if request.service_tier is ServiceTier.BATCH and not offer.has_to_spare(new):
+                return "room spared for who is watched"
+            if not kv_fits(live, request, need.forecast_tokens, need.lengths, need.output_bound, self.without):
+                return "KV blocks"
+            if not reserve_fits(live, request, need.forecast_tokens) and waiting.tested_epoch >= offer.epoch:
+                return "KV blocks until somebody ends"  # the forecast was eased by tokens alone, which nobody looks at
+            if not fits:
+                return "credit of the streams" if offer.due_s < inf else None
+        held = self.now < self.late_at.get(waiting.ticket.id, 0.0)
+        return "held" if held and place(need, (offer,), self.now, hold=True) is None else None
 
     def _work_conserving(self) -> None:
+        """After a pass everything that waits has, for every replica, a reason to."""
         for waiting in self.scheduler._queue:
             for live in self.scheduler._fleet.serving(waiting.ticket.request.model):
-                assert blocks_if_fits(waiting.need, live.offer) is None, (waiting, live)
+                why = self._why(waiting, live)
+                event(f"waits: {why}")
+                assert why is not None, (waiting, live, live.offer)
+
+
+def prefill_fits(live: LiveReplica, new: int, without: AbstractSet[Mechanism]) -> bool:
+    """Two steps' worth; a longer prompt goes behind at most what one of them takes."""
+    step, ahead = live.profile.max_num_batched_tokens, live.ledger.prefill_tokens
+    if step is None or Mechanism.LATE_BINDING in without:
+        return True
+    return ahead + new <= CHUNKS * step or ahead <= (CHUNKS - 1) * step
+
+
+def reserve_fits(live: LiveReplica, request: Request, forecast: int) -> bool:
+    """Everybody's high quantile, in blocks, beside what is kept free and what is not ours."""
+    blocks = live.profile.kv_blocks
+    if blocks is None:
+        return True
+    reserve = min(forecast, live.offer.max_model_len - request.prompt_tokens)
+    wanted = blocks_for(request.prompt_tokens, reserve, request.sequences, live.block_size)
+    return live.ledger.reserved_blocks + wanted <= blocks - ceil(WATERMARK * blocks) - live.foreign_blocks
+
+
+def kv_fits(
+    live: LiveReplica, request: Request, forecast: int, lengths: Any, bound: int, without: AbstractSet[Mechanism]
+) -> bool:
+    """Everybody's high quantile, or else - at the replica's margin - the forecast of the sum at every horizon."""
+    if reserve_fits(live, request, forecast):
+        return True
+    blocks, size = live.profile.kv_blocks, live.block_size
+    assert blocks is not None
+    if Mechanism.KV_FORECAST in without or live.ledger.reserved_blocks < _TIGHT_RATIO * blocks:
+        return False
+    free = blocks - ceil(WATERMARK * blocks) - live.foreign_blocks
+    for index, ahead in enumerate(HORIZONS):
+        mean = variance = 0.0
+        for record in live.ledger.leases.values():
+            sequences, rest = record.lease.request.sequences, max(0, record.output_bound - record.emitted_per_sequence)
+            tokens = record.held_tokens + sequences * (size // 2 + min(ahead, rest))
+            assert record.lengths is not None
+            lives = record.lengths.survival(record.emitted_per_sequence, record.output_bound)[index]
+            mean, variance = mean + tokens * lives, variance + tokens**2 * lives * (1 - lives)
+        own = request.prompt_tokens + request.sequences * (size // 2 + min(ahead, bound))
+        mean += own * lengths.survival(0, bound)[index]
+        if mean + live.kv_risk.margin * sqrt(variance) > free * size + 1e-6:
+            return False
+    return True
+
+
+def prompt_fits(live: LiveReplica, request: Request) -> bool:
+    """What is held now and the prompt itself: whatever the forecast says, no placement alone makes the cache overflow."""
+    blocks = live.profile.kv_blocks
+    if blocks is None:
+        return True
+    return live.ledger.held_tokens + request.prompt_tokens <= (blocks - live.foreign_blocks) * live.block_size
 
 
 TestScheduler = SchedulerMachine.TestCase
@@ -260,6 +361,19 @@ TestScheduler.settings = settings(
 )
 
 
+@pytest.mark.parametrize("mechanism", Mechanism)
+def test_without_a_mechanism(mechanism: Mechanism):
+    """Whatever is switched off, the contract holds: one decision each, budgets, leases given back, and a reason to wait."""
+    few = settings(max_examples=8, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck))
+    run_state_machine_as_test(lambda: SchedulerMachine({mechanism}), settings=few)
+
+
+def test_without_any_mechanism():
+    """All of them switched off."""
+    few = settings(max_examples=8, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck))
+    run_state_machine_as_test(lambda: SchedulerMachine(set(Mechanism)), settings=few)
+
+
 def test_replica_ids_of_the_machine_are_distinct():
-    """The naive model keys budgets by replica id, so ids must differ."""
+    """Replicas are drawn by their id, so ids must differ."""
     assert {replica.id for replica in PROFILES} == {ReplicaId(name) for name in "abcd"}
