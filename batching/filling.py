@@ -171,6 +171,7 @@ class Filling:
         placement = place(waiting.need, offers, now, hold=self._holds and waiting.may_hold, by_cost=self._by_cost)
         if placement is None:
             waiting.tested_epoch = self._fleet.epoch
+            self._fleet.note_paced(offers, now)
             return []
         return [self._commit(waiting, placement, offers, now)]
 

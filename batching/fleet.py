@@ -5,7 +5,7 @@ only where something has changed. Decides nothing: who goes where is placement's
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import takewhile
 from math import inf
 from typing import NamedTuple
@@ -23,6 +23,7 @@ from config.schema import Scheduling
 
 # A lifecycle that may become ready by itself: requests for its models wait.
 HOPEFUL = frozenset({Lifecycle.READY, Lifecycle.STARTING, Lifecycle.WARMING, Lifecycle.ASLEEP, Lifecycle.WAKING})
+_REPACE_S = 0.5
 _KINDS_S = 0.5  # a new kind of replica, or what was learned of one, may be noticed so late
 CACHE_LOST = frozenset({Lifecycle.DOWN, Lifecycle.ASLEEP, Lifecycle.STARTING})
 
@@ -60,6 +61,7 @@ class Fleet:
         self._stale_at: dict[ReplicaId, float] = {}  # of replicas with foreign blocks: when to stop believing in them
         self._assumed: LazyHeap[tuple[float, int], LeaseRecord] = LazyHeap(self._awaits_first_token)
         self._kinds: dict[str, tuple[float, tuple[_Kind, ...]]] = {}
+        self._repace_s: float | None = None  # when to look at replicas that refused for their streams' sake
         self._full_since: dict[str, int] = {}  # by model: the epoch in which nobody had room
         self.prefixes = PrefixIndex()
         self.leases: dict[LeaseId, LeaseRecord] = {}
@@ -222,7 +224,16 @@ class Fleet:
         if serving is not None and any(offer.has_room(now) for offer in reversed(serving.values())):
             return True
         self._full_since[model] = self.epoch
+        self.note_paced(serving.values() if serving is not None else (), now)
         return False
+
+    def note_paced(self, offers: Iterable[Offer], now: float) -> None:
+        """Something was refused; if streams that have no time to spare were why, they are looked at again soon.
+
+        Their tokens say when they can bear more. Streams that get none say nothing, and are let go for that.
+        """
+        if self._repace_s is None and any(offer.wanted_due_s != inf for offer in offers):
+            self._repace_s = now + _REPACE_S
 
     def quickest_s(self, need: Need, now: float) -> float | None:
         """The first token's time if a replica had nothing else to prefill, the quickest that meets the TPOT objective; None: none does.
@@ -264,6 +275,12 @@ class Fleet:
             del self._stale_at[replica]
             self[replica].foreign_blocks = 0
             self._changed(replica)
+        if self._repace_s is not None and self._repace_s <= now:
+            paced = [live for live in self if live.offer.wanted_due_s != inf]
+            for live in paced:
+                live.elapse(now)
+                self._changed(live.profile.id)
+            self._repace_s = now + _REPACE_S if any(live.offer.wanted_due_s != inf for live in paced) else None
         while (entry := self._assumed.peek()) and entry[0][0] <= now:
             record = self._assumed.pop()
             self[record.lease.replica].prefilled(record, now)
@@ -272,6 +289,8 @@ class Fleet:
     def next_deadline(self) -> float | None:
         """When `elapse` may make room."""
         times = list(self._stale_at.values())
+        if self._repace_s is not None:
+            times.append(self._repace_s)
         if (entry := self._assumed.peek()) is not None:
             times.append(entry[0][0])
         return min(times, default=None)

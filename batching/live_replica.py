@@ -111,6 +111,10 @@ class LiveReplica:
         self._prefill_end_s = now + self.ledger.prefill_s
         self._stepped = None
 
+    def elapse(self, now: float) -> None:
+        """Time has passed in which its streams may have got nothing."""
+        self._now = max(self._now, now)
+
     def began(self, record: LeaseRecord, now: float) -> None:
         """Its first token was seen."""
         if record.alone and not record.believed_cached_tokens and record.prefill_s >= _TELLING_PREFILL_S:

@@ -108,3 +108,24 @@ def test_a_stream_that_falls_silent_does_not_hold_a_replica_for_ever():
     assert built.advance(0.1) == []
     built.observe(L4.id, EngineLoad(observed_s=1.1), 1.1)
     assert placed(built.advance(1.1)) == ["long"]
+
+
+def test_streams_that_get_nothing_are_let_go():
+    """An engine that stalls after each first token says nothing more: time alone lets the queue move on, at `next_deadline`."""
+    wide = profile("a", gpu="A100-80G", max_num_seqs=600, kv_blocks=10**6, max_num_batched_tokens=10**6)
+    built = scheduler(wide, queue={"max_wait_s": 1000.0})
+    for number in range(400):
+        built.submit(request(f"r{number}"), 0.0)
+    now, running = 0.0, 0
+    for _ in range(1000):
+        decisions = built.advance(now)
+        running += len(leases(decisions))
+        for lease in leases(decisions):
+            built.on_first_token(lease.id, now + 0.01)
+        if running == 400:
+            break
+        due = built.next_deadline()
+        assert due is not None
+        now = max(now + 0.02, due)
+    assert running == 400
+    assert now < 100
