@@ -45,8 +45,8 @@ class Pressure:
 
 
 def load() -> list[Plan]:
-    """400 streams within 4 seconds; the fleet serves some 10 a second."""
-    plans = mixed_load(400, seed=3, over_s=4.0)
+    """500 streams within 4 seconds; the fleet serves some tens a second."""
+    plans = mixed_load(500, seed=3, over_s=4.0)
     return [replace(plan, body={**plan.body, "stream": True}, hang_up_s=None) for plan in plans]
 
 
