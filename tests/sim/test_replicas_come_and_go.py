@@ -120,7 +120,7 @@ def test_two_of_three_vanish_and_come_back() -> None:
     meanwhile = {
         calls[p.name].header("x-penstock-replica")
         for p in load
-        if 6 < p.at_s and ends[p.name] == "whole" and calls[p.name].chunks[0][0] < 20
+        if p.at_s > 6 and ends[p.name] == "whole" and calls[p.name].chunks[0][0] < 20
     }
     assert meanwhile == {"c"}
     later = [p for p in load if p.at_s > 25]
