@@ -1,4 +1,7 @@
-"""Starts and stops a real `vllm serve` on the CPU with the tiny model. Nothing here knows of Penstock."""
+"""Starts and stops a real `vllm serve` on the CPU with the tiny model. Nothing here knows of Penstock, or of pytest.
+
+Raises RuntimeError, saying what to do, where the engine is missing or does not come up.
+"""
 
 import contextlib
 import os
@@ -10,7 +13,6 @@ from pathlib import Path
 from typing import Self
 
 import httpx
-import pytest
 
 MODEL = "tiny"
 # The engines' folder is the one thing that tests take from the environment, as install.sh does.
@@ -42,7 +44,7 @@ class VllmServer:
     def start(self, *arguments: str) -> Self:
         binary, model = ENGINES / "venv-vllm/bin/vllm", ENGINES / "tiny"
         if not binary.exists() or not model.exists():
-            pytest.fail(f"no vLLM in {ENGINES}; run `make engines`")
+            raise RuntimeError(f"no vLLM in {ENGINES}; run `make engines`")
         command = [str(binary), "serve", str(model), "--served-model-name", MODEL, "--host", "127.0.0.1"]
         command += ["--port", str(self.port), "--dtype", "float32", "--enforce-eager", *self._limits]
         # 32 is the CPU attention's unit; an override makes the cache truly small, so that pressure is easily provoked.
@@ -59,12 +61,12 @@ class VllmServer:
         while time.monotonic() < deadline:
             assert self._process is not None, "start() comes first"
             if self._process.poll() is not None:
-                pytest.fail(f"vLLM ended with {self._process.returncode}; its log ends:\n{self._log_tail()}")
+                raise RuntimeError(f"vLLM ended with {self._process.returncode}; its log ends:\n{self._log_tail()}")
             with contextlib.suppress(httpx.TransportError):
                 if httpx.get(f"{self.url}/health", timeout=2).is_success:
                     return self
             time.sleep(0.25)
-        pytest.fail(f"vLLM is not ready after {timeout_s} s; its log ends:\n{self._log_tail()}")
+        raise RuntimeError(f"vLLM is not ready after {timeout_s} s; its log ends:\n{self._log_tail()}")
 
     def warm(self) -> Self:
         """The first request compiles and allocates for seconds; tests should not meet it."""

@@ -1,0 +1,1 @@
+"""Our policy against baselines on two real vLLM engines, through our own gateway: `python -m benchmarks.real`."""
