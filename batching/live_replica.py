@@ -225,7 +225,7 @@ class LiveReplica:
         blocks = self.profile.kv_blocks
         if (
             blocks is None
-            or self.ledger.reserved_blocks < _TIGHT_RATIO * blocks
+            or self.ledger.reserved_blocks + self.foreign_blocks < _TIGHT_RATIO * blocks
             or Mechanism.KV_FORECAST in self._scheduling.without
         ):
             return None

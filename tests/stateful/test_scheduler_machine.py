@@ -329,7 +329,7 @@ def kv_fits(
         return True
     blocks, size = live.profile.kv_blocks, live.block_size
     assert blocks is not None
-    if Mechanism.KV_FORECAST in without or live.ledger.reserved_blocks < _TIGHT_RATIO * blocks:
+    if Mechanism.KV_FORECAST in without or live.ledger.reserved_blocks + live.foreign_blocks < _TIGHT_RATIO * blocks:
         return False
     free = blocks - ceil(WATERMARK * blocks) - live.foreign_blocks
     for index, ahead in enumerate(HORIZONS):

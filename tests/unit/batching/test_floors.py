@@ -5,7 +5,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batching.placement import Need
@@ -60,6 +60,7 @@ class Contended:
         return went_by, rank, tokens
 
 
+@settings(deadline=None)
 @given(st.sets(st.integers(0, 4), min_size=2), st.integers(0, 99))
 def test_who_waits_gets_its_share_within_a_heads_size(ranks: set[int], seed: int):
     """At every moment of a long contended run each class has had its floor of all prompt tokens, but for a head or so.
@@ -75,6 +76,7 @@ def test_who_waits_gets_its_share_within_a_heads_size(ranks: set[int], seed: int
             assert lane.served[rank] >= FLOORS[rank] * sum(lane.served) - 1.5 * 4000
 
 
+@settings(deadline=None)
 @given(st.sets(st.integers(0, 4), min_size=2))
 def test_a_floor_is_no_more_than_a_share(ranks: set[int]):
     """Whoever goes by its floor gets that share and no more: the best rank that waits has all the rest."""

@@ -5,7 +5,7 @@ from statistics import fmean, pvariance
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batching.estimators import KnownLength, Lengths
@@ -20,6 +20,7 @@ from batching.kv_forecast import (
     fits,
     free_tokens,
 )
+from batching.replica import EngineLoad
 from batching.request import Outcome
 from tests.support.scheduling import leases, placed, profile, request, scheduler
 
@@ -101,6 +102,7 @@ def test_the_margin_covers_what_the_mean_does_not():
     assert outgrown < 6
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 500), st.integers(1, 1024), st.integers(0, 1024)), min_size=1, max_size=10))
 def test_what_is_known_is_never_more_than_foretold(answers: list[tuple[int, int, int]]):
     """Ends between two horizons count as held at the later: no known batch ever holds more than its forecast.
@@ -177,6 +179,29 @@ def test_learned_lengths_let_more_in():
         fitted.append(len(placed(built.advance(0.0))))
     assert fitted[1] == 10  # 6 + 33 blocks each of 392: 500 lies below the edge at 512
     assert fitted[0] > 2 * fitted[1]
+
+
+def crowd(*, foreign_ratio: float = 0.0, preemptions: int = 0):
+    """How many of 200 fit where lengths are known to vary, beside what is not ours and after so many preemptions."""
+    built = scheduler(profile(kv_blocks=1000, max_num_seqs=256, max_num_batched_tokens=65_536))
+    for number in range(480):
+        built._estimators.outputs.learn("m", 600, 500 if number % 4 == 0 else 20)
+    for total in (0, preemptions):
+        load = EngineLoad(observed_s=0.0, kv_usage_ratio=foreign_ratio, preemptions_total=total)
+        built.observe(profile().id, load, 0.0)
+    for number in range(200):
+        built.submit(request(f"r{number}", prompt_tokens=10, max_output_tokens=600), 0.0)
+    return len(placed(built.advance(0.0)))
+
+
+def test_what_is_not_ours_is_not_to_give():
+    """Half of the cache in foreign hands, and half as many fit by the forecast."""
+    assert crowd(foreign_ratio=0.5) == pytest.approx(crowd() / 2, rel=0.2)
+
+
+def test_a_preemption_makes_room():
+    """The margin it adds is kept free from then on: fewer fit, at the same mean."""
+    assert crowd(preemptions=1) < crowd()
 
 
 def test_the_forecast_is_of_this_moment():

@@ -6,7 +6,7 @@ from math import inf
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batching.ledger import LeaseRecord
@@ -67,6 +67,7 @@ OPERATIONS = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(OPERATIONS)
 def test_the_least_credit_is_that_of_a_naive_minimum(operations: list[Any]):
     """However streams begin, get tokens and end, `due_s` is the least over all that are not too far behind."""

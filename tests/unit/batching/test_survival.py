@@ -4,7 +4,7 @@ from math import floor, log2
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batching.blocks import UNBOUNDED
@@ -25,6 +25,7 @@ def longer(answers: list[int], tokens: float):
     return sum(answer > tokens for answer in answers) / len(answers)
 
 
+@settings(deadline=None)
 @given(ANSWERS, st.integers(0, 4000), st.integers(1, 4000))
 def test_survival_falls_from_certainty_and_ends_at_the_bound(answers: list[int], emitted: int, bound: int):
     """What runs holds its tokens now; the chance only falls; at horizons behind the one that the bound falls before, nothing."""
@@ -36,6 +37,7 @@ def test_survival_falls_from_certainty_and_ends_at_the_bound(answers: list[int],
         assert chance == 0 or emitted + before < bound
 
 
+@settings(deadline=None)
 @given(ANSWERS, st.integers(0, 4000))
 def test_survival_is_that_of_the_answers_seen(answers: list[int], emitted: int):
     """P(longer than emitted + ahead) / P(longer than emitted), exact at the edges of the quarter octaves and between them in between."""
@@ -63,6 +65,7 @@ def test_beyond_what_was_seen_the_older_the_longer():
     assert survival[-1] == 0.5
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 3000), max_size=19), st.integers(0, 500), st.integers(1, 500))
 def test_until_twenty_were_seen_the_worst_is_certain(answers: list[int], emitted: int, bound: int):
     """Unknown is not short: every answer is taken to run to its bound, and to hold its tokens until the next horizon."""
@@ -87,6 +90,7 @@ def test_a_known_length_ends_when_it_ends(emitted: Any, bound: Any, horizons: An
     assert survival == (1.0,) * horizons + (0.0,) * (len(HORIZONS) - horizons)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 3000), min_size=32, max_size=32), st.integers(0, 2000))
 def test_survival_goes_on_learning(answers: list[int], emitted: int):
     """Every 32nd answer the chances are reckoned anew, as if nothing had been asked before."""
@@ -97,6 +101,7 @@ def test_survival_goes_on_learning(answers: list[int], emitted: int):
     assert lengths.survival(emitted, UNBOUNDED) == seen([5] * 32 + answers).survival(emitted, UNBOUNDED)
 
 
+@settings(deadline=None)
 @given(ANSWERS)
 def test_quantiles_and_chances_agree(answers: list[int]):
     """At most a twentieth of what was seen is longer than the 0.95 quantile, and the bin below leaves more than that."""
