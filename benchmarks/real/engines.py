@@ -36,18 +36,29 @@ class Engine:
 
     def metrics(self) -> str:
         """Raises RuntimeError where it has died."""
-        try:
+        with self._answering():
             return page(f"{self.server.url}/metrics")
-        except OSError as error:
-            raise RuntimeError(
-                f"engine {self.name} does not answer ({error}); see whether something has killed it"
-            ) from error
 
     def forget_prefixes(self) -> None:
         """So that no run finds what the one before has left."""
         request = urllib.request.Request(f"{self.server.url}/reset_prefix_cache", method="POST")
-        with urllib.request.urlopen(request, timeout=30):
+        with self._answering(), urllib.request.urlopen(request, timeout=30):
             pass
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        """An engine that is gone ends the benchmark with a sentence and with what it said last."""
+        try:
+            yield
+        except OSError as error:
+            raise RuntimeError(
+                f"engine {self.name} does not answer ({error}); its log ends:\n{self._last_words()}"
+            ) from error
+
+    def _last_words(self) -> str:
+        lines = self.server.log.read_text("utf-8", "replace").splitlines()
+        errors = [line for line in lines if "Error" in line]
+        return "\n".join(errors[:5] or lines[-10:])
 
 
 @contextmanager
