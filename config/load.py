@@ -98,7 +98,19 @@ def redacted_yaml(config: Config) -> str:
         for key in SECRET_KEYS & replica.keys():
             if replica[key] is not None:
                 replica[key] = _REDACTED
-    return yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
+    return yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes names readably, but U+0085 escaped: PyYAML leaves it bare, and reads it back as an end of line."""
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        """Quoted so that it comes back as it was."""
+        style = '"' if "\x85" in data else None
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
 
 
 class _Settings(Config, BaseSettings):  # type: ignore[misc]  # both are BaseModels; their model_configs merge

@@ -5,7 +5,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from config.load import embedded_default, load, redacted_yaml
@@ -46,6 +46,7 @@ configs = section(
 
 
 @settings(deadline=None, derandomize=True)
+@example(said={}, fleet=[{"models": [{"name": "Zürich \x85\u2028\ufeff", "chat_template": "\x85a\r\n\x85 b"}]}])
 @given(said=configs, fleet=st.lists(replicas, min_size=1, max_size=3))
 def test_a_printed_configuration_loads_as_itself(said: dict[str, Any], fleet: list[dict[str, Any]]):
     """load(redacted_yaml(config)) == config, for any configuration without secrets."""
