@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -71,8 +72,9 @@ def engines(blocks: Sequence[int], *, max_num_seqs: int, folder: Path) -> Iterat
             server = VllmServer(folder / f"{name}.log", blocks=count, max_num_seqs=max_num_seqs)
             stack.callback(server.stop)
             started.append(Engine(name=name, server=server.start(), max_num_seqs=max_num_seqs))
-        for engine in started:
-            engine.server.wait_ready(timeout_s=600).warm()
+        cores = sorted(os.sched_getaffinity(0))
+        for index, engine in enumerate(started):
+            engine.server.wait_ready(timeout_s=600).warm().step_back(cores[index % len(cores)])
         yield started
 
 
@@ -113,5 +115,6 @@ class Watch:
             seen.kv_usage.append(from_page(text, "vllm:kv_cache_usage_perc"))
             seen.running.append(from_page(text, "vllm:num_requests_running"))
             seen.waiting.append(from_page(text, "vllm:num_requests_waiting"))
-        ours = page(f"http://127.0.0.1:{self.gateway_port}/metrics")
-        self.queued.append(from_page(ours, "penstock_queue_depth"))
+        with contextlib.suppress(TimeoutError):  # 10 s: the load goes on, and shows in its times what that cost
+            ours = page(f"http://127.0.0.1:{self.gateway_port}/metrics")
+            self.queued.append(from_page(ours, "penstock_queue_depth"))

@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any, Final
@@ -17,10 +18,16 @@ import yaml
 from benchmarks.overhead.targets import Running, Target, free_port
 from benchmarks.real.client import Answer, send_all
 from benchmarks.real.engines import Engine, Seen, Watch, counters
+from benchmarks.real.gateway import EVERY_S
 from benchmarks.real.workload import Ask
 
 Figures = dict[str, Any]
 _MAX_WAIT_S: Final = 600.0  # nobody is sent away: a policy that makes clients wait shows it in its times
+
+_CANARY_S: Final = 0.05
+_PROBE_TIMEOUT_S: Final = (
+    10.0  # engines that get no core for 6 s are not down, and availability is not the question here
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +37,9 @@ class Observed:
     answers: list[Answer]
     seen: Mapping[str, Seen]
     queued: list[float]
+    client_lag_s: float  # the longest that our own loop, which has little to do, got no core
+    gateway_lag_s: float  # the longest that its loop was held up, or got no core
+    gateway_cpu_s: float
     grown: Mapping[str, float]  # counters of the engines, over the run
     loads: list[float] = field(default_factory=list)  # the machine's load average before and after
     learned: list[dict[str, Any]] = field(default_factory=list)
@@ -42,6 +52,7 @@ def config_of(engines: Sequence[Engine], *, policy: str, port: int, objectives: 
         "log_level": "warning",
         "replicas": [engine.replica() for engine in engines],
         "queue": {"max_wait_s": _MAX_WAIT_S},
+        "probe": {"timeout_s": _PROBE_TIMEOUT_S},
         "scheduling": {"policy": policy, **({"objectives": dict(objectives)} if objectives else {})},
     }
 
@@ -66,25 +77,44 @@ def run_policy(
     target = Target(name=policy, command=command, port=port, ready_path="/readyz")
     with Running(target, cores=frozenset(), log=folder / "gateway.log"):
         loads = [os.getloadavg()[0]]
-        answers, watch, grown = asyncio.run(_load(engines, port, asks, first))
+        answers, watch, grown, lag_s = asyncio.run(_load(engines, port, asks, first))
         loads.append(os.getloadavg()[0])
     lines = [json.loads(line) for line in learned.read_text().splitlines()]
     return Observed(
-        answers=answers, seen=watch.seen, queued=watch.queued, grown=grown, loads=loads, learned=_settling(lines)
+        answers=answers,
+        seen=watch.seen,
+        queued=watch.queued,
+        client_lag_s=lag_s,
+        gateway_lag_s=max((after["at_s"] - before["at_s"] - EVERY_S for before, after in pairwise(lines)), default=0.0),
+        gateway_cpu_s=lines[-1]["cpu_s"] - lines[0]["cpu_s"],
+        grown=grown,
+        loads=loads,
+        learned=_settling(lines),
     )
 
 
 async def _load(
     engines: Sequence[Engine], port: int, asks: Sequence[Ask], first: Sequence[Ask]
-) -> tuple[list[Answer], Watch, dict[str, float]]:
+) -> tuple[list[Answer], Watch, dict[str, float], float]:
     await send_all(port, first)
-    before, watch = counters(engines), Watch(engines, port)
-    watching = asyncio.get_running_loop().create_task(watch.run())
+    before, watch, lags = counters(engines), Watch(engines, port), [0.0]
+    loop = asyncio.get_running_loop()
+    watching, canary = loop.create_task(watch.run()), loop.create_task(_canary(lags))
     answers = await send_all(port, asks)
     watching.cancel()
-    await watching
+    canary.cancel()
+    await asyncio.gather(watching, canary, return_exceptions=True)
     await asyncio.sleep(1)  # an engine counts what it has just done with its next step
-    return answers, watch, {name: value - before[name] for name, value in counters(engines).items()}
+    return answers, watch, {name: value - before[name] for name, value in counters(engines).items()}, max(lags)
+
+
+async def _canary(lags: list[float]) -> None:
+    """How late one is woken who wants next to nothing: what no policy can do anything about."""
+    loop = asyncio.get_running_loop()
+    while True:
+        due_s = loop.time() + _CANARY_S
+        await asyncio.sleep(_CANARY_S)
+        lags.append(loop.time() - due_s)
 
 
 def _settling(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -121,6 +151,9 @@ def together(runs: Sequence[Observed]) -> Figures:
         "engine_waiting_max": int(max(waiting)),
         "engine_waiting_mean": fmean(waiting),
         "gateway_queue_max": int(max(value for run in runs for value in run.queued)),
+        "client_lag_max_s": max(run.client_lag_s for run in runs),
+        "gateway_lag_max_s": max(run.gateway_lag_s for run in runs),
+        "gateway_cpu_s": sum(run.gateway_cpu_s for run in runs),
         "output_tokens": output,
         "output_tokens_per_s": output / sum(spans),
         "prefix_hit_tokens": int(sum(run.grown["prefix_hit_tokens"] for run in runs)),

@@ -15,6 +15,7 @@ from typing import Self
 import httpx
 
 MODEL = "tiny"
+_STEP_BACK_NICE = 10  # a tenth of the weight of whoever else wants the core
 # The engines' folder is the one thing that tests take from the environment, as install.sh does.
 ENGINES = Path(os.environ.get("PENSTOCK_ENGINES", Path.home() / ".cache/penstock/engines"))  # noqa: TID251
 
@@ -72,6 +73,21 @@ class VllmServer:
         """The first request compiles and allocates for seconds; tests should not meet it."""
         body = {"model": MODEL, "prompt": "The gate", "max_tokens": 4}
         httpx.post(f"{self.url}/v1/completions", json=body, timeout=120).raise_for_status()
+        return self
+
+    def step_back(self, core: int) -> Self:
+        """Its step loops stay on one core from now on, behind whoever else wants it; its HTTP server goes where it likes.
+
+        Loops that poll in turn on each other's cores keep everybody waiting for seconds. Linux only; both are a thread's.
+        """
+        assert self._process is not None, "start() comes first"
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):  # it may have ended
+                pid = int(folder.name)
+                if pid != self._process.pid and os.getpgid(pid) == self._process.pid:
+                    for thread in (folder / "task").iterdir():
+                        os.setpriority(os.PRIO_PROCESS, int(thread.name), _STEP_BACK_NICE)
+                        os.sched_setaffinity(int(thread.name), {core})
         return self
 
     def kill(self) -> None:
