@@ -9,7 +9,7 @@ import contextlib
 import os
 import socket
 import ssl
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -20,6 +20,7 @@ from config.schema import Upstream
 
 # uvicorn, and so vLLM, closes an idle connection after 5 s; a request that meets the close costs a retry.
 _IDLE_S = 4.0
+_LAST_LOOK_S = 0.01  # any time but none: the sockets' turn comes between
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +113,7 @@ class Pool:
             return Connection(self, loop=loop, buffer_bytes=self._settings.buffer_bytes)
 
         try:
-            async with asyncio.timeout(self._settings.connect_timeout_s):
+            async with _patient(loop, self._settings.connect_timeout_s):
                 transport, connection = await loop.create_connection(protocol, *self._address, ssl=self._tls)
         except TimeoutError as error:
             raise ConnectFailed(f"no connection within {self._settings.connect_timeout_s:g} s") from error
@@ -171,6 +172,20 @@ class Pool:
         while self._idle and next(iter(self._idle)).idle_since_s + self._idle_s <= now:
             self._close_oldest()
         self._arm_expiry()
+
+
+@contextlib.asynccontextmanager
+async def _patient(loop: asyncio.AbstractEventLoop, timeout_s: float) -> AsyncIterator[None]:
+    """As asyncio.timeout, but what has come by then is looked at first.
+
+    A loop that was held up runs its timers before its sockets: without this, an engine is blamed for our own delay.
+    """
+    async with asyncio.timeout(None) as timeout:
+        timer = loop.call_later(timeout_s, lambda: timeout.reschedule(loop.time() + _LAST_LOOK_S))
+        try:
+            yield
+        finally:
+            timer.cancel()
 
 
 def _reason(error: OSError) -> str:

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -56,6 +57,22 @@ def test_a_request_goes_out_as_http(run: Run):
             assert await post_whole(pool) == b"ok"
             head = f"POST /v1/completions HTTP/1.1\r\nhost: {server.address}\r\nx-request-id: r1\r\ncontent-length: 2\r\n\r\n"
             assert server.requests == [head.encode() + b"{}"]
+            await pool.aclose()
+
+    run(scenario())
+
+
+def test_a_loop_that_was_held_up_does_not_blame_the_engine(run: Run):
+    """The connection came about while nobody looked; its timeout is over when somebody does, and it is used."""
+
+    async def scenario() -> None:
+        async with ScriptedServer(answers(answer(b"ok"))) as server:
+            pool = Pool(server.url, settings=Upstream(connect_timeout_s=0.02))
+            async with asyncio.TaskGroup() as group:
+                sending = group.create_task(post_whole(pool))
+                await asyncio.sleep(0)  # it has begun to connect
+                time.sleep(0.1)
+            assert sending.result() == b"ok"
             await pool.aclose()
 
     run(scenario())

@@ -16,6 +16,8 @@ from tests.real.vllm_server import free_port
 from tests.support.scrape import metric
 
 PENSTOCK = Path(sys.executable).with_name("penstock")
+# Engines that share a few cores with everything else may get none for seconds; they are not down for that.
+_PATIENCE = {"probe": {"timeout_s": 10}, "upstream": {"connect_timeout_s": 10}}
 
 
 class GatewayProcess:
@@ -25,7 +27,9 @@ class GatewayProcess:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._config = folder / "penstock.yaml"
-        self._config.write_text(yaml.safe_dump({**config, "server": {"port": self.port, **config.get("server", {})}}))
+        sections = {**_PATIENCE, "server": {"port": self.port}}
+        merged = {name: {**section, **config.get(name, {})} for name, section in sections.items()}
+        self._config.write_text(yaml.safe_dump({**config, **merged}))
         self._log = folder / "gateway.log"
 
     def __enter__(self) -> Self:
