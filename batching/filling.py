@@ -17,12 +17,13 @@ from batching.fleet import Fleet
 from batching.ledger import LeaseRecord
 from batching.offer import Offer
 from batching.placement import Need, Placement, place, reserved_output
-from batching.queue import Lane, Order, Waiting, WaitingQueue
+from batching.queue import LATE, Lane, Order, Waiting, WaitingQueue
 from batching.request import Request, ServiceTier
 from batching.ticket import Lease, LeaseId, Placed, TicketState
 from config.schema import Mechanism, ModelKind, Objectives, Scheduling
 
 _ESTIMATES_S = 0.25  # what was learned since is looked up so often for one that waits
+_PROTECTED_RATIO = 0.25  # of a model's replicas: kept for heads that nothing but a rest of the replica makes room for
 _TTFT_BASE_TOKENS = 1000  # the objective grows with prompts beyond it (config.schema.Objectives)
 
 
@@ -90,8 +91,8 @@ class Filling:
             for lane in lanes:
                 self._renew_protection(lane, now)
             for lane in lanes:
-                if lane.protected is not None:
-                    placed += self._try(lane.protected, now)
+                for waiting in tuple(lane.protected):
+                    placed += self._try(waiting, now)
             # One arrival alone is tested alone: all before it have been found not to fit.
             walked = [lane for lane in lanes if lane.grown or len(lane.fresh) > 1]
             placed += self._walk(walked, now)
@@ -131,7 +132,7 @@ class Filling:
         passed: dict[str, list[Waiting]] = {lane.model: [] for lane in lanes}
         heads: list[tuple[int, Order, Waiting, Lane]] = []
         for lane in lanes:
-            lane.blocked = None
+            lane.blocked.clear()
             self._enter(heads, lane, now)
         while heads:
             _, _, waiting, lane = heappop(heads)
@@ -206,7 +207,7 @@ class Filling:
         self._estimators.note_placed(request.model, now)
         if protected_at is not None:
             self._fleet.protect(protected_at, None)
-        self._note_passed(placement, now)
+        self._note_passed(placement, request.tenant, now)
         return Placed(ticket=ticket, placement=placement, lease=lease)
 
     def _note(self, waiting: Waiting, placement: Placement, offers: Sequence[Offer], record: LeaseRecord) -> None:
@@ -221,35 +222,54 @@ class Filling:
         if waiting.protected_at is not None:
             self._fleet.protect(waiting.protected_at, None)
 
-    def _note_passed(self, placement: Placement, now: float) -> None:
+    def _note_passed(self, placement: Placement, tenant: str, now: float) -> None:
+        """Whoever is blocked and goes before this tenant is not passed by it for a while: it is its turn."""
         for model in self._fleet[placement.replica].profile.models:
             lane = self._queue.lanes.get(model)
-            if lane is not None and lane.blocked is not None and lane.blocked.passed_s is None:
-                lane.blocked.passed_s = now
+            for blocked in () if lane is None else lane.blocked:
+                if blocked.ticket.request.tenant != tenant and blocked.rank < LATE:
+                    blocked.passed_s = -inf
+                elif blocked.passed_s is None:
+                    blocked.passed_s = now
 
     def _block(self, lane: Lane, waiting: Waiting, now: float) -> None:
-        if lane.blocked is None:
-            lane.blocked = waiting
+        tenant = waiting.ticket.request.tenant
+        if len(lane.blocked) < self._protectable(lane) and not _has(tenant, lane.blocked):
+            lane.blocked.append(waiting)
             self._protect_if_due(lane, waiting, now)
 
+    def _protectable(self, lane: Lane) -> int:
+        """Heads for whom a replica may be kept at a time: the room of the others must not wait for the few."""
+        return max(1, int(self._fleet.count(lane.model) * _PROTECTED_RATIO))
+
     def _renew_protection(self, lane: Lane, now: float) -> None:
-        held = lane.protected
-        if held is not None and held.protected_at is not None:
-            if held.protected_at in self._fleet and self._fleet[held.protected_at].offer.open:
-                return
-            self._fleet.protect(held.protected_at, None)
-            held.protected_at = lane.protected = None
-        if lane.blocked is not None:
-            self._protect_if_due(lane, lane.blocked, now)
+        for held in tuple(lane.protected):
+            at = held.protected_at
+            assert at is not None
+            if at in self._fleet and self._fleet[at].offer.open:
+                continue
+            self._fleet.protect(at, None)
+            held.protected_at = None
+            lane.protected.remove(held)
+        for blocked in lane.blocked:
+            self._protect_if_due(lane, blocked, now)
 
     def _protect_if_due(self, lane: Lane, waiting: Waiting, now: float) -> None:
         due = waiting.passed_s is not None and now - waiting.passed_s >= self._scheduling.head_protection_s
-        if not due or lane.protected is not None:
+        if not due or waiting.protected_at is not None:
+            return
+        limit = 1 if waiting.rank >= LATE else self._protectable(lane)
+        if len(lane.protected) >= limit or _has(waiting.ticket.request.tenant, lane.protected):
             return
         replica = self._fleet.soonest(waiting.need)
         if replica is not None:
-            lane.protected, waiting.protected_at = waiting, replica
+            lane.protected.append(waiting)
+            waiting.protected_at = replica
             self._fleet.protect(replica, waiting.ticket.id)
+
+
+def _has(tenant: str, heads: Sequence[Waiting]) -> bool:
+    return any(head.ticket.request.tenant == tenant for head in heads)
 
 
 def _objectives(request: Request, objectives: Objectives) -> tuple[float, float]:

@@ -204,6 +204,10 @@ class Fleet:
     def serves(self, model: str) -> bool:
         return model in self._serving
 
+    def count(self, model: str) -> int:
+        """Replicas that serve it, ready or not."""
+        return len(self._serving.get(model, ()))
+
     def serving(self, model: str) -> list[LiveReplica]:
         return [self._replicas[replica] for replica in self._serving.get(model, ())]
 

@@ -55,7 +55,7 @@ class Offer:
     due_s: float = _NEVER  # when the first of the streams falls behind its objective if it gets no token
     pace_s: float = 0.0  # that a stream may take for a token
     held_up_ratio: float = 1.0  # of the prefill admitted before: each of its steps gives every stream one token
-    wanted_due_s: float = _NEVER  # written by placement: the least `due_s` at which something that was tried would fit
+    wanted_due_s: float = _NEVER  # written when asked: the least `due_s` at which something that was tried would fit
 
     price_decode_s: float = 0.0  # as `decode_s` without learned factors
     price_factor: float = 1.0  # what makes `token_s` and `attention_s` those of the GPU type again
@@ -70,7 +70,7 @@ class Offer:
             return True
         if self.free_sequences <= 0 or self.free_prefill_tokens <= 0:
             return False
-        return self.due_s == _NEVER or self.held_up_until(now, 0.0, 0) <= self.due_s
+        return self.due_s == _NEVER or self.bears(now, 0.0, 0)
 
     def has_to_spare(self, new_tokens: int) -> bool:
         """For work that nobody watches: enough stays free for those who are watched, who may come at any moment.
@@ -83,18 +83,24 @@ class Offer:
             and self.prefill_tokens + new_tokens <= max(self.chunk_tokens, new_tokens)
         )
 
+    def bears(self, now: float, more_s: float, steps: int, lent_s: float = 0.0) -> bool:
+        """Whether its streams can be held up by `more_s` of prefill in `steps` on top of what is being prefilled.
+
+        If not, it is noted what `due_s` would have to be, so that the fleet can tell when it is worth asking again.
+        """
+        wanted_s = self.held_up_until(now, more_s, steps) - lent_s
+        if wanted_s <= self.due_s:
+            return True
+        self.wanted_due_s = min(self.wanted_due_s, wanted_s)
+        return False
+
     def held_up_until(self, now: float, more_s: float, steps: int) -> float:
         """As far as its streams are concerned, when what is being prefilled and `more_s` in `steps` of it will be over.
 
         Each step gives every stream a token, so only what exceeds the objective holds them up.
-
-        Later than `due_s`, it is noted what `due_s` would have to be, so that the fleet can tell when it is worth asking again.
         """
         ahead_s = max(self.prefill_end_s - now, self.prefill_rest_s)
-        until_s = now + self.held_up_ratio * ahead_s + max(0.0, more_s - steps * self.pace_s)
-        if until_s > self.due_s:
-            self.wanted_due_s = min(self.wanted_due_s, until_s)
-        return until_s
+        return now + self.held_up_ratio * ahead_s + max(0.0, more_s - steps * self.pace_s)
 
     def free_tokens(self) -> tuple[float, ...] | None:
         """Tokens free at each horizon of the forecast of the sum (kv_forecast); None: there is none. Made when first asked for."""

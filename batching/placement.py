@@ -19,11 +19,14 @@ from batching.request import ReplicaId, Request, ServiceTier
 from config.schema import CostTier
 
 # Of the time that is left until the first token is due. Within the first share money decides; up to the second the earliest.
-_EASE_RATIO = 0.6
+_EASE_RATIO = 0.2
 _MEET_RATIO = 0.95
 _TPOT_RATIO = (
     0.9  # of the TPOT objective: what is prefilled later slows down what runs; the guard keeps that within bounds
 )
+# A head that was passed over is borne sooner: streams are lent what so many tokens will gain them once it is prefilled. Measured:
+# 0, 5, 10 give nine light tenants beside a greedy one 1.6, 1.5, 1.4 times the p99 TTFT they have alone, at the same highest rate.
+_LENT_TO_HEAD_TOKENS = 10
 _EQUAL_RATIO = 1.01  # predictions are not better than 1 %
 _NEVER = float("inf")
 _ROUNDING = 1 + 1e-9
@@ -228,8 +231,10 @@ def _fitting(need: Need, offers: Sequence[Offer], now: float) -> list[_Row]:
         if not empty and (blocks > o.free_blocks or o.free_blocks <= 0) and not _fits_cache(need, o, blocks):
             continue
         steps, own_s = prefill_steps(o, new, cached)
-        if not empty and o.due_s != _NEVER and o.held_up_until(now, own_s, steps) > o.due_s:
-            continue  # its streams cannot bear so much prefill
+        if not empty and o.due_s != _NEVER:
+            lent_s = 0.0 if o.protected_for is None else _LENT_TO_HEAD_TOKENS * (o.pace_s - o.decode_s)
+            if not o.bears(now, own_s, steps, lent_s):
+                continue
         ahead_s = max(o.prefill_end_s - now, o.prefill_rest_s)
         ttft_s = own_s + max(ahead_s, o.step_wait_s)
         tpot_s = o.decode_s + o.kv_token_s * prompt

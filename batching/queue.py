@@ -137,8 +137,8 @@ class Lane:
         self.size = 0
         self.fresh: list[Waiting] = []  # arrived since the last pass
         self.grown = False  # room has grown since then
-        self.blocked: Waiting | None = None  # the first in order that fitted nowhere in the last pass
-        self.protected: Waiting | None = None
+        self.blocked: list[Waiting] = []  # the first in order that fitted nowhere in the last pass
+        self.protected: list[Waiting] = []  # of them, those for whom a replica is kept
         watched, batch = _Counters(), _Counters()
         self._ranks = tuple(_Rank(rank, batch if rank == _BATCH else watched) for rank in range(_RANKS))
         self._counters = (watched, watched, watched, watched, batch)
@@ -299,10 +299,10 @@ class WaitingQueue:
         request = waiting.ticket.request
         lane = self.lanes[request.model]
         lane.size -= 1
-        if lane.blocked is waiting:
-            lane.blocked = None
-        if lane.protected is waiting:
-            lane.protected = None
+        if waiting in lane.blocked:
+            lane.blocked.remove(waiting)
+        if waiting in lane.protected:
+            lane.protected.remove(waiting)
         del self._members[waiting.ticket.id]
         group = self._groups[request.model, request.service_tier]
         del group.members[waiting.ticket.id]

@@ -236,7 +236,7 @@ class Floors(Section):
 
     default: Share = 0.1
     flex: Share = 0.05
-    late: Share = Field(0.1, description="requests that cannot meet their objective any more, of all tiers but batch")
+    late: Share = Field(0.03, description="requests that cannot meet their objective any more, of all tiers but batch")
     batch: Share = 0.05
 
 
@@ -273,7 +273,7 @@ class Scheduling(Section):
     )
     bypass_limit: PositiveInt = Field(16, description="how many waiting requests one pass may look past")
     head_protection_s: PositiveFloat = Field(
-        0.1, description="a head passed over for so long gets a replica reserved for it"
+        0.3, description="a head passed over for so long gets a replica reserved for it; by another tenant: at once"
     )
     objectives: Objectives = Objectives()
     policy: str = Field(

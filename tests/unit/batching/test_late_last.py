@@ -102,8 +102,8 @@ def test_who_turns_late_is_told_by_a_timer():
 
 
 def test_the_late_have_a_floor():
-    """However many come that can be in time, a tenth of the prompt tokens goes to those that are late."""
-    built, lease = occupied(queue={"max_wait_s": 600.0})
+    """However many come that can be in time, their share of the prompt tokens goes to those that are late."""
+    built, lease = occupied(queue={"max_wait_s": 600.0, "floors": {"late": 0.1}})
     arrive(built, 0.0, *(f"late{number}" for number in range(20)))
     order = []
     for number in range(100):
