@@ -101,15 +101,15 @@ class Filling:
 
     def _try_fresh(self, lanes: list[Lane], now: float) -> list[Placed]:
         placed: list[Placed] = []
-        for _, _, waiting, lane in sorted(
+        for _, _, waiting, own in sorted(
             (w.rank, w.order, w, lane) for lane in lanes for w in lane.fresh if w.queued and w.tested_epoch < 0
         ):
-            if not self._fleet.has_room(lane.model, now):
+            if not self._fleet.has_room(own.model, now):
                 continue
             if done := self._try(waiting, now):
                 placed += done
             else:
-                self._block(lane, waiting, now)
+                self._block(own, waiting, now)
         for lane in lanes:
             lane.fresh.clear()
             lane.grown = False
