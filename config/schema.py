@@ -236,7 +236,7 @@ class Floors(Section):
 
     default: Share = 0.1
     flex: Share = 0.05
-    late: Share = Field(0.03, description="requests that cannot meet their objective any more, of all tiers but batch")
+    late: Share = Field(0.05, description="requests that cannot meet their objective any more, of all tiers but batch")
     batch: Share = 0.05
 
 
