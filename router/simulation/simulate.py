@@ -106,7 +106,7 @@ class Run:
             max_output_tokens=self.options.max_output_tokens,
             clairvoyant=self.options.policy == ORACLE,
             probe_interval_s=self._probe_interval_s,
-            tells_pace=self.options.policy == OURS,
+            tells_pace=self.options.policy in {OURS, ORACLE},
             watcher=watcher,
         )
         schedule(simulation, self._spot, notice_s=self.options.spot_notice_s)
