@@ -6,7 +6,7 @@ trace in virtual time. README.md says what the figure does not show.
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from math import sqrt
@@ -27,12 +27,20 @@ _SHOWN = (
 )
 
 
-def highest(options: Options, low: float, high: float, *, share: float, tolerance: float) -> Figures:
+def highest(
+    options: Options,
+    low: float,
+    high: float,
+    *,
+    share: float,
+    tolerance: float,
+    play_one: Callable[[Options], Figures] = play,
+) -> Figures:
     """`rate` (0: not even at `low`) and the figures there; `runs` holds every (rate, attainment) that was tried."""
     runs: list[tuple[float, float]] = []
 
     def tried(rate: float) -> tuple[bool, Figures]:
-        figures = play(replace(options, rate_scale=rate))
+        figures = play_one(replace(options, rate_scale=rate))
         attained = figures["slo_attainment"]
         assert isinstance(attained, float)
         runs.append((rate, attained))
