@@ -4,7 +4,9 @@ There: one or two replicas, bursts of 15 requests a second and an idle 1, 60 to 
 out; three batch jobs of 1,000 requests, all there before, to be done within 30 min, 2 h and 24 h; one replica did some 4 batch
 requests a second while it was idle. Here everything is a replica's share. An A100 of the simulator does at most 13 such
 interactive requests a second, so bursts are 8 (60 %, the ratio of 15 to 1 is kept); batch prompts are longer (1,500 in, 300 out),
-so that a replica does 4 a second as well; 500 requests a replica and job outlast three cycles of 60 s phases.
+so that a replica does 4 a second as well; 500 requests a replica and job outlast three cycles of 60 s phases. There a processor
+sends batch with bounded concurrency; here the gateway gets all of it at once, which only a gateway with tiers can bear, or at an
+even `batch_rps`, which is kinder to the others.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -37,6 +39,7 @@ class Waves:
     phase_s: float = 60.0
     cycles: int = 3
     job_requests: int = 500  # of each of the three jobs
+    batch_rps: float | None = None  # None: batch is all there at once
 
     @property
     def seconds(self) -> float:
@@ -60,18 +63,19 @@ def chat(waves: Waves, replicas: int, seed: int) -> list[Call]:
 
 
 def batch(waves: Waves, replicas: int) -> list[Call]:
-    """Three jobs, all there at once; each may wait as long as its window."""
+    """Three jobs, in turn; each may wait as long as its window."""
+    apart_s = 0.0 if waves.batch_rps is None else 1 / (waves.batch_rps * replicas)
+    jobs = list(_JOBS_WAIT_S.items()) * (waves.job_requests * replicas)
     return [
         Call(
-            arrival_s=0.0,
+            arrival_s=number * apart_s,
             prompt_tokens=_BATCH_TOKENS[0],
             output_tokens=_BATCH_TOKENS[1],
             service_tier=ServiceTier.BATCH,
             max_wait_s=wait_s,
             tenant=job,
         )
-        for job, wait_s in _JOBS_WAIT_S.items()
-        for _ in range(waves.job_requests * replicas)
+        for number, (job, wait_s) in enumerate(jobs)
     ]
 
 

@@ -24,6 +24,7 @@ def main(arguments: Sequence[str]) -> int:
         phase_s=said.phase,
         cycles=said.cycles,
         job_requests=said.job_requests,
+        batch_rps=said.batch_rps,
     )
     scenarios = said.scenarios.split(",")
     results: dict[str, dict[str, object]] = {}
@@ -39,7 +40,8 @@ def main(arguments: Sequence[str]) -> int:
             tell(f"{policy}: greedy tenant")
     print(columns(results))
     if said.json:
-        run = f"fleet={said.fleet.stem}/burst={waves.burst_rps:g}/rate={said.rate:g}/greed={said.greed:g}/seed={said.seed}"
+        paced = "" if waves.batch_rps is None else f"/batch_rps={waves.batch_rps:g}"
+        run = f"fleet={said.fleet.stem}/burst={waves.burst_rps:g}{paced}/rate={said.rate:g}/greed={said.greed:g}/seed={said.seed}"
         write(said.json, "shared_fleet", run, arguments, results)
     return 0
 
@@ -60,6 +62,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--cycles", type=int, default=waves.cycles, help="batch: of a burst and a pause  [default: 3]")
     parser.add_argument(
         "--job-requests", type=int, default=waves.job_requests, help="batch: a replica, of 3 jobs  [default: 500]"
+    )
+    parser.add_argument(
+        "--batch-rps", type=float, help="batch: its requests a second and replica, evenly  [default: all at once]"
     )
     parser.add_argument("--rate", type=float, default=8.0, help="tenants: light requests a second  [default: 8]")
     parser.add_argument("--seconds", type=float, default=120.0, help="tenants: [default: 120]")

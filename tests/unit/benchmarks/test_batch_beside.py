@@ -46,6 +46,13 @@ def test_ratios_stay_below_what_is_left():
     assert 0.5 < told["batch_throughput_ratio_while_idle"] < told["cap_while_idle"] + 0.06
 
 
+def test_batch_may_come_evenly():
+    """At a rate for each replica, the jobs in turn."""
+    calls = batch(Waves(job_requests=2, batch_rps=0.5), replicas=2)
+    assert [call.arrival_s for call in calls] == list(range(12))
+    assert [call.tenant for call in calls[:4]] == ["bulk-30min", "bulk-2h", "bulk-24h", "bulk-30min"]
+
+
 def test_a_run_is_a_function_of_its_seed():
     """The same seed gives the same figures, another seed others."""
     runs = [batch_beside_interactive(FLEETS / "homogeneous.yaml", "least_requests", SHORT, seed) for seed in (1, 1, 2)]
