@@ -5,15 +5,14 @@ trace in virtual time. README.md says what the figure does not show.
 """
 
 import argparse
-import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from math import sqrt
-from pathlib import Path
 
-from benchmarks.provenance import provenance, today
-from router.simulation.simulate import Options, Run, policies
+from benchmarks.runs import Figures, named, options_of, parser_of, play, tell, write
+from router.simulation.simulate import Options, policies
 
 _SHOWN = (
     "slo_attainment",
@@ -28,22 +27,24 @@ _SHOWN = (
 )
 
 
-def at_rate(options: Options, rate: float) -> dict[str, object]:
-    """The figures of one run."""
-    named = {name: getattr(options, name) for name in ("fleet", "trace", "policy", "seed", "limit")}
-    return Run(Options(**named, rate_scale=rate)).play()
-
-
-def highest(options: Options, low: float, high: float, *, share: float, tolerance: float) -> dict[str, object]:
+def highest(
+    options: Options,
+    low: float,
+    high: float,
+    *,
+    share: float,
+    tolerance: float,
+    play_one: Callable[[Options], Figures] = play,
+) -> Figures:
     """`rate` (0: not even at `low`) and the figures there; `runs` holds every (rate, attainment) that was tried."""
     runs: list[tuple[float, float]] = []
 
-    def tried(rate: float) -> tuple[bool, dict[str, object]]:
-        figures = at_rate(options, rate)
+    def tried(rate: float) -> tuple[bool, Figures]:
+        figures = play_one(replace(options, rate_scale=rate))
         attained = figures["slo_attainment"]
         assert isinstance(attained, float)
         runs.append((rate, attained))
-        print(f"{options.policy} x{rate:g}: {attained:.4f}", file=sys.stderr, flush=True)
+        tell(f"{_title(options)} x{rate:g}: {attained:.4f}")
         return attained >= share, figures
 
     met, figures = tried(low)
@@ -61,50 +62,44 @@ def highest(options: Options, low: float, high: float, *, share: float, toleranc
     return {"rate": low, "runs": runs, **{name: figures[name] for name in _SHOWN}}
 
 
-def _one(job: tuple[Options, float, float, float, float]) -> dict[str, object]:
+def _one(job: tuple[Options, float, float, float, float]) -> Figures:
     options, low, high, share, tolerance = job
     return highest(options, low, high, share=share, tolerance=tolerance)
 
 
+def _title(options: Options) -> str:
+    return " without ".join([options.policy, *options.without])
+
+
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.rate", description=__doc__)
-    parser.add_argument("--fleet", type=Path, required=True)
-    parser.add_argument("--trace", type=Path, help="[default: synthetic]")
+    said = _parser().parse_args(arguments)
+    jobs = []
+    for entry in said.policies.split(","):
+        name, *bounds = entry.split(":")
+        low, high = map(float, bounds) if bounds else (said.low, said.high)
+        jobs.append((replace(options_of(said), policy=name), low, high, said.share, said.tolerance))
+    with ProcessPoolExecutor(said.jobs) as pool:
+        results = dict(zip((job[0].policy for job in jobs), pool.map(_one, jobs), strict=True))
+    print(f"highest rate with {said.share:.0%} in time, {named(said)}")
+    for name, result in sorted(results.items(), key=lambda item: -float(str(item[1]["rate"]))):
+        print(f"  {name:16} x{result['rate']:<6} " + " ".join(f"{key} {result[key]}" for key in _SHOWN))
+    if said.json:
+        figures = {
+            name: {key: value for key, value in result.items() if key != "runs"} for name, result in results.items()
+        }
+        runs = {name: result["runs"] for name, result in results.items()}
+        write(said.json, "rate", named(said, share=said.share), arguments, figures, runs=runs)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = parser_of("benchmarks.rate", __doc__)
     parser.add_argument("--policies", default=",".join(policies()), help="NAME[:LOW:HIGH],...  [default: all]")
     parser.add_argument("--low", type=float, default=0.5)
     parser.add_argument("--high", type=float, default=32.0)
     parser.add_argument("--share", type=float, default=0.99, help="of all requests  [default: 0.99]")
     parser.add_argument("--tolerance", type=float, default=0.03, help="[default: 3 %%]")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--limit", type=int)
-    parser.add_argument("--jobs", type=int, default=1, help="processes")
-    parser.add_argument("--json", type=Path)
-    said = parser.parse_args(arguments)
-    jobs = []
-    for entry in said.policies.split(","):
-        name, *bounds = entry.split(":")
-        low, high = map(float, bounds) if bounds else (said.low, said.high)
-        options = Options(fleet=said.fleet, trace=said.trace, policy=name, seed=said.seed, limit=said.limit)
-        jobs.append((options, low, high, said.share, said.tolerance))
-    with ProcessPoolExecutor(said.jobs) as pool:
-        results = dict(zip((job[0].policy for job in jobs), pool.map(_one, jobs), strict=True))
-    trace = said.trace.stem if said.trace else "synthetic"
-    print(f"highest rate with {said.share:.0%} in time, {said.fleet.stem}, {trace}")
-    for name, result in sorted(results.items(), key=lambda item: -float(str(item[1]["rate"]))):
-        print(f"  {name:16} x{result['rate']:<6} " + " ".join(f"{key} {result[key]}" for key in _SHOWN))
-    if said.json:
-        document = {
-            "benchmark": "rate",
-            "run": f"rate/fleet={said.fleet.stem}/trace={trace}/share={said.share:g}/seed={said.seed}",
-            **provenance("benchmarks.rate", arguments),
-            "figures": {
-                name: {key: value for key, value in result.items() if key != "runs"} for name, result in results.items()
-            },
-            "runs": {name: result["runs"] for name, result in results.items()},
-            "wall": {"date": today()},
-        }
-        said.json.write_text(json.dumps(document, indent=2) + "\n", "utf-8")
-    return 0
+    return parser
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ def render(results: Iterable[Result]) -> str:
             sections.append(_section(result["run"], result["figures"], [f"`{result['command']}`  ", _origin(result)]))
             continue
         for run in _runs(result):
-            simulated.setdefault(_name(run["run"]), []).append(run)
+            simulated.setdefault(run_name(run["run"]), []).append(run)
     for name, runs in simulated.items():
         columns = {run["run"]["policy"]: {key: run[key] for key in run if key != "run"} for run in runs}
         sections.append(_section(name, columns, [f"`{_command(run['run'])}`  " for run in runs]))
@@ -37,7 +37,8 @@ def _runs(result: Result) -> Iterable[Result]:
     return [result] if "requests" in result else list(result.values())
 
 
-def _name(run: Mapping[str, Any]) -> str:
+def run_name(run: Mapping[str, Any]) -> str:
+    """Everything but the policy that tells a simulated run from others."""
     said = {name: value for name, value in run.items() if name != "policy" and value not in (None, [])}
     return "/".join(f"{name}={'+'.join(value) if isinstance(value, list) else value}" for name, value in said.items())
 

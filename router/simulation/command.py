@@ -15,6 +15,7 @@ from typer.core import TyperCommand
 if TYPE_CHECKING:
     from config.schema import Mechanism
     from router.simulation.curves import Curves
+    from router.simulation.freeze import Freeze
     from router.simulation.simulate import Options, Run
 
 EXIT_CONFIG = 78  # EX_CONFIG of sysexits.h, as in `router.cli`
@@ -27,12 +28,24 @@ Examples:
   penstock simulate --trace azure_2023_conv.csv --fleet penstock.yaml --rate-scale 8 --json result.json
   penstock simulate --trace mooncake.jsonl --fleet penstock.yaml --policy least_requests --limit 2000
   penstock simulate --fleet penstock.yaml --spot capacity.json --spot-notice 120
+  penstock simulate --fleet penstock.yaml --rate-scale 4 --policy llm_d --freeze-metrics 30:60
   penstock simulate --trace mooncake.jsonl --fleet penstock.yaml --compare --plot pictures
 
 \b
 The fleet is a configuration as `serve` takes it; every replica is simulated, whatever its backend.
 docs/simulate.md says what the figures mean and what they do not show.
 """
+
+_SpotFiles = Annotated[
+    list[Path] | None, typer.Option(metavar="FILE...", help="spot capacity over time, JSON; one or more")
+]
+_FreezeMetrics = Annotated[
+    str | None,
+    typer.Option(
+        metavar="START:SECONDS[:MODE]",
+        help="engine metrics stop then: `silent`, no report comes (default), or `repeated`, the old figures as new",
+    ),
+]
 
 
 class Command(TyperCommand):
@@ -66,15 +79,14 @@ def simulate(
     max_output_tokens: Annotated[
         int | None, typer.Option(min=1, help="what clients ask for  [default: nothing]")
     ] = None,
-    spot: Annotated[
-        list[Path] | None, typer.Option(metavar="FILE...", help="spot capacity over time, JSON; one or more")
-    ] = None,
+    spot: _SpotFiles = None,
     more_spot: Annotated[list[Path] | None, typer.Argument(hidden=True)] = None,
     spot_scale: Annotated[
         float | None,
         typer.Option(metavar="X", help="spot capacity changes X times as fast  [default: as --rate-scale]"),
     ] = None,
     spot_notice: Annotated[float, typer.Option(min=0, metavar="S", help="seconds from notice to loss")] = 30.0,
+    freeze_metrics: _FreezeMetrics = None,
     without: Annotated[
         list[str] | None, typer.Option("--without", metavar="NAME", help="switch off a mechanism of ours; repeatable")
     ] = None,
@@ -106,6 +118,7 @@ def simulate(
         spot=(*(spot or ()), *_more(more_spot, after=spot)),
         spot_scale=spot_scale,
         spot_notice_s=spot_notice,
+        freeze_metrics=_freeze(freeze_metrics),
         decisions=decisions,
     )
     _check_outputs(json_out, plot, decisions, several=compare or names is not None)
@@ -190,6 +203,15 @@ def _mechanisms(names: Sequence[str]) -> "tuple[Mechanism, ...]":
         if name not in known:
             raise typer.BadParameter(f"{name!r} is no mechanism; there are {', '.join(known)}", param_hint="--without")
     return tuple(known[name] for name in names)
+
+
+def _freeze(text: str | None) -> "Freeze | None":
+    from router.simulation.freeze import parse  # noqa: PLC0415
+
+    try:
+        return None if text is None else parse(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--freeze-metrics") from None
 
 
 def known_policy(policy: str, flag: str) -> str:

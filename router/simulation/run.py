@@ -19,6 +19,7 @@ from batching.request import Outcome, Rejected, ReplicaId, Request, RequestId
 from batching.scheduler import Scheduler
 from batching.ticket import Lease, Placed
 from router.simulation.fleet import Machine
+from router.simulation.freeze import Freeze, Reports
 from router.simulation.trace import PREFIX_BLOCK_TOKENS, Call, block_hash
 
 # One way between gateway and engine, the gateway's own work included (docs/benchmarks.md). It costs the queueing policy
@@ -99,6 +100,7 @@ class Simulation:
         clairvoyant: bool = False,
         probe_interval_s: float = PROBE_INTERVAL_S,
         tells_pace: bool = True,
+        freeze: Freeze | None = None,
         watcher: Watcher | None = None,
     ) -> None:
         self.calls = calls
@@ -110,6 +112,7 @@ class Simulation:
         self._clairvoyant = clairvoyant
         self._probe_interval_s = probe_interval_s
         self._tells_pace = tells_pace  # every step of an engine; a third of the work, and no baseline asks
+        self._reports = Reports(freeze)
         self._watcher = watcher or Watcher()
         self._events: list[tuple[float, int, _Handler, Any]] = []
         self._order = count()  # ties go to what was scheduled first
@@ -190,7 +193,8 @@ class Simulation:
         for machine in self.machines.values():
             if machine.engine is not None:
                 load = machine.load(now)
-                self.scheduler.observe(machine.id, load, now)
+                if (report := self._reports.received(machine.id, load)) is not None:
+                    self.scheduler.observe(machine.id, report, now)
                 if self.scheduler.queued or load.waiting:
                     self.observed.kv_usage[round(100 * (load.kv_usage_ratio or 0.0))] += 1
         self.at(now + self._probe_interval_s, self._probe, None)

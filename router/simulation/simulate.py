@@ -9,6 +9,7 @@ from batching.policies import BASELINES
 from batching.scheduler import Scheduler
 from config.schema import Mechanism
 from router.simulation.fleet import Machine, build_machines, model_of, read_fleet
+from router.simulation.freeze import Freeze
 from router.simulation.recorder import Recorder
 from router.simulation.report import figures
 from router.simulation.run import PROBE_INTERVAL_S, Simulation, Watcher
@@ -42,6 +43,7 @@ class Options:
     spot: tuple[Path, ...] = ()
     spot_scale: float | None = None  # None: as rate_scale
     spot_notice_s: float = SPOT_NOTICE_S
+    freeze_metrics: Freeze | None = None
     decisions: Path | None = None  # where to write every placement; no part of what ran
 
     def named(self) -> dict[str, object]:
@@ -58,6 +60,7 @@ class Options:
             "spot": [path.name for path in self.spot],
             "spot_scale": self._spot_scale if self.spot else None,
             "spot_notice_s": self.spot_notice_s if self.spot else None,
+            "freeze_metrics": None if self.freeze_metrics is None else str(self.freeze_metrics),
         }
 
     @property
@@ -106,7 +109,8 @@ class Run:
             max_output_tokens=self.options.max_output_tokens,
             clairvoyant=self.options.policy == ORACLE,
             probe_interval_s=self._probe_interval_s,
-            tells_pace=self.options.policy == OURS,
+            tells_pace=self.options.policy in {OURS, ORACLE},
+            freeze=self.options.freeze_metrics,
             watcher=watcher,
         )
         schedule(simulation, self._spot, notice_s=self.options.spot_notice_s)

@@ -208,3 +208,19 @@ def test_a_mechanism_can_be_switched_off_for_a_run():
     off = simulate(**options, without=(Mechanism.DEADLINES, Mechanism.LATE_LAST))
     assert off["run"]["without"] == ["deadlines", "late_last"]
     assert off["ttft_p99_s"] != simulate(**options)["ttft_p99_s"]
+
+
+@pytest.mark.parametrize(("policy", "told"), [("penstock", True), ("oracle", True), ("llm_d", False)])
+def test_the_oracle_sees_the_engines_pace_as_ours_does(policy: str, told: bool):
+    """All that it knows more is the length of answers: both are shown a stream's tokens at every step, baselines are not."""
+    run = Run(Options(limit=1, policy=policy))
+    seen: list[int] = []
+    told_tokens = run._scheduler.on_tokens
+
+    def on_tokens(lease: Any, emitted: int, now: float) -> None:
+        seen.append(emitted)
+        told_tokens(lease, emitted, now)
+
+    run._scheduler.on_tokens = on_tokens  # type: ignore[method-assign]
+    run.play()
+    assert (len(seen) > 0.5 * seen[-1]) is told
