@@ -150,7 +150,11 @@ class Fleet:
         live = self[record.lease.replica]
         live.opened(record)
         self.leases[record.lease.id] = record
-        self.prefixes.record(live.profile.id, record.lease.request.prefix_hashes)
+        request = record.lease.request
+        if request.prefix_hashes:
+            self.prefixes.record(
+                live.profile.id, request.prefix_hashes, live.cached_chunks(request.prefix_chunk_tokens)
+            )
         if assume_first_token_s is not None:
             self._assumed.push((assume_first_token_s, record.lease.id), record)
         live.refresh()

@@ -64,6 +64,11 @@ class LiveReplica:
     def block_size(self) -> int:
         return self.profile.block_size or DEFAULT_BLOCK_SIZE
 
+    def cached_chunks(self, chunk_tokens: int) -> int | None:
+        """Chunks of a prompt that its KV cache can hold, if it holds nothing else; None: not known."""
+        blocks = self.profile.kv_blocks
+        return None if blocks is None else blocks * self.block_size // chunk_tokens
+
     def describe(self, profile: ReplicaProfile) -> None:
         """Takes a profile, new or changed: everything that only depends on it."""
         if self.block_size != (profile.block_size or DEFAULT_BLOCK_SIZE):

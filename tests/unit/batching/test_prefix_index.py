@@ -38,6 +38,29 @@ def test_the_index_is_bounded_and_keeps_shared_beginnings():
     assert index.match((1, 7, 8)) == {A: 3}
 
 
+def test_a_replica_holds_no_more_than_its_cache():
+    """What it used last stays, of a prompt the beginning; others' chunks are not touched."""
+    index = PrefixIndex()
+    index.record(A, (1, 2, 3), 4)
+    index.record(B, (1, 2, 3), 100)
+    index.record(A, (7, 8), 4)
+    assert index.match((1, 2, 3)) == {A: 2, B: 3}
+    index.record(A, (1, 2), 4)  # used again
+    index.record(A, (5,), 4)
+    assert index.match((7, 8)) == {A: 1}
+    assert index.match((1, 2, 3)) == {A: 2, B: 3}
+
+
+def test_chunks_that_nobody_holds_are_forgotten():
+    """Memory follows belief."""
+    index = PrefixIndex()
+    for start in range(0, 100, 2):
+        index.record(A, (start, start + 1), 4)
+    assert len(index) == 4
+    index.drop(A, range(100))
+    assert len(index) == 0
+
+
 def test_thousands_of_replica_lives_leave_belief_intact():
     """Masks are renumbered when forgotten replicas fill them; nobody's chunks change hands."""
     index = PrefixIndex()
