@@ -7,6 +7,7 @@ from dataclasses import replace
 from math import ceil, inf
 from statistics import NormalDist
 
+from batching.audit import Audit, Forecast, believed
 from batching.blocks import DEFAULT_BLOCK_SIZE, UNBOUNDED
 from batching.capacity import LearnedSequences, prior_sequences
 from batching.estimators import ReplicaSpeed
@@ -14,7 +15,7 @@ from batching.kv_forecast import Holder, KvRisk, free_tokens
 from batching.ledger import LeaseRecord, Ledger
 from batching.offer import Offer
 from batching.pace import Pace
-from batching.placement import Need, blocks_if_fits, blocks_needed, cached_on, could_ever_hold, prefill_steps
+from batching.placement import Need, Score, blocks_if_fits, blocks_needed, cached_on, could_ever_hold, prefill_steps
 from batching.replica import EngineLoad, Lifecycle, ReplicaProfile, ReplicaState
 from batching.request import ServiceTier
 from config.gpus import StepModel, step_model
@@ -45,6 +46,8 @@ class LiveReplica:
         self.ledger = Ledger()
         self.learned = LearnedSequences(prior_sequences(profile.gpu, profile.gpu_count))
         self.speed = ReplicaSpeed()
+        self.audit = Audit(doubting=Mechanism.AUDIT not in scheduling.without)
+        self._trust = self.audit.ttft, self.audit.tpot, self.audit.cached  # looked up at every event
         self.pace = Pace(0.0, 0.0)
         self.kv_risk = KvRisk(_normal_quantile(scheduling.kv_forecast_quantile))
         self.least_output_tokens = 16  # what nearly every answer here reaches
@@ -117,8 +120,9 @@ class LiveReplica:
 
     def began(self, record: LeaseRecord, now: float) -> None:
         """Its first token was seen."""
-        if record.alone and not record.believed_cached_tokens and record.prefill_s >= _TELLING_PREFILL_S:
-            self.speed.learn_ttft(observed_s=now - record.placed_s, predicted_s=record.ttft_s)
+        telling = record.alone and not record.believed_cached_tokens and record.prefill_s >= _TELLING_PREFILL_S
+        if telling and record.forecast is not None:
+            self.speed.learn_ttft(observed_s=now - record.placed_s, predicted_s=record.forecast.ttft_s)
         if record.lease.request.service_tier is not ServiceTier.BATCH:  # nobody watches those
             self.pace.begin(record, now, least_tokens=self.least_output_tokens)
 
@@ -147,16 +151,15 @@ class LiveReplica:
         """From steps in which the batch stayed as it was and nothing was prefilled."""
         if self._stepped is not None and not self.ledger.prefill_tokens:
             since_s, steps = self._stepped
-            self.speed.learn_step(
-                observed_s=(now - since_s) / (self.pace.steps - steps), predicted_s=self.offer.decode_s
-            )
+            predicted_s = self.speed.tpot_factor * self.offer.price_decode_s  # whatever the audit thinks of the factor
+            self.speed.learn_step(observed_s=(now - since_s) / (self.pace.steps - steps), predicted_s=predicted_s)
         self._stepped = (now, self.pace.steps)
 
     # -- what it offers ----------------------------------------------------------------------------------------------
 
     def refresh(self) -> bool:
         """Rewrites the offer; True if something that did not fit before may fit now."""
-        offer, ledger, speed = self.offer, self.ledger, self.speed
+        offer, ledger = self.offer, self.ledger
         before = (offer.open, offer.empty, offer.free_sequences, offer.free_blocks, offer.prefill_tokens)
         offer.open = self.lifecycle is Lifecycle.READY and not self.retired
         offer.empty = not ledger.leases
@@ -168,7 +171,6 @@ class LiveReplica:
         offer.free_blocks, offer.headroom_ratio = self._free_blocks(limit)
         offer.known_free_tokens, offer.forecast = None, self._forecast
         offer.batch = min(limit, _TYPICAL_BATCH)
-        offer.prefix_trust_ratio = speed.prefix_trust_ratio
         self._refresh_times()
         eased = inf > offer.wanted_due_s <= offer.due_s
         if eased:
@@ -184,7 +186,10 @@ class LiveReplica:
 
     def _refresh_times(self) -> None:
         offer, ledger, step = self.offer, self.ledger, self._step
-        prefill, decode = self.speed.ttft_factor, self.speed.tpot_factor
+        ttft, tpot, cached = self._trust
+        prefill = believed(self.speed.ttft_factor, 1.0, ttft.weight)
+        decode = believed(self.speed.tpot_factor, 1.0, tpot.weight)
+        offer.prefix_trust_ratio = believed(self.speed.prefix_trust_ratio, 0.0, cached.weight)
         kv_s = step.kv_token_s * (ledger.held_tokens + self.foreign_blocks * self.block_size)
         offer.price_decode_s = step.overhead_s + max(step.weights_s, step.token_s * (ledger.sequences + 1)) + kv_s
         offer.price_factor = 1 / prefill
@@ -203,6 +208,18 @@ class LiveReplica:
             offer.held_up_ratio = max(0.0, 1 - given_s / ledger.prefill_s)
         offer.pace_s = self.pace.objective_s
         offer.due_s = self.pace.due_s(self._now)
+
+    def forecast(self, need: Need, score: Score) -> Forecast:
+        """What is said of a request that is placed here now; factors enter the times as factors, and are exchanged as such."""
+        offer, speed = self.offer, self.speed
+        ttft_prior_s = score.ttft_s * offer.price_factor
+        tpot_prior_s = score.tpot_s * offer.price_decode_s / offer.decode_s if offer.decode_s > 0 else score.tpot_s
+        held = need.cached_tokens.get(offer.replica, 0)
+        cached = min(int(held * speed.prefix_trust_ratio), need.request.prompt_tokens - 1) if held else 0
+        return Forecast(
+            ttft_prior_s * speed.ttft_factor, ttft_prior_s, tpot_prior_s * speed.tpot_factor, tpot_prior_s,
+            need.learned_tokens, need.prior_tokens, cached,
+        )  # fmt: skip
 
     def _free_prefill_tokens(self) -> int:
         step, ahead = self.profile.max_num_batched_tokens, self.ledger.prefill_tokens
@@ -296,6 +313,7 @@ class LiveReplica:
             foreign_blocks=self.foreign_blocks,
             load=self.load,
             load_age_s=None if self.load is None else max(0.0, now - self.load.observed_s),
+            audit=self.audit.errors(),
             extras={
                 "overrun_blocks": overrun,  # into the watermark, by growth that was not forecast
                 "ttft_factor": self.speed.ttft_factor,

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from itertools import count
 
 from batching.admission import refuse_full, refuse_unservable, retry_after_s
+from batching.audit import judge
 from batching.decisions import Decisions
 from batching.dispatching import Dispatching
 from batching.estimators import Estimators
@@ -40,8 +41,10 @@ class Scheduler:
         decisions: Decisions | None = None,
     ) -> None:
         self._config = queue
-        self._estimators = Estimators(output_quantile=scheduling.kv_forecast_quantile)
         without = scheduling.without
+        self._estimators = Estimators(
+            output_quantile=scheduling.kv_forecast_quantile, doubting=Mechanism.AUDIT not in without
+        )
         self._queue = WaitingQueue(
             queue, by_deadline=Mechanism.DEADLINES not in without, with_floors=Mechanism.FLOORS not in without
         )
@@ -138,7 +141,9 @@ class Scheduler:
             return False
         self._charge_output(record, output_tokens or 0)
         if outcome is Outcome.COMPLETED:
-            self._learn(record, prompt_tokens, cached_tokens, output_tokens or record.emitted_tokens)
+            output = output_tokens or record.emitted_tokens
+            self._audit(record, now, cached_tokens, -(-output // record.lease.request.sequences))
+            self._learn(record, prompt_tokens, cached_tokens, output)
         self._fleet.close(lease_id, now)
         if self._decisions is not None:
             self._decisions.finished(
@@ -263,6 +268,19 @@ class Scheduler:
             record.charged_tokens = output_tokens
             request = record.lease.request
             self._queue.lane(request.model).charge(record.rank, request.tenant, OUTPUT_TOKEN_WEIGHT * more)
+
+    def _audit(self, record: LeaseRecord, now: float, cached: int | None, tokens: int) -> None:
+        if record.forecast is not None:
+            found = judge(
+                record.forecast,
+                placed_s=record.placed_s,
+                first_token_s=record.first_token_s,
+                last_token_s=record.last_token_s,
+                finished_s=now,
+                tokens=tokens,
+                cached_tokens=cached,
+            )
+            self._fleet[record.lease.replica].audit.observe(found)
 
     def _learn(self, record: LeaseRecord, prompt: int | None, cached: int | None, output: int) -> None:
         request, speed = record.lease.request, self._fleet[record.lease.replica].speed

@@ -59,6 +59,7 @@ class Mechanism(StrEnum):
     KV_FORECAST = "kv_forecast"  # the sum of all growth is forecast, not each request's worst case
     PREFIX = "prefix"  # cached prefixes count as prefill saved
     COST = "cost"  # the cheapest replica that will do, not the fastest
+    AUDIT = "audit"  # what was learned loses weight where it does worse than not learning
     FLOORS = "floors"  # a guaranteed share for those whom strict order would starve
 
 

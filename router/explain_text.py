@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from math import inf
 from typing import Final
 
-from batching.audit import Judged, Signal, judged
+from batching.audit import Judged, Signal
 from batching.blocks import UNBOUNDED
-from batching.decision_record import DecisionRecord, need_of, offers_of, score_on
+from batching.decision_record import DecisionRecord, judged, need_of, offers_of, score_on
 from batching.offer import Offer
 from batching.placement import Need, Score, blocks_needed, cached_on, could_ever_hold
 from batching.request import ServiceTier

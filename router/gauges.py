@@ -35,7 +35,8 @@ class Gauges:
         m = self._metrics
         for gauge in (m.replica_up, m.replica_state, m.replica_kv_headroom_tokens, m.replica_kv_usage_ratio,
                       m.replica_kv_reserved_ratio, m.replica_kv_held_ratio, m.replica_kv_error_ratio, m.replica_running,
-                      m.replica_waiting, m.replica_metrics_age_seconds, m.replica_batch_occupancy_ratio):  # fmt: skip
+                      m.replica_waiting, m.replica_metrics_age_seconds, m.replica_batch_occupancy_ratio,
+                      m.signal_error_ratio, m.signal_weight_ratio):  # fmt: skip
             gauge.clear()
 
     def _replica(self, state: ReplicaState) -> None:
@@ -53,6 +54,15 @@ class Gauges:
             m.replica_kv_held_ratio.labels(*labels).set(state.held_blocks / blocks)
             m.replica_kv_reserved_ratio.labels(*labels).set(state.reserved_blocks / blocks)
         self._engine(state, labels)
+        self._audit(state)
+
+    def _audit(self, state: ReplicaState) -> None:
+        """How far each learned signal is believed, and why."""
+        m, replica = self._metrics, state.profile.id
+        for signal, errors in state.audit.items():
+            m.signal_error_ratio.labels(replica, signal.value, "learned").set(errors.learned)
+            m.signal_error_ratio.labels(replica, signal.value, "baseline").set(errors.baseline)
+            m.signal_weight_ratio.labels(replica, signal.value).set(errors.weight)
 
     def _engine(self, state: ReplicaState, labels: tuple[str, str, str]) -> None:
         """What the engine itself says, and how far our ledger is from it."""
