@@ -24,6 +24,10 @@ class Signal(StrEnum):
     OUTPUT = "output_tokens"  # per sequence; the client's own bound
     CACHED = "cached_tokens"  # of the prompt; that nothing is cached
     FINISH = "finish"  # from placement to the end; of the three baselines above
+    KV_USAGE = (
+        "kv_usage"  # blocks in use at an engine's report, by our ledger; that nothing has changed since the last report
+    )
+    KV_FORECAST = "kv_forecast"  # tokens that running streams hold some steps later; that none of them ends
 
 
 class Forecast(NamedTuple):
@@ -75,7 +79,7 @@ def believed(learned: float, baseline: float, weight: float) -> float:
 
 # The signal's place in `Signal`, then as in Judged: bare, as five are made for every request that ends.
 Sample = tuple[int, float, float, float]
-_TTFT, _TPOT, _OUTPUT, _CACHED, _FINISH = range(len(Signal))
+_TTFT, _TPOT, _OUTPUT, _CACHED, _FINISH, _KV_USAGE, _KV_FORECAST = range(len(Signal))
 _SIGNALS: Final = tuple(Signal)
 
 
@@ -185,6 +189,14 @@ class Audit:
     @property
     def finish(self) -> Tally:
         return self._tallies[_FINISH]
+
+    @property
+    def kv_usage(self) -> Tally:
+        return self._tallies[_KV_USAGE]
+
+    @property
+    def kv_forecast(self) -> Tally:
+        return self._tallies[_KV_FORECAST]
 
     def errors(self) -> dict[Signal, Errors]:
         """Of the signals that were seen at all."""

@@ -265,7 +265,11 @@ class Fleet:
         return min(waits)[1] if waits else None
 
     def states(self, now: float) -> tuple[ReplicaState, ...]:
-        return tuple(live.state(now) for live in self._replicas.values())
+        return tuple(live.state(now, self._stale_after_s) for live in self._replicas.values())
+
+    def ledger_only(self, replica: ReplicaId, now: float) -> bool:
+        """Whether nothing of what its engine says of its KV cache is gone by now."""
+        return self[replica].ledger_only(now, self._stale_after_s)
 
     # -- time --------------------------------------------------------------------------------------------------------
 

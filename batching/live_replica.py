@@ -11,6 +11,7 @@ from batching.audit import Audit, Forecast, believed
 from batching.blocks import DEFAULT_BLOCK_SIZE, UNBOUNDED
 from batching.capacity import LearnedSequences, prior_sequences
 from batching.estimators import ReplicaSpeed
+from batching.kv_audit import KvAudit
 from batching.kv_forecast import Holder, KvRisk, free_tokens
 from batching.ledger import LeaseRecord, Ledger
 from batching.offer import Offer
@@ -47,6 +48,7 @@ class LiveReplica:
         self.learned = LearnedSequences(prior_sequences(profile.gpu, profile.gpu_count))
         self.speed = ReplicaSpeed()
         self.audit = Audit(doubting=Mechanism.AUDIT not in scheduling.without)
+        self._kv_audit = KvAudit(self.audit)
         self._trust = self.audit.ttft, self.audit.tpot, self.audit.cached  # looked up at every event
         self.pace = Pace(0.0, 0.0)
         self.kv_risk = KvRisk(_normal_quantile(scheduling.kv_forecast_quantile))
@@ -92,10 +94,13 @@ class LiveReplica:
         self._now = now  # also what lets go of streams that fell silent: nothing else may happen here
         self.learned.observe(load, ours=self.ledger.sequences)
         self.kv_risk.observe(load.preemptions_total, load.kv_usage_ratio)
+        believed_blocks, used = self.ledger.held_blocks + self.foreign_blocks, None
         self.foreign_blocks = 0
         if load.kv_usage_ratio is not None and self.profile.kv_blocks is not None:
             used = round(load.kv_usage_ratio * self.profile.kv_blocks)
             self.foreign_blocks = max(0, used - self.ledger.held_blocks)
+        self._kv_audit.reported(used, believed_blocks=believed_blocks)
+        self._kv_audit.look(self.ledger.leases, self.pace.steps, now)
 
     # -- its leases --------------------------------------------------------------------------------------------------
 
@@ -299,7 +304,13 @@ class LiveReplica:
         gain_s = offer.pace_s - offer.decode_s
         return short_s * offer.decode_s / gain_s if gain_s > 0 else inf
 
-    def state(self, now: float) -> ReplicaState:
+    def ledger_only(self, now: float, stale_after_s: float) -> bool:
+        """Whether our own ledger is all there is: the engine has told no KV usage that means something, or not lately."""
+        load = self.load
+        told = load is not None and load.kv_usage_ratio is not None and now < load.observed_s + stale_after_s
+        return not told or self.profile.kv_blocks is None
+
+    def state(self, now: float, stale_after_s: float) -> ReplicaState:
         ledger, profile = self.ledger, self.profile
         overrun = 0 if profile.kv_blocks is None else max(0, -self.offer.free_blocks)
         return ReplicaState(
@@ -313,6 +324,7 @@ class LiveReplica:
             foreign_blocks=self.foreign_blocks,
             load=self.load,
             load_age_s=None if self.load is None else max(0.0, now - self.load.observed_s),
+            ledger_only=self.ledger_only(now, stale_after_s),
             audit=self.audit.errors(),
             extras={
                 "overrun_blocks": overrun,  # into the watermark, by growth that was not forecast

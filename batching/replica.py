@@ -86,6 +86,7 @@ class ReplicaState:
     foreign_blocks: int  # the engine's figure beyond ours: other traffic, estimate error
     load: EngineLoad | None = None
     load_age_s: float | None = None
+    ledger_only: bool = False  # no figure of the engine about its KV cache is gone by: missing or stale
     audit: Mapping[Signal, Errors] = field(default_factory=dict)  # what predictions have been worth lately
     extras: Mapping[str, float] = field(default_factory=dict)
 

@@ -203,6 +203,10 @@ class Scheduler:
     def states(self, now: float) -> tuple[ReplicaState, ...]:
         return self._fleet.states(now)
 
+    def ledger_only(self, replica: ReplicaId, now: float) -> bool:
+        """Whether its room is reckoned from our own ledger alone: its engine's figures are missing or stale."""
+        return self._fleet.ledger_only(replica, now)
+
     def models(self) -> frozenset[str]:
         """Every model that a replica was ever known to serve."""
         return frozenset(self._fleet.known_models)

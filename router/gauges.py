@@ -36,7 +36,7 @@ class Gauges:
         for gauge in (m.replica_up, m.replica_state, m.replica_kv_headroom_tokens, m.replica_kv_usage_ratio,
                       m.replica_kv_reserved_ratio, m.replica_kv_held_ratio, m.replica_kv_error_ratio, m.replica_running,
                       m.replica_waiting, m.replica_metrics_age_seconds, m.replica_batch_occupancy_ratio,
-                      m.signal_error_ratio, m.signal_weight_ratio):  # fmt: skip
+                      m.signal_error_ratio, m.signal_weight_ratio, m.replica_kv_margin_deviations, m.replica_ledger_only):  # fmt: skip
             gauge.clear()
 
     def _replica(self, state: ReplicaState) -> None:
@@ -46,6 +46,8 @@ class Gauges:
         for lifecycle in Lifecycle:
             m.replica_state.labels(profile.id, lifecycle.value).set(lifecycle is state.lifecycle)
         m.replica_running.labels(*labels).set(state.running)
+        m.replica_kv_margin_deviations.labels(*labels).set(state.extras["kv_margin"])
+        m.replica_ledger_only.labels(profile.id).set(state.ledger_only)
         if state.max_num_seqs:
             m.replica_batch_occupancy_ratio.labels(*labels).set(state.running / state.max_num_seqs)
         blocks, headroom = profile.kv_blocks, state.headroom_blocks

@@ -79,7 +79,6 @@ def test_every_signal_of_an_answer_is_judged():
     lease = kept.place(request("r", max_output_tokens=60))
     kept.answer(lease, first_s=0.5, last_s=2.5, tokens=41, cached_tokens=16)
     found = {one.signal: one for one in judged(kept.last)}
-    assert list(found) == list(Signal)
     assert {signal: one.actual for signal, one in found.items()} == {
         Signal.TTFT: 0.5, Signal.TPOT: 2.0 / 40, Signal.OUTPUT: 41, Signal.CACHED: 16, Signal.FINISH: 2.5,
     }  # fmt: skip

@@ -50,6 +50,8 @@ NAMES: dict[str, tuple[type, tuple[str, ...]]] = {
     "replica_kv_reserved_ratio": (Gauge, MACHINE),
     "replica_kv_held_ratio": (Gauge, MACHINE),
     "replica_kv_error_ratio": (Gauge, MACHINE),
+    "replica_kv_margin_deviations": (Gauge, MACHINE),
+    "replica_ledger_only": (Gauge, ("replica",)),
     "replica_running": (Gauge, MACHINE),
     "replica_waiting": (Gauge, MACHINE),
     "replica_batch_occupancy_ratio": (Gauge, MACHINE),
