@@ -163,6 +163,11 @@ class Fleet:
         live.prefilled(record, now)
         self._changed(live.profile.id)
 
+    def fell_silent(self, record: LeaseRecord, now: float) -> None:
+        """It was asked first and another replica gave the first token."""
+        self[record.lease.replica].fell_silent(record, now)
+        self._changed(record.lease.replica)
+
     def grow(self, record: LeaseRecord, emitted_tokens: int, now: float) -> None:
         live = self[record.lease.replica]
         if live.grew(record, emitted_tokens, now):

@@ -31,6 +31,7 @@ _TYPICAL_BATCH = 32  # sequences that share a step of a machine in use; prices d
 # Of prefill that was admitted and shows no first token: an estimate that has run out says little, but not that nothing is left.
 _REST_RATIO = 0.25
 _TIGHT_RATIO = 0.7  # of the KV blocks reserved at high quantiles: from here on the sum is forecast
+_LONGEST_SILENCE_S = 30.0  # after which a replica that left requests without a first token is tried again
 _PACE_MARGIN_RATIO = 0.95  # of the TPOT objective that streams are kept to: step times are means
 
 
@@ -54,6 +55,8 @@ class LiveReplica:
         self.kv_risk = KvRisk(_normal_quantile(scheduling.kv_forecast_quantile))
         self.least_output_tokens = 16  # what nearly every answer here reaches
         self._prefill_end_s = 0.0
+        self.silent_until_s = -inf  # another replica was sooner: it is taken to give no first token until then
+        self._silence_s = 0.0  # how long that was; doubles until it gives one
         self._now = 0.0
         self._stepped: tuple[float, int] | None = None  # since when only decoding: (time, steps)
         self.offer = Offer(replica=profile.id)
@@ -122,6 +125,17 @@ class LiveReplica:
     def elapse(self, now: float) -> None:
         """Time has passed in which its streams may have got nothing."""
         self._now = max(self._now, now)
+
+    def fell_silent(self, record: LeaseRecord, now: float) -> None:
+        """Another replica answered what it was asked before. It is taken to be as slow again: whoever can goes elsewhere."""
+        self._now = now
+        least_s = self._scheduling.objectives.ttft_s  # with less it would still be good enough for most
+        self._silence_s = min(max(2 * self._silence_s, now - record.placed_s, least_s), _LONGEST_SILENCE_S)
+        self.silent_until_s = now + self._silence_s
+
+    def spoke(self) -> None:
+        """It gave a first token, or an answer."""
+        self._silence_s, self.silent_until_s = 0.0, -inf
 
     def began(self, record: LeaseRecord, now: float) -> None:
         """Its first token was seen."""
@@ -203,7 +217,7 @@ class LiveReplica:
         offer.chunk_s = prefill * (step.overhead_s + kv_s + step.token_s * ledger.sequences)
         offer.token_s, offer.weights_s = prefill * step.token_s, prefill * step.weights_s
         offer.attention_s = prefill * step.attention_s
-        offer.prefill_end_s = self._prefill_end_s
+        offer.prefill_end_s = max(self._prefill_end_s, self.silent_until_s)
         offer.prefill_rest_s = _REST_RATIO * ledger.prefill_s
         offer.step_wait_s = 0.0 if offer.empty else offer.decode_s / 2
         if Mechanism.ITL_GUARD in self._scheduling.without:

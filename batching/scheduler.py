@@ -5,7 +5,7 @@ event that may have changed the answer and at `next_deadline`, sends what was `P
 Wires queue, fleet, estimators and the pass over them together; each of those decides its own matter.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import count
 
 from batching.admission import refuse_full, refuse_unservable, retry_after_s
@@ -15,11 +15,13 @@ from batching.dispatching import Dispatching
 from batching.estimators import Estimators
 from batching.filling import Filling
 from batching.fleet import CACHE_LOST, Fleet
+from batching.hedging import Hedging, Refusal
 from batching.ledger import LeaseRecord
 from batching.policies.policy import Policy
 from batching.queue import OUTPUT_TOKEN_WEIGHT, QueueStatistics, Waiting, WaitingQueue
 from batching.replica import EngineLoad, Lifecycle, ReplicaProfile, ReplicaState
 from batching.request import Outcome, Reason, Rejected, ReplicaId, Request, ServiceTier
+from batching.retry_budget import RetryBudget
 from batching.ticket import Decision, Evicted, LeaseId, Ticket, TicketId, TicketState
 from config.schema import Mechanism, Queue, Scheduling
 
@@ -52,8 +54,11 @@ class Scheduler:
         self._policy = policy
         self._decisions = decisions
         self._filling: Filling | Dispatching
+        self._hedging: Hedging | None = None
         if policy is None:
             self._filling = Filling(scheduling, self._queue, self._fleet, self._estimators, decisions)
+            if scheduling.hedge.enabled:
+                self._hedging = Hedging(scheduling.hedge, self._fleet, self._queue, self._filling, self._ticket)
         else:
             self._filling = Dispatching(policy, self._queue, self._fleet, self._estimators, decisions)
         self._ticket_ids = count(1)
@@ -69,7 +74,9 @@ class Scheduler:
         if request.deadline_s is not None and request.deadline_s <= now:
             raise Rejected(Reason.DEADLINE)
         refuse_full(request, self._queue, self._config, self._retry_after_s(request, now))
-        ticket = Ticket(TicketId(next(self._ticket_ids)), request, now)
+        if self._hedging is not None and not request.avoid:
+            self._hedging.budget.earn()
+        ticket = self._ticket(request, now)
         need = self._filling.need(request, ticket.id)
         self._queue.add(ticket, need, self._filling.late_at_s(need, now))
         return ticket
@@ -92,14 +99,17 @@ class Scheduler:
                 self._evict(w, Reason.NO_REPLICA, now) for w in self._queue if w.ticket.request.model == model
             ]
         self._queue.turn_late(now)
-        decisions += self._filling.fill(now)
-        return decisions
+        placed = self._filling.fill(now)
+        if self._hedging is not None:
+            self._hedging.watch(placed)
+            placed += self._hedging.advance(now)  # those who wait come first
+        return decisions + placed
 
     def next_deadline(self) -> float | None:
-        """When `advance` must be called even if nothing happens; None while nothing waits."""
-        if not self._queue:
-            return None
-        times = (self._queue.next_deadline(), self._fleet.next_deadline())
+        """When `advance` must be called even if nothing happens; None while nothing waits, for a replica or a first token."""
+        times = [None if self._hedging is None else self._hedging.next_deadline()]
+        if self._queue:
+            times += self._queue.next_deadline(), self._fleet.next_deadline()
         return min((time for time in times if time is not None), default=None)
 
     def drain(self, now: float) -> list[Decision]:
@@ -113,6 +123,8 @@ class Scheduler:
         """The prompt is prefilled; ignored after `finish`."""
         record = self._fleet.leases.get(lease_id)
         if record is not None and record.first_token_s is None:
+            if self._hedging is not None:
+                self._hedging.answered(record, now)
             self._fleet.first_token(record, now)
             if self._policy is not None:
                 self._policy.first_token(record.lease.request, record.lease.replica, now)
@@ -144,6 +156,10 @@ class Scheduler:
             output = output_tokens or record.emitted_tokens
             self._audit(record, now, cached_tokens, -(-output // record.lease.request.sequences))
             self._learn(record, prompt_tokens, cached_tokens, output)
+        if self._hedging is not None:
+            if outcome is Outcome.COMPLETED:
+                self._hedging.answered(record, now)
+            self._hedging.ended(record)
         self._fleet.close(lease_id, now)
         if self._decisions is not None:
             self._decisions.finished(
@@ -235,6 +251,15 @@ class Scheduler:
         return depth / rate if rate else None
 
     @property
+    def retry_budget(self) -> RetryBudget | None:
+        """What is left for asking twice; None: hedging is off, or another router's rule decides."""
+        return None if self._hedging is None else self._hedging.budget
+
+    def hedges_refused(self) -> Mapping[tuple[str, Refusal], int]:
+        """Requests so far that were overdue and not sent twice, by model and why."""
+        return {} if self._hedging is None else self._hedging.refused
+
+    @property
     def queued(self) -> int:
         """Tickets that wait, of all models and tiers."""
         return len(self._queue)
@@ -255,6 +280,9 @@ class Scheduler:
 
     def __repr__(self) -> str:
         return f"<Scheduler {len(self._fleet)} replicas, {len(self._queue)} queued, {len(self._fleet.leases)} leased>"
+
+    def _ticket(self, request: Request, now: float) -> Ticket:
+        return Ticket(TicketId(next(self._ticket_ids)), request, now)
 
     def _evict(self, waiting: Waiting, reason: Reason, now: float) -> Evicted:
         retry_s = None if reason is Reason.DRAINING else self._retry_after_s(waiting.ticket.request, now)

@@ -132,6 +132,18 @@ class Metrics:
         Counter, Spec(help="Attempts on a replica, by outcome", labels=("replica", "outcome"))
     ]
 
+    hedges_total: Annotated[
+        Counter,
+        Spec(
+            help="Requests that were overdue at their replica; outcome of asking a second one: won, lost, failed, cancelled, "
+            "refused_budget, refused_no_replica",
+            labels=("model", "outcome"),
+        ),
+    ]
+    retry_budget_requests: Annotated[
+        Gauge, Spec(help="Requests that may be sent to a second replica now (scheduling.hedge.budget_ratio)")
+    ]
+
     # Predictions (docs/decisions-ledger.md); signal: ttft, tpot, output_tokens, cached_tokens, finish, kv_usage, kv_forecast
     prediction_error_ratio: Annotated[
         Histogram,

@@ -97,7 +97,7 @@ def _runner_up(record: DecisionRecord, candidates: Sequence[Candidate]) -> Candi
 def _asked(record: DecisionRecord, need: Need) -> Iterator[str]:
     request, placement = need.request, record.placement
     waited_s = record.placed_s - record.queued_s
-    again = f", not on {', '.join(sorted(request.avoid))}, which had failed" if request.avoid else ""
+    again = f", not on {', '.join(sorted(request.avoid))}, which had been tried or were slow" if request.avoid else ""
     yield f"{record.request_id} went to {record.replica}: {_REASONS.get(placement.reason, placement.reason)}."
     yield ""
     yield f"  model       {request.model}, {ServiceTier(request.service_tier).label} tier, tenant {request.tenant}"

@@ -1,5 +1,8 @@
 """Sets the gauges of queue and replicas from the scheduler's frozen states, at scrape time only."""
 
+from collections import Counter
+
+from batching.hedging import Refusal
 from batching.replica import Lifecycle, ReplicaState
 from batching.scheduler import Scheduler
 from metrics.catalog import Metrics
@@ -11,9 +14,11 @@ class Gauges:
     def __init__(self, metrics: Metrics, scheduler: Scheduler) -> None:
         self._metrics = metrics
         self._scheduler = scheduler
+        self._told: Counter[tuple[str, Refusal]] = Counter()  # refusals that the counter has already
 
     def refresh(self, now: float, queue_limit: int) -> None:
         self._queue(now, queue_limit)
+        self._hedges()
         self._clear_replicas()
         for state in self._scheduler.states(now):
             self._replica(state)
@@ -29,6 +34,14 @@ class Gauges:
             m.queue_bytes.labels(*labels).set(row.bytes)
             m.oldest_queued_seconds.labels(*labels).set(row.oldest_age_s)
             m.queue_utilization_ratio.labels(*labels).set(row.depth / limit)
+
+    def _hedges(self) -> None:
+        """Refusals are the scheduler's own; what became of the seconds that were sent is reported where it happens."""
+        budget = self._scheduler.retry_budget
+        self._metrics.retry_budget_requests.set(0 if budget is None else budget.left)
+        for (model, why), count in self._scheduler.hedges_refused().items():
+            self._metrics.hedges_total.labels(model, why.value).inc(count - self._told[model, why])
+            self._told[model, why] = count
 
     def _clear_replicas(self) -> None:
         """Figures that an engine no longer tells must vanish, not freeze."""

@@ -34,6 +34,8 @@ NAMES: dict[str, tuple[type, tuple[str, ...]]] = {
     "routing_decisions_total": (Counter, ("model", "replica", "cost_tier", "reason")),
     "routing_duration_seconds": (Histogram, ()),
     "upstream_attempts_total": (Counter, ("replica", "outcome")),
+    "hedges_total": (Counter, ("model", "outcome")),
+    "retry_budget_requests": (Gauge, ()),
     "prediction_error_ratio": (Histogram, ("replica", "signal")),
     "signal_error_ratio": (Gauge, ("replica", "signal", "source")),
     "signal_weight_ratio": (Gauge, ("replica", "signal")),
