@@ -271,7 +271,6 @@ class Attempts:
                 progress=progress,
                 silence=silence,
             )
-            claim()  # also of an answer that was nothing but its end
         finally:
             exchange.usage = chunks.usage
         self._give_back(exchange, lease, Outcome.COMPLETED)

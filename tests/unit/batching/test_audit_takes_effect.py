@@ -77,6 +77,8 @@ def test_what_is_judged_is_the_factor_and_not_the_blend():
     assert seen == {0.0}
     errors = odd.scheduler.states(odd.now)[0].audit[Signal.TTFT]
     assert errors.learned > 2 * errors.baseline
+    # Nor is the blend what it learns from: it would go on correcting for what is not its own.
+    assert odd.scheduler.states(odd.now)[0].extras["ttft_factor"] == pytest.approx(SLOW, rel=0.1)
 
 
 def test_a_factor_that_became_right_is_gone_by_again():

@@ -11,7 +11,7 @@ from batching.request import Outcome, ReplicaId, ServiceTier
 from batching.retry_budget import MOST, RetryBudget
 from batching.scheduler import Scheduler
 from batching.ticket import Lease, Placed
-from config.schema import Queue, Scheduling
+from config.schema import CostTier, Queue, Scheduling
 from tests.support.scheduling import MODEL, profile, request
 
 TAUGHT = 25  # answers of each replica, as predicted
@@ -218,6 +218,22 @@ def test_not_while_others_wait_for_room():
     assert [one.hedges for one in fleet.advance(1.0)] == [first.lease]
 
 
+def test_not_while_others_wait_for_another_replica():
+    """Also where the room would be of no use to them: a queue is a sign that the fleet is short of machines. Batch always waits."""
+    reserved = profile("reserved", cost_tier=CostTier.RESERVED)
+    fleet = Fleet(CHEAP, DEAR, reserved)
+    fleet.scheduler.set_lifecycle(ReplicaId("reserved"), Lifecycle.DOWN, fleet.now)
+    fleet.scheduler.set_lifecycle(ReplicaId("reserved"), Lifecycle.WARMING, fleet.now)
+    only = {"cost_tiers": frozenset({CostTier.RESERVED}), "may_hedge": False}
+    (first,) = fleet.arrive()
+    waiting = fleet.scheduler.submit(request(arrived_s=fleet.now, **only), fleet.now)
+    assert fleet.arrive(service_tier=ServiceTier.BATCH, **only) == []
+    assert fleet.advance(0.5) == []
+    assert fleet.refused == {NO_REPLICA: 1}
+    fleet.scheduler.cancel(waiting, fleet.now)
+    assert [one.hedges for one in fleet.advance(0.5)] == [first.lease]
+
+
 def test_no_more_than_the_budget():
     """A tenth of the requests, after what was saved up: of a hundred that freeze, ten and ten are sent twice."""
     fleet = Fleet(profile("cheap", usd_per_hour=1.0, max_num_seqs=500, kv_blocks=100_000), DEAR)
@@ -251,8 +267,15 @@ def test_a_replica_that_was_beaten_is_left_alone_for_as_long():
     (first,) = fleet.arrive()
     assert first.lease.replica == "cheap"
     fleet.answer(first.lease)
-    (again,) = fleet.arrive()
-    assert again.lease.replica == "cheap"
+    (again,) = (
+        fleet.arrive()
+    )  # of that it knows nothing any more: once silent, it is left alone for as long as at first
+    (second,) = fleet.advance(0.5)
+    fleet.scheduler.finish(again.lease.id, fleet.now, outcome=Outcome.CANCELLED)
+    fleet.answer(second.lease)
+    fleet.advance(1.0)
+    (once_more,) = fleet.arrive()
+    assert (again.lease.replica, once_more.lease.replica) == ("cheap", "cheap")
 
 
 def test_a_second_that_loses_says_nothing_against_the_first():
