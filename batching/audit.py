@@ -1,27 +1,19 @@
 """Whether what is learned is worth believing: predictions against what happened, beside what would have been said without learning.
 
 Per replica and signal, the mean error of both, lately. A signal that does worse than its baseline loses weight by itself, and
-gains it again when it does better. Decides nothing: who predicts may ask for the weight.
+gains it again when it does better: whoever predicts says `believed(learned, baseline, weight)`. Judged is what was learned alone,
+never that blend, or a signal without weight could not earn any.
 """
 
-from collections import OrderedDict
+from collections.abc import Iterable
 from enum import StrEnum
 from typing import Final, NamedTuple
 
-from batching.decision_record import OFFER_FIELDS, DecisionRecord, Ended, Values
-from batching.estimators import OutputLengths
-from batching.request import Outcome, ReplicaId
-
 _WEIGHT: Final = 0.05  # of a new sample: a change shows within some twenty answers
+_PLAIN_MEAN: Final = 20  # samples: below it the mean of all
 _SAMPLES_NEEDED: Final = 20  # before a signal is doubted
 _WORTHLESS_RATIO: Final = 2.0  # errors so many times its baseline's: nothing is left of the weight
 _LEAST_ERROR: Final = 0.02  # below it two errors are equally good: no timing is known better
-_MAX_REPLICAS: Final = 4096  # replicas come and go under new names; whoever is not heard of any more goes first
-
-_REPLICA, _PRICE_FACTOR, _PRICE_DECODE, _DECODE = (
-    OFFER_FIELDS.index(name) for name in ("replica", "price_factor", "price_decode_s", "decode_s")
-)
-_UNLEARNED: Final = OutputLengths(1.0)  # never taught: what is said of a length before any was seen
 
 
 class Signal(StrEnum):
@@ -32,6 +24,22 @@ class Signal(StrEnum):
     OUTPUT = "output_tokens"  # per sequence; the client's own bound
     CACHED = "cached_tokens"  # of the prompt; that nothing is cached
     FINISH = "finish"  # from placement to the end; of the three baselines above
+    KV_USAGE = (
+        "kv_usage"  # blocks in use at an engine's report, by our ledger; that nothing has changed since the last report
+    )
+    KV_FORECAST = "kv_forecast"  # tokens that running streams hold some steps later; that none of them ends
+
+
+class Forecast(NamedTuple):
+    """What was said of one request when it was placed: by what was learned alone, and (`prior`) without it. Tokens per sequence."""
+
+    ttft_s: float
+    ttft_prior_s: float
+    tpot_s: float
+    tpot_prior_s: float
+    output_tokens: int
+    output_prior_tokens: int
+    cached_tokens: int
 
 
 class Judged(NamedTuple):
@@ -48,11 +56,12 @@ class Judged(NamedTuple):
 
 
 class Errors(NamedTuple):
-    """Mean errors lately, 0 to 1."""
+    """Mean errors lately, 0 to 1, and what the signal has earned by them."""
 
     learned: float
     baseline: float
     samples: int
+    weight: float
 
 
 def error_ratio(predicted: float, actual: float) -> float:
@@ -60,93 +69,142 @@ def error_ratio(predicted: float, actual: float) -> float:
 
     Symmetric and bounded, so that one stalled stream does not outweigh a hundred others.
     """
-    greater = max(predicted, actual)
-    return abs(predicted - actual) / greater if greater > 0 else 0.0
+    return 0.0 if predicted == actual else 1 - min(predicted, actual) / max(predicted, actual)
 
 
-def judged(record: DecisionRecord) -> list[Judged]:
-    """What can be said of a request that was answered in full; nothing of others, or where another rule decided."""
-    end = record.ended
-    if end is None or end.outcome is not Outcome.COMPLETED or record.by_policy or end.finished_s is None:
-        return []
-    score, chosen = record.placement.score, _chosen(record)
-    ttft_prior_s = score.ttft_s * chosen[_PRICE_FACTOR]
-    tpot_prior_s = score.tpot_s * (chosen[_PRICE_DECODE] / chosen[_DECODE] if chosen[_DECODE] > 0 else 1.0)
-    expected, bound = record.needed("expected_tokens"), _bound(record)
-    found: list[Judged] = []
-    if end.first_token_s is not None:
-        found.append(Judged(Signal.TTFT, score.ttft_s, ttft_prior_s, end.first_token_s - record.placed_s))
-    per_sequence = -(-end.tokens // record.asked("sequences"))
-    if (tpot_s := actual_tpot_s(end, per_sequence)) is not None:
-        found.append(Judged(Signal.TPOT, score.tpot_s, tpot_prior_s, tpot_s))
-    if expected and per_sequence:
-        found.append(Judged(Signal.OUTPUT, expected, bound, per_sequence))
-    if end.cached_tokens is not None and (end.cached_tokens or score.cached_tokens):
-        found.append(Judged(Signal.CACHED, score.cached_tokens, 0, end.cached_tokens))
-    finish_s = score.ttft_s + score.tpot_s * max(expected - 1, 0)
-    finish_prior_s = ttft_prior_s + tpot_prior_s * max(bound - 1, 0)
-    found.append(Judged(Signal.FINISH, finish_s, finish_prior_s, end.finished_s - record.placed_s))
+def believed(learned: float, baseline: float, weight: float) -> float:
+    """What to go by; exactly what was learned at full weight."""
+    return learned if weight == 1.0 else baseline + weight * (learned - baseline)
+
+
+# The signal's place in `Signal`, then as in Judged: bare, as five are made for every request that ends.
+Sample = tuple[int, float, float, float]
+_TTFT, _TPOT, _OUTPUT, _CACHED, _FINISH, _KV_USAGE, _KV_FORECAST = range(len(Signal))
+_SIGNALS: Final = tuple(Signal)
+
+
+def judge(
+    forecast: Forecast,
+    *,
+    placed_s: float,
+    first_token_s: float | None,
+    last_token_s: float | None,
+    finished_s: float,
+    tokens: int,
+    cached_tokens: int | None,
+) -> list[Sample]:
+    """What can be said after a whole answer. `tokens`: of a sequence. Each signal alone: the others are as they were used."""
+    ttft_s, ttft_prior_s, tpot_s, tpot_prior_s, expected, prior, cached = forecast
+    found: list[Sample] = []
+    if first_token_s is not None:
+        found.append((_TTFT, ttft_s, ttft_prior_s, first_token_s - placed_s))
+        if last_token_s is not None and tokens > 1:  # one token has no pace
+            found.append((_TPOT, tpot_s, tpot_prior_s, (last_token_s - first_token_s) / (tokens - 1)))
+    if expected and tokens:
+        found.append((_OUTPUT, expected, prior, tokens))
+    if cached_tokens is not None and (cached_tokens or cached):
+        found.append((_CACHED, cached, 0, cached_tokens))
+    finish_s = ttft_s + tpot_s * (expected - 1) if expected else ttft_s
+    finish_prior_s = ttft_prior_s + tpot_prior_s * (prior - 1) if prior else ttft_prior_s
+    found.append((_FINISH, finish_s, finish_prior_s, finished_s - placed_s))
     return found
 
 
-def actual_tpot_s(end: Ended, tokens: int) -> float | None:
-    """Mean time per token after the first; None below two tokens, or where the first was not seen."""
-    if end.first_token_s is None or end.last_token_s is None or tokens < 2:
-        return None
-    return (end.last_token_s - end.first_token_s) / (tokens - 1)
+def named(samples: Iterable[Sample]) -> list[Judged]:
+    """For people."""
+    return [Judged(_SIGNALS[place], *values) for place, *values in samples]
+
+
+class Tally:
+    """The errors of one signal. `weight`: how far to believe what was learned, 1 to 0.
+
+    1 as long as it does no worse than its baseline, or too little was seen; 0 where its errors are twice as large.
+    """
+
+    __slots__ = ("_doubted", "baseline", "learned", "samples", "weight")
+
+    def __init__(self, *, doubted: bool = True) -> None:
+        """`doubted` False: errors are kept, and the weight is always 1."""
+        self._doubted = doubted
+        self.learned = 0.0
+        self.baseline = 0.0
+        self.samples = 0
+        self.weight = 1.0
+
+    def add(self, predicted: float, baseline: float, actual: float) -> None:
+        """One prediction came true, or did not. O(1), and spelled out: it is done five times for every request that ends."""
+        samples = self.samples = self.samples + 1
+        share = _WEIGHT if samples > _PLAIN_MEAN else 1 / samples
+        error = 0.0 if predicted == actual else 1 - (predicted / actual if predicted < actual else actual / predicted)
+        learned = self.learned = self.learned + share * (error - self.learned)
+        error = 0.0 if baseline == actual else 1 - (baseline / actual if baseline < actual else actual / baseline)
+        by_baseline = self.baseline = self.baseline + share * (error - self.baseline)
+        if samples < _SAMPLES_NEEDED or not self._doubted:
+            return
+        if learned <= by_baseline or learned <= _LEAST_ERROR:
+            self.weight = 1.0
+        else:
+            times = learned / max(_LEAST_ERROR, by_baseline)
+            left = (_WORTHLESS_RATIO - times) / (_WORTHLESS_RATIO - 1)
+            self.weight = left if left > 0 else 0.0
+
+    @property
+    def known(self) -> bool:
+        """Whether enough was seen to say anything."""
+        return self.samples >= _SAMPLES_NEEDED
+
+    @property
+    def error(self) -> float:
+        """Of what `believed` says, about; 0 to 1."""
+        return believed(self.learned, self.baseline, self.weight)
 
 
 class Audit:
-    """O(1) a sample; bounded."""
+    """One replica's signals."""
 
-    def __init__(self) -> None:
-        self._errors: OrderedDict[ReplicaId, dict[Signal, Errors]] = OrderedDict()
+    __slots__ = ("_tallies",)
 
-    def observe(self, replica: ReplicaId, one: Judged) -> None:
-        """One prediction of this replica came true, or did not."""
-        signals = self._errors.setdefault(replica, {})
-        self._errors.move_to_end(replica)
-        if len(self._errors) > _MAX_REPLICAS:
-            self._errors.popitem(last=False)
-        learned, baseline = one.error_ratio, error_ratio(one.baseline, one.actual)
-        before = signals.get(one.signal)
-        if before is None:
-            signals[one.signal] = Errors(learned, baseline, 1)
-            return
-        samples = before.samples + 1
-        share = max(_WEIGHT, 1 / samples)  # the plain mean until there are enough
-        signals[one.signal] = Errors(
-            before.learned + share * (learned - before.learned),
-            before.baseline + share * (baseline - before.baseline),
-            samples,
-        )
+    def __init__(self, *, doubting: bool = True) -> None:
+        """`doubting` False: the mechanism is off, every weight stays 1."""
+        self._tallies = [Tally(doubted=doubting) for _ in _SIGNALS]
 
-    def errors(self, replica: ReplicaId, signal: Signal) -> Errors | None:
-        """None: it was never seen."""
-        return self._errors.get(replica, {}).get(signal)
+    def observe(self, samples: Iterable[Sample]) -> None:
+        """What was said of a request, after its end."""
+        tallies = self._tallies
+        for place, predicted, baseline, actual in samples:
+            tallies[place].add(predicted, baseline, actual)
 
-    def weight(self, replica: ReplicaId, signal: Signal) -> float:
-        """How far to believe what was learned, 1 to 0: `weight * learned + (1 - weight) * baseline`.
+    @property
+    def ttft(self) -> Tally:
+        return self._tallies[_TTFT]
 
-        1 as long as it does no worse than its baseline, or too little was seen; 0 where its errors are twice as large.
-        """
-        errors = self.errors(replica, signal)
-        if errors is None or errors.samples < _SAMPLES_NEEDED:
-            return 1.0
-        times = max(errors.learned, _LEAST_ERROR) / max(errors.baseline, _LEAST_ERROR)
-        return min(1.0, max(0.0, (_WORTHLESS_RATIO - times) / (_WORTHLESS_RATIO - 1)))
+    @property
+    def tpot(self) -> Tally:
+        return self._tallies[_TPOT]
 
-    def forget(self, replica: ReplicaId) -> None:
-        """It is gone, or became another machine."""
-        self._errors.pop(replica, None)
+    @property
+    def cached(self) -> Tally:
+        return self._tallies[_CACHED]
+
+    @property
+    def finish(self) -> Tally:
+        return self._tallies[_FINISH]
+
+    @property
+    def kv_usage(self) -> Tally:
+        return self._tallies[_KV_USAGE]
+
+    @property
+    def kv_forecast(self) -> Tally:
+        return self._tallies[_KV_FORECAST]
+
+    def errors(self) -> dict[Signal, Errors]:
+        """Of the signals that were seen at all."""
+        return {
+            signal: Errors(tally.learned, tally.baseline, tally.samples, tally.weight)
+            for signal, tally in zip(_SIGNALS, self._tallies, strict=True)
+            if tally.samples
+        }
 
     def __repr__(self) -> str:
-        return f"<Audit of {len(self._errors)} replicas>"
-
-
-def _chosen(record: DecisionRecord) -> Values:
-    return next(values for values in record.offers if values[_REPLICA] == record.replica)
-
-
-def _bound(record: DecisionRecord) -> int:
-    return _UNLEARNED.forecast(record.asked("model"), record.asked("max_output_tokens"))[0]
+        return f"<Audit {', '.join(f'{signal} {errors.weight:.2f}' for signal, errors in self.errors().items())}>"

@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from operator import attrgetter
 from typing import Any, Final
 
+from batching.audit import Forecast, Judged, judge, named
 from batching.estimators import KnownLength
 from batching.ledger import LeaseRecord
 from batching.offer import Offer
@@ -70,6 +71,7 @@ class DecisionRecord:
     hold: bool  # None was an allowed answer
     by_cost: bool
     placement: Placement
+    forecast: Forecast | None  # what was predicted, without the audit's say; None: nothing
     lease: LeaseRecord | None = None  # while it runs
     ended: Ended | None = None
 
@@ -162,3 +164,20 @@ def score_on(record: DecisionRecord, offer: Offer) -> Score | None:
     """What this candidate alone would have come to; None: there was no room for it."""
     placement = place(need_of(record), (offer,), record.placed_s)
     return None if placement is None else placement.score
+
+
+def judged(record: DecisionRecord) -> list[Judged]:
+    """What can be said of a request that was answered in full; nothing of others, or where another rule decided."""
+    end, forecast = record.ended, record.forecast
+    if end is None or end.outcome is not Outcome.COMPLETED or end.finished_s is None or forecast is None:
+        return []
+    samples = judge(
+        forecast,
+        placed_s=record.placed_s,
+        first_token_s=end.first_token_s,
+        last_token_s=end.last_token_s,
+        finished_s=end.finished_s,
+        tokens=-(-end.tokens // record.asked("sequences")),
+        cached_tokens=end.cached_tokens,
+    )
+    return named(samples)

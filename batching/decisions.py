@@ -10,10 +10,11 @@ from itertools import islice
 from operator import attrgetter
 from typing import Final
 
-from batching.audit import Audit, Judged, judged
+from batching.audit import Judged
 from batching.decision_record import (
     DecisionRecord,
     Ended,
+    judged,
     need_values,
     offer_values,
     request_values,
@@ -50,7 +51,6 @@ class Decisions:
         self._open: dict[LeaseId, DecisionRecord] = {}  # as many as there are leases
         self._unsettled: deque[DecisionRecord] = deque()
         self._on_done = on_done
-        self.audit = Audit()
         self.total = 0
 
     def placed(
@@ -81,6 +81,7 @@ class Decisions:
             hold,
             by_cost,
             placement,
+            lease.forecast,
             lease,
         )
         self._ring.append(record)
@@ -111,14 +112,11 @@ class Decisions:
             self.settle()
 
     def settle(self) -> None:
-        """Judges what has ended since the last call, and passes it on."""
+        """Passes on what has ended since the last call, with what its predictions were worth."""
         while self._unsettled:
             record = self._unsettled.popleft()
-            found = judged(record)
-            for one in found:
-                self.audit.observe(record.replica, one)
             if self._on_done is not None:
-                self._on_done(record, found)
+                self._on_done(record, judged(record))
 
     def recent(
         self, *, limit: int, request_id: str | None = None, replica: str | None = None, model: str | None = None

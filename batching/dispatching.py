@@ -38,12 +38,12 @@ class Dispatching:
 
     def need(self, request: Request, ticket: int) -> Need:
         """Only what a lease must know: a baseline forecasts nothing."""
-        forecast, expected = self._estimators.outputs.forecast(request.model, request.max_output_tokens)
+        length = self._estimators.outputs.forecast(request.model, request.max_output_tokens)
         return Need(
             request=request,
             ticket=ticket,
-            forecast_tokens=forecast,
-            expected_tokens=expected,
+            forecast_tokens=length.reserve,
+            expected_tokens=length.average,
             ttft_objective_s=float("inf"),
             tpot_objective_s=float("inf"),
         )

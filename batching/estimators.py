@@ -4,8 +4,9 @@ Every estimate is O(1) in memory per key, and keys are models and replicas of th
 """
 
 from math import ceil, exp, log2
-from typing import Final
+from typing import Final, NamedTuple
 
+from batching.audit import Tally, believed
 from batching.kv_forecast import HORIZONS
 
 _CHARS_PRIOR: Final = 4.0  # English under BPE vocabularies of 32k-128k
@@ -49,9 +50,10 @@ class CharsPerToken:
 class Lengths:
     """Output lengths of one kind of request, as seen lately: quantiles, mean and the chance to go on."""
 
-    __slots__ = ("_counts", "_quantiles", "_sum", "_survivals", "_tails", "_total", "samples")
+    __slots__ = ("_counts", "_quantiles", "_sum", "_survivals", "_tails", "_total", "audit", "samples")
 
-    def __init__(self) -> None:
+    def __init__(self, *, doubted: bool = True) -> None:
+        self.audit = Tally(doubted=doubted)  # of the mean, against the client's own bound
         self._counts = [0.0] * _BINS
         self._quantiles: dict[float, int] = {}
         self._tails: list[float] = []
@@ -146,29 +148,46 @@ def _until(rest: int, lives: tuple[float, ...]) -> tuple[float, ...]:
     return tuple(now if ahead < rest else end for now, end, ahead in zip(lives, ended, HORIZONS, strict=False))
 
 
+class LengthForecast(NamedTuple):
+    """Output tokens per sequence."""
+
+    reserve: int
+    average: int
+    learned: int  # the average as it was learned, whatever the audit thinks of it
+    prior: int  # what would be said without learning: the client's own bound
+
+
 class OutputLengths:
     """Output tokens per sequence, by model and the octave of `max_output_tokens`."""
 
-    __slots__ = ("_lengths", "_quantile")
+    __slots__ = ("_doubting", "_lengths", "_quantile")
 
-    def __init__(self, quantile: float) -> None:
+    def __init__(self, quantile: float, *, doubting: bool = True) -> None:
+        """`doubting` False: what was learned is believed, however wrong it has been."""
         self._quantile = quantile
+        self._doubting = doubting
         self._lengths: dict[tuple[str, int], Lengths] = {}
 
-    def forecast(self, model: str, max_output_tokens: int | None) -> tuple[int, int]:
-        """(to reserve, on average), both within the client's bound; the prior until enough was seen."""
+    def forecast(self, model: str, max_output_tokens: int | None) -> LengthForecast:
+        """All within the client's bound; the prior until enough was seen, and as far as learning has done worse than it."""
         bound = max_output_tokens or _OUTPUT_PRIOR
         lengths = self._lengths.get((model, _octave(max_output_tokens)))
         if lengths is None or lengths.samples < _SAMPLES_NEEDED:
-            return bound, min(bound, _OUTPUT_PRIOR)
+            average = min(bound, _OUTPUT_PRIOR)
+            return LengthForecast(bound, average, average, bound)
         reserve, average = lengths.quantile(self._quantile), lengths.mean()
-        if max_output_tokens is None:
-            return reserve, average
-        return min(reserve, max_output_tokens), min(average, max_output_tokens)
+        if max_output_tokens is not None:
+            reserve, average = min(reserve, max_output_tokens), min(average, max_output_tokens)
+        # The mean is judged, so the mean is doubted; what a quantile is worth, the engine's preemptions tell (KvRisk).
+        return LengthForecast(reserve, ceil(believed(average, bound, lengths.audit.weight)), average, bound)
 
     def lengths(self, model: str, max_output_tokens: int | None) -> Lengths:
         """What was seen of such requests; it goes on learning."""
-        return self._lengths.setdefault((model, _octave(max_output_tokens)), Lengths())
+        key = model, _octave(max_output_tokens)
+        lengths = self._lengths.get(key)
+        if lengths is None:
+            lengths = self._lengths[key] = Lengths(doubted=self._doubting)
+        return lengths
 
     def least(self, model: str, max_output_tokens: int | None) -> int:
         """Tokens that nearly every answer reaches; few until it is known."""
@@ -178,8 +197,14 @@ class OutputLengths:
         return lengths.quantile(_LEAST_QUANTILE)
 
     def learn(self, model: str, max_output_tokens: int | None, output_tokens: int) -> None:
-        if output_tokens > 0:
-            self.lengths(model, max_output_tokens).add(output_tokens)
+        if output_tokens <= 0:
+            return
+        lengths = self.lengths(model, max_output_tokens)
+        if lengths.samples >= _SAMPLES_NEEDED:
+            bound = max_output_tokens or _OUTPUT_PRIOR
+            mean = lengths.mean()
+            lengths.audit.add(mean if max_output_tokens is None else min(mean, bound), bound, output_tokens)
+        lengths.add(output_tokens)
 
 
 def _octave(tokens: int | None) -> int:
@@ -248,9 +273,9 @@ class Estimators:
 
     __slots__ = ("chars", "drains", "outputs")
 
-    def __init__(self, *, output_quantile: float) -> None:
+    def __init__(self, *, output_quantile: float, doubting: bool = True) -> None:
         self.chars = CharsPerToken()
-        self.outputs = OutputLengths(output_quantile)
+        self.outputs = OutputLengths(output_quantile, doubting=doubting)
         self.drains: dict[str, DrainRate] = {}
 
     def note_placed(self, model: str, now: float) -> None:

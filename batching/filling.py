@@ -12,7 +12,7 @@ from math import inf
 
 from batching.blocks import UNBOUNDED
 from batching.decisions import Decisions
-from batching.estimators import Estimators, KnownLength
+from batching.estimators import Estimators, KnownLength, LengthForecast
 from batching.fleet import Fleet
 from batching.ledger import LeaseRecord
 from batching.offer import Offer
@@ -54,19 +54,21 @@ class Filling:
         known = request.known_output_tokens
         bound = request.max_output_tokens if known is None else known
         if request.kind is ModelKind.EMBEDDING:
-            forecast = expected = 0
+            length = LengthForecast(0, 0, 0, 0)
         elif known is not None:
-            forecast = expected = known
+            length = LengthForecast(known, known, known, known)
         else:
-            forecast, expected = outputs.forecast(request.model, bound)
+            length = outputs.forecast(request.model, bound)
         ttft_s, tpot_s = _objectives(request, self._scheduling.objectives)
         looks = request.prefix_chunk_tokens and Mechanism.PREFIX not in self._scheduling.without
         matched = self._fleet.prefixes.match(request.prefix_hashes) if looks else {}
         return Need(
             request=request,
             ticket=ticket,
-            forecast_tokens=forecast,
-            expected_tokens=expected,
+            forecast_tokens=length.reserve,
+            expected_tokens=length.average,
+            learned_tokens=length.learned,
+            prior_tokens=length.prior,
             ttft_objective_s=ttft_s,
             tpot_objective_s=tpot_s,
             min_output_tokens=0 if request.kind is ModelKind.EMBEDDING else 1,
@@ -195,6 +197,7 @@ class Filling:
             forecast_tokens=reserved_output(waiting.need, live.offer),
             ttft_s=score.ttft_s,
             tpot_s=score.tpot_s,
+            forecast=live.forecast(waiting.need, score),
             prefill_s=score.prefill_s,
             lengths=waiting.need.lengths,
             output_bound=min(waiting.need.output_bound, live.offer.max_model_len - request.prompt_tokens),

@@ -167,6 +167,11 @@ class Fleet:
         live.prefilled(record, now)
         self._changed(live.profile.id)
 
+    def fell_silent(self, record: LeaseRecord, now: float) -> None:
+        """It was asked first and another replica gave the first token."""
+        self[record.lease.replica].fell_silent(record, now)
+        self._changed(record.lease.replica)
+
     def grow(self, record: LeaseRecord, emitted_tokens: int, now: float) -> None:
         live = self[record.lease.replica]
         if live.grew(record, emitted_tokens, now):
@@ -273,7 +278,11 @@ class Fleet:
         return min(waits)[1] if waits else None
 
     def states(self, now: float) -> tuple[ReplicaState, ...]:
-        return tuple(live.state(now) for live in self._replicas.values())
+        return tuple(live.state(now, self._stale_after_s) for live in self._replicas.values())
+
+    def ledger_only(self, replica: ReplicaId, now: float) -> bool:
+        """Whether nothing of what its engine says of its KV cache is gone by now."""
+        return self[replica].ledger_only(now, self._stale_after_s)
 
     # -- time --------------------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ lease may be opened is placement's business.
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from batching.audit import Forecast
 from batching.blocks import UNBOUNDED, blocks_for
 from batching.ticket import Lease, LeaseId
 
@@ -27,6 +28,7 @@ class LeaseRecord:
     forecast_tokens: int  # output per sequence that is reserved; grows with what was emitted
     ttft_s: float  # predicted
     tpot_s: float  # predicted
+    forecast: Forecast | None = None  # what is to be judged after the end; None: another rule decided
     prefill_s: float = 0.0  # of the machine, for the uncached prompt; outstanding until the first token
     lengths: "Lengths | KnownLength | None" = None  # what is known of how long such answers get
     output_bound: int = UNBOUNDED  # tokens per sequence that the client or the context allows

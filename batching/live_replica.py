@@ -7,14 +7,16 @@ from dataclasses import replace
 from math import ceil, inf
 from statistics import NormalDist
 
+from batching.audit import Audit, Forecast, believed
 from batching.blocks import DEFAULT_BLOCK_SIZE, UNBOUNDED
 from batching.capacity import LearnedSequences, prior_sequences
 from batching.estimators import ReplicaSpeed
+from batching.kv_audit import KvAudit
 from batching.kv_forecast import Holder, KvRisk, free_tokens
 from batching.ledger import LeaseRecord, Ledger
 from batching.offer import Offer
 from batching.pace import Pace
-from batching.placement import Need, blocks_if_fits, blocks_needed, cached_on, could_ever_hold, prefill_steps
+from batching.placement import Need, Score, blocks_if_fits, blocks_needed, cached_on, could_ever_hold, prefill_steps
 from batching.replica import EngineLoad, Lifecycle, ReplicaProfile, ReplicaState
 from batching.request import ServiceTier
 from config.gpus import StepModel, step_model
@@ -29,6 +31,7 @@ _TYPICAL_BATCH = 32  # sequences that share a step of a machine in use; prices d
 # Of prefill that was admitted and shows no first token: an estimate that has run out says little, but not that nothing is left.
 _REST_RATIO = 0.25
 _TIGHT_RATIO = 0.7  # of the KV blocks reserved at high quantiles: from here on the sum is forecast
+_LONGEST_SILENCE_S = 30.0  # after which a replica that left requests without a first token is tried again
 _PACE_MARGIN_RATIO = 0.95  # of the TPOT objective that streams are kept to: step times are means
 
 
@@ -45,10 +48,15 @@ class LiveReplica:
         self.ledger = Ledger()
         self.learned = LearnedSequences(prior_sequences(profile.gpu, profile.gpu_count))
         self.speed = ReplicaSpeed()
+        self.audit = Audit(doubting=Mechanism.AUDIT not in scheduling.without)
+        self._kv_audit = KvAudit(self.audit)
+        self._trust = self.audit.ttft, self.audit.tpot, self.audit.cached  # looked up at every event
         self.pace = Pace(0.0, 0.0)
         self.kv_risk = KvRisk(_normal_quantile(scheduling.kv_forecast_quantile))
         self.least_output_tokens = 16  # what nearly every answer here reaches
         self._prefill_end_s = 0.0
+        self.silent_until_s = -inf  # another replica was sooner: it is taken to give no first token until then
+        self._silence_s = 0.0  # how long that was; doubles until it gives one
         self._now = 0.0
         self._stepped: tuple[float, int] | None = None  # since when only decoding: (time, steps)
         self.offer = Offer(replica=profile.id)
@@ -94,10 +102,13 @@ class LiveReplica:
         self._now = now  # also what lets go of streams that fell silent: nothing else may happen here
         self.learned.observe(load, ours=self.ledger.sequences)
         self.kv_risk.observe(load.preemptions_total, load.kv_usage_ratio)
+        believed_blocks, used = self.ledger.held_blocks + self.foreign_blocks, None
         self.foreign_blocks = 0
         if load.kv_usage_ratio is not None and self.profile.kv_blocks is not None:
             used = round(load.kv_usage_ratio * self.profile.kv_blocks)
             self.foreign_blocks = max(0, used - self.ledger.held_blocks)
+        self._kv_audit.reported(used, believed_blocks=believed_blocks)
+        self._kv_audit.look(self.ledger.leases, self.pace.steps, now)
 
     # -- its leases --------------------------------------------------------------------------------------------------
 
@@ -120,10 +131,22 @@ class LiveReplica:
         """Time has passed in which its streams may have got nothing."""
         self._now = max(self._now, now)
 
+    def fell_silent(self, record: LeaseRecord, now: float) -> None:
+        """Another replica answered what it was asked before. It is taken to be as slow again: whoever can goes elsewhere."""
+        self._now = now
+        least_s = self._scheduling.objectives.ttft_s  # with less it would still be good enough for most
+        self._silence_s = min(max(2 * self._silence_s, now - record.placed_s, least_s), _LONGEST_SILENCE_S)
+        self.silent_until_s = now + self._silence_s
+
+    def spoke(self) -> None:
+        """It gave a first token, or an answer."""
+        self._silence_s, self.silent_until_s = 0.0, -inf
+
     def began(self, record: LeaseRecord, now: float) -> None:
         """Its first token was seen."""
-        if record.alone and not record.believed_cached_tokens and record.prefill_s >= _TELLING_PREFILL_S:
-            self.speed.learn_ttft(observed_s=now - record.placed_s, predicted_s=record.ttft_s)
+        telling = record.alone and not record.believed_cached_tokens and record.prefill_s >= _TELLING_PREFILL_S
+        if telling and record.forecast is not None:
+            self.speed.learn_ttft(observed_s=now - record.placed_s, predicted_s=record.forecast.ttft_s)
         if record.lease.request.service_tier is not ServiceTier.BATCH:  # nobody watches those
             self.pace.begin(record, now, least_tokens=self.least_output_tokens)
 
@@ -152,16 +175,15 @@ class LiveReplica:
         """From steps in which the batch stayed as it was and nothing was prefilled."""
         if self._stepped is not None and not self.ledger.prefill_tokens:
             since_s, steps = self._stepped
-            self.speed.learn_step(
-                observed_s=(now - since_s) / (self.pace.steps - steps), predicted_s=self.offer.decode_s
-            )
+            predicted_s = self.speed.tpot_factor * self.offer.price_decode_s  # whatever the audit thinks of the factor
+            self.speed.learn_step(observed_s=(now - since_s) / (self.pace.steps - steps), predicted_s=predicted_s)
         self._stepped = (now, self.pace.steps)
 
     # -- what it offers ----------------------------------------------------------------------------------------------
 
     def refresh(self) -> bool:
         """Rewrites the offer; True if something that did not fit before may fit now."""
-        offer, ledger, speed = self.offer, self.ledger, self.speed
+        offer, ledger = self.offer, self.ledger
         before = (offer.open, offer.empty, offer.free_sequences, offer.free_blocks, offer.prefill_tokens)
         offer.open = self.lifecycle is Lifecycle.READY and not self.retired
         offer.empty = not ledger.leases
@@ -173,7 +195,6 @@ class LiveReplica:
         offer.free_blocks, offer.headroom_ratio = self._free_blocks(limit)
         offer.known_free_tokens, offer.forecast = None, self._forecast
         offer.batch = min(limit, _TYPICAL_BATCH)
-        offer.prefix_trust_ratio = speed.prefix_trust_ratio
         self._refresh_times()
         eased = inf > offer.wanted_due_s <= offer.due_s
         if eased:
@@ -189,7 +210,10 @@ class LiveReplica:
 
     def _refresh_times(self) -> None:
         offer, ledger, step = self.offer, self.ledger, self._step
-        prefill, decode = self.speed.ttft_factor, self.speed.tpot_factor
+        ttft, tpot, cached = self._trust
+        prefill = believed(self.speed.ttft_factor, 1.0, ttft.weight)
+        decode = believed(self.speed.tpot_factor, 1.0, tpot.weight)
+        offer.prefix_trust_ratio = believed(self.speed.prefix_trust_ratio, 0.0, cached.weight)
         kv_s = step.kv_token_s * (ledger.held_tokens + self.foreign_blocks * self.block_size)
         offer.price_decode_s = step.overhead_s + max(step.weights_s, step.token_s * (ledger.sequences + 1)) + kv_s
         offer.price_factor = 1 / prefill
@@ -198,7 +222,7 @@ class LiveReplica:
         offer.chunk_s = prefill * (step.overhead_s + kv_s + step.token_s * ledger.sequences)
         offer.token_s, offer.weights_s = prefill * step.token_s, prefill * step.weights_s
         offer.attention_s = prefill * step.attention_s
-        offer.prefill_end_s = self._prefill_end_s
+        offer.prefill_end_s = max(self._prefill_end_s, self.silent_until_s)
         offer.prefill_rest_s = _REST_RATIO * ledger.prefill_s
         offer.step_wait_s = 0.0 if offer.empty else offer.decode_s / 2
         if Mechanism.ITL_GUARD in self._scheduling.without:
@@ -208,6 +232,18 @@ class LiveReplica:
             offer.held_up_ratio = max(0.0, 1 - given_s / ledger.prefill_s)
         offer.pace_s = self.pace.objective_s
         offer.due_s = self.pace.due_s(self._now)
+
+    def forecast(self, need: Need, score: Score) -> Forecast:
+        """What is said of a request that is placed here now; factors enter the times as factors, and are exchanged as such."""
+        offer, speed = self.offer, self.speed
+        ttft_prior_s = score.ttft_s * offer.price_factor
+        tpot_prior_s = score.tpot_s * offer.price_decode_s / offer.decode_s if offer.decode_s > 0 else score.tpot_s
+        held = need.cached_tokens.get(offer.replica, 0)
+        cached = min(int(held * speed.prefix_trust_ratio), need.request.prompt_tokens - 1) if held else 0
+        return Forecast(
+            ttft_prior_s * speed.ttft_factor, ttft_prior_s, tpot_prior_s * speed.tpot_factor, tpot_prior_s,
+            need.learned_tokens, need.prior_tokens, cached,
+        )  # fmt: skip
 
     def _free_prefill_tokens(self) -> int:
         step, ahead = self.profile.max_num_batched_tokens, self.ledger.prefill_tokens
@@ -287,7 +323,13 @@ class LiveReplica:
         gain_s = offer.pace_s - offer.decode_s
         return short_s * offer.decode_s / gain_s if gain_s > 0 else inf
 
-    def state(self, now: float) -> ReplicaState:
+    def ledger_only(self, now: float, stale_after_s: float) -> bool:
+        """Whether our own ledger is all there is: the engine has told no KV usage that means something, or not lately."""
+        load = self.load
+        told = load is not None and load.kv_usage_ratio is not None and now < load.observed_s + stale_after_s
+        return not told or self.profile.kv_blocks is None
+
+    def state(self, now: float, stale_after_s: float) -> ReplicaState:
         ledger, profile = self.ledger, self.profile
         overrun = 0 if profile.kv_blocks is None else max(0, -self.offer.free_blocks)
         return ReplicaState(
@@ -301,6 +343,8 @@ class LiveReplica:
             foreign_blocks=self.foreign_blocks,
             load=self.load,
             load_age_s=None if self.load is None else max(0.0, now - self.load.observed_s),
+            ledger_only=self.ledger_only(now, stale_after_s),
+            audit=self.audit.errors(),
             extras={
                 "overrun_blocks": overrun,  # into the watermark, by growth that was not forecast
                 "ttft_factor": self.speed.ttft_factor,

@@ -80,6 +80,8 @@ class Need:
     expected_tokens: int  # output per sequence on average
     ttft_objective_s: float
     tpot_objective_s: float
+    learned_tokens: int = 0  # `expected_tokens` as it was learned, and without learning: for the audit
+    prior_tokens: int = 0
     min_output_tokens: int = 1  # 0 for embeddings
     output_bound: int = UNBOUNDED  # tokens per sequence that the client allows
     lengths: Lengths | KnownLength | None = None  # what is known of how long such answers get

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from batching.audit import Errors, Signal
 from batching.request import ReplicaId
 from config.gpus import ShapeName
 from config.schema import CostTier, ModelKind
@@ -85,6 +86,8 @@ class ReplicaState:
     foreign_blocks: int  # the engine's figure beyond ours: other traffic, estimate error
     load: EngineLoad | None = None
     load_age_s: float | None = None
+    ledger_only: bool = False  # no figure of the engine about its KV cache is gone by: missing or stale
+    audit: Mapping[Signal, Errors] = field(default_factory=dict)  # what predictions have been worth lately
     extras: Mapping[str, float] = field(default_factory=dict)
 
     @property

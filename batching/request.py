@@ -48,6 +48,7 @@ class Request:
     avoid: frozenset[ReplicaId] = frozenset()  # tried already
     prompt_chars: int | None = None  # what `prompt_tokens` was estimated from; None: counted, nothing to learn
     known_output_tokens: int | None = None  # a clairvoyant's, for comparison; nobody knows it in life
+    may_hedge: bool = False  # whoever owns the answer can deal with a second replica that is asked for it, too
     streaming: bool = True  # False: the first token is never seen, so its time is taken from the prediction
 
 

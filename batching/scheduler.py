@@ -5,20 +5,23 @@ event that may have changed the answer and at `next_deadline`, sends what was `P
 Wires queue, fleet, estimators and the pass over them together; each of those decides its own matter.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import count
 
 from batching.admission import refuse_full, refuse_unservable, retry_after_s
+from batching.audit import judge
 from batching.decisions import Decisions
 from batching.dispatching import Dispatching
 from batching.estimators import Estimators
 from batching.filling import Filling
 from batching.fleet import CACHE_LOST, Fleet
+from batching.hedging import Hedging, Refusal
 from batching.ledger import LeaseRecord
 from batching.policies.policy import Policy
 from batching.queue import OUTPUT_TOKEN_WEIGHT, QueueStatistics, Waiting, WaitingQueue
 from batching.replica import EngineLoad, Lifecycle, ReplicaProfile, ReplicaState
 from batching.request import Outcome, Reason, Rejected, ReplicaId, Request, ServiceTier
+from batching.retry_budget import RetryBudget
 from batching.ticket import Decision, Evicted, LeaseId, Ticket, TicketId, TicketState
 from config.schema import Mechanism, Queue, Scheduling
 
@@ -40,8 +43,10 @@ class Scheduler:
         decisions: Decisions | None = None,
     ) -> None:
         self._config = queue
-        self._estimators = Estimators(output_quantile=scheduling.kv_forecast_quantile)
         without = scheduling.without
+        self._estimators = Estimators(
+            output_quantile=scheduling.kv_forecast_quantile, doubting=Mechanism.AUDIT not in without
+        )
         self._queue = WaitingQueue(
             queue, by_deadline=Mechanism.DEADLINES not in without, with_floors=Mechanism.FLOORS not in without
         )
@@ -49,8 +54,11 @@ class Scheduler:
         self._policy = policy
         self._decisions = decisions
         self._filling: Filling | Dispatching
+        self._hedging: Hedging | None = None
         if policy is None:
             self._filling = Filling(scheduling, self._queue, self._fleet, self._estimators, decisions)
+            if scheduling.hedge.enabled:
+                self._hedging = Hedging(scheduling.hedge, self._fleet, self._queue, self._filling, self._ticket)
         else:
             self._filling = Dispatching(policy, self._queue, self._fleet, self._estimators, decisions)
         self._ticket_ids = count(1)
@@ -66,7 +74,9 @@ class Scheduler:
         if request.deadline_s is not None and request.deadline_s <= now:
             raise Rejected(Reason.DEADLINE)
         refuse_full(request, self._queue, self._config, self._retry_after_s(request, now))
-        ticket = Ticket(TicketId(next(self._ticket_ids)), request, now)
+        if self._hedging is not None and not request.avoid:
+            self._hedging.budget.earn()
+        ticket = self._ticket(request, now)
         need = self._filling.need(request, ticket.id)
         self._queue.add(ticket, need, self._filling.late_at_s(need, now))
         return ticket
@@ -89,14 +99,17 @@ class Scheduler:
                 self._evict(w, Reason.NO_REPLICA, now) for w in self._queue if w.ticket.request.model == model
             ]
         self._queue.turn_late(now)
-        decisions += self._filling.fill(now)
-        return decisions
+        placed = self._filling.fill(now)
+        if self._hedging is not None:
+            self._hedging.watch(placed)
+            placed += self._hedging.advance(now)  # those who wait come first
+        return decisions + placed
 
     def next_deadline(self) -> float | None:
-        """When `advance` must be called even if nothing happens; None while nothing waits."""
-        if not self._queue:
-            return None
-        times = (self._queue.next_deadline(), self._fleet.next_deadline())
+        """When `advance` must be called even if nothing happens; None while nothing waits, for a replica or a first token."""
+        times = [None if self._hedging is None else self._hedging.next_deadline()]
+        if self._queue:
+            times += self._queue.next_deadline(), self._fleet.next_deadline()
         return min((time for time in times if time is not None), default=None)
 
     def drain(self, now: float) -> list[Decision]:
@@ -110,6 +123,8 @@ class Scheduler:
         """The prompt is prefilled; ignored after `finish`."""
         record = self._fleet.leases.get(lease_id)
         if record is not None and record.first_token_s is None:
+            if self._hedging is not None:
+                self._hedging.answered(record, now)
             self._fleet.first_token(record, now)
             if self._policy is not None:
                 self._policy.first_token(record.lease.request, record.lease.replica, now)
@@ -138,7 +153,13 @@ class Scheduler:
             return False
         self._charge_output(record, output_tokens or 0)
         if outcome is Outcome.COMPLETED:
-            self._learn(record, prompt_tokens, cached_tokens, output_tokens or record.emitted_tokens)
+            output = output_tokens or record.emitted_tokens
+            self._audit(record, now, cached_tokens, -(-output // record.lease.request.sequences))
+            self._learn(record, prompt_tokens, cached_tokens, output)
+        if self._hedging is not None:
+            if outcome is Outcome.COMPLETED:
+                self._hedging.answered(record, now)
+            self._hedging.ended(record)
         self._fleet.close(lease_id, now)
         if self._decisions is not None:
             self._decisions.finished(
@@ -198,6 +219,10 @@ class Scheduler:
     def states(self, now: float) -> tuple[ReplicaState, ...]:
         return self._fleet.states(now)
 
+    def ledger_only(self, replica: ReplicaId, now: float) -> bool:
+        """Whether its room is reckoned from our own ledger alone: its engine's figures are missing or stale."""
+        return self._fleet.ledger_only(replica, now)
+
     def models(self) -> frozenset[str]:
         """Every model that a replica was ever known to serve."""
         return frozenset(self._fleet.known_models)
@@ -226,6 +251,15 @@ class Scheduler:
         return depth / rate if rate else None
 
     @property
+    def retry_budget(self) -> RetryBudget | None:
+        """What is left for asking twice; None: hedging is off, or another router's rule decides."""
+        return None if self._hedging is None else self._hedging.budget
+
+    def hedges_refused(self) -> Mapping[tuple[str, Refusal], int]:
+        """Requests so far that were overdue and not sent twice, by model and why."""
+        return {} if self._hedging is None else self._hedging.refused
+
+    @property
     def queued(self) -> int:
         """Tickets that wait, of all models and tiers."""
         return len(self._queue)
@@ -247,6 +281,9 @@ class Scheduler:
     def __repr__(self) -> str:
         return f"<Scheduler {len(self._fleet)} replicas, {len(self._queue)} queued, {len(self._fleet.leases)} leased>"
 
+    def _ticket(self, request: Request, now: float) -> Ticket:
+        return Ticket(TicketId(next(self._ticket_ids)), request, now)
+
     def _evict(self, waiting: Waiting, reason: Reason, now: float) -> Evicted:
         retry_s = None if reason is Reason.DRAINING else self._retry_after_s(waiting.ticket.request, now)
         self._filling.release(waiting)
@@ -263,6 +300,19 @@ class Scheduler:
             record.charged_tokens = output_tokens
             request = record.lease.request
             self._queue.lane(request.model).charge(record.rank, request.tenant, OUTPUT_TOKEN_WEIGHT * more)
+
+    def _audit(self, record: LeaseRecord, now: float, cached: int | None, tokens: int) -> None:
+        if record.forecast is not None:
+            found = judge(
+                record.forecast,
+                placed_s=record.placed_s,
+                first_token_s=record.first_token_s,
+                last_token_s=record.last_token_s,
+                finished_s=now,
+                tokens=tokens,
+                cached_tokens=cached,
+            )
+            self._fleet[record.lease.replica].audit.observe(found)
 
     def _learn(self, record: LeaseRecord, prompt: int | None, cached: int | None, output: int) -> None:
         request, speed = record.lease.request, self._fleet[record.lease.replica].speed

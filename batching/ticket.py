@@ -50,6 +50,7 @@ class Placed:
     ticket: Ticket
     placement: Placement
     lease: Lease
+    hedges: Lease | None = None  # which the caller owns already: the first of the two to give a token is to win
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

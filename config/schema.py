@@ -59,6 +59,7 @@ class Mechanism(StrEnum):
     KV_FORECAST = "kv_forecast"  # the sum of all growth is forecast, not each request's worst case
     PREFIX = "prefix"  # cached prefixes count as prefill saved
     COST = "cost"  # the cheapest replica that will do, not the fastest
+    AUDIT = "audit"  # what was learned loses weight where it does worse than not learning
     FLOORS = "floors"  # a guaranteed share for those whom strict order would starve
 
 
@@ -259,6 +260,19 @@ class Objectives(Section):
     tpot_s: PositiveFloat = 0.1
 
 
+class Hedge(Section):
+    """A second replica is asked where the first keeps a request waiting for its first token far longer than predicted."""
+
+    enabled: bool = True
+    after_ratio: float = Field(
+        3.0, ge=1, description="times the predicted first token; more where predictions have been wrong"
+    )
+    floor_s: PositiveFloat = Field(0.5, description="never sooner")
+    budget_ratio: float = Field(
+        0.1, ge=0, le=1, description="of all requests that may be sent twice, over the whole fleet"
+    )
+
+
 class Scheduling(Section):
     """The scheduler's knobs; each default has its reason beside it."""
 
@@ -276,6 +290,7 @@ class Scheduling(Section):
         0.3, description="a head passed over for so long gets a replica reserved for it; by another tenant: at once"
     )
     objectives: Objectives = Objectives()
+    hedge: Hedge = Hedge()
     policy: str = Field(
         OWN_POLICY,
         description="`penstock`, or another router's rule to compare with: round_robin, least_requests, ... (docs/baselines.md)",

@@ -132,7 +132,19 @@ class Metrics:
         Counter, Spec(help="Attempts on a replica, by outcome", labels=("replica", "outcome"))
     ]
 
-    # Predictions (docs/decisions-ledger.md); signal: ttft, tpot, output_tokens, cached_tokens, finish
+    hedges_total: Annotated[
+        Counter,
+        Spec(
+            help="Requests that were overdue at their replica; outcome of asking a second one: won, lost, failed, cancelled, "
+            "refused_budget, refused_no_replica",
+            labels=("model", "outcome"),
+        ),
+    ]
+    retry_budget_requests: Annotated[
+        Gauge, Spec(help="Requests that may be sent to a second replica now (scheduling.hedge.budget_ratio)")
+    ]
+
+    # Predictions (docs/decisions-ledger.md); signal: ttft, tpot, output_tokens, cached_tokens, finish, kv_usage, kv_forecast
     prediction_error_ratio: Annotated[
         Histogram,
         Spec(
@@ -195,6 +207,20 @@ class Metrics:
     replica_kv_held_ratio: Annotated[Gauge, Spec(help="KV blocks our leases fill now", labels=MACHINE)]
     replica_kv_error_ratio: Annotated[
         Gauge, Spec(help="The ledger's held ratio minus the engine's usage ratio", labels=MACHINE)
+    ]
+    replica_kv_margin_deviations: Annotated[
+        Gauge,
+        Spec(
+            help="Standard deviations of the forecast KV growth that are kept free; learned from the engine's preemptions",
+            labels=MACHINE,
+        ),
+    ]
+    replica_ledger_only: Annotated[
+        Gauge,
+        Spec(
+            help="1: the engine's KV figures are missing or stale, so room is reckoned from the gateway's ledger alone",
+            labels=("replica",),
+        ),
     ]
     replica_running: Annotated[Gauge, Spec(help="Sequences that our leases hold", labels=MACHINE)]
     replica_waiting: Annotated[Gauge, Spec(help="Requests in the engine's own queue, as it says", labels=MACHINE)]

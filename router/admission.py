@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from batching.request import Outcome, Reason, Request
 from batching.scheduler import Scheduler
-from batching.ticket import Decision, Evicted, Lease, Placed, TicketId
+from batching.ticket import Decision, Evicted, Lease, LeaseId, Placed, TicketId
 
 
 class EvictedError(Exception):
@@ -28,6 +28,7 @@ class Admission:
         """`on_pass` is told how long each pass over the queue took, in seconds."""
         self.scheduler = scheduler
         self._waiters: dict[TicketId, asyncio.Future[Placed]] = {}
+        self._seconds: dict[LeaseId, Callable[[Placed], None]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._on_pass = on_pass
         self._advance_soon = False
@@ -54,6 +55,10 @@ class Admission:
         finally:
             self._waiters.pop(ticket.id, None)
 
+    def offer_second(self, lease: Lease, take: Callable[[Placed], None]) -> None:
+        """Until `lease` is given back: `take` is called with a second placement for its request; whoever takes it must `finish` it."""
+        self._seconds[lease.id] = take
+
     def first_token(self, lease: Lease) -> None:
         self.scheduler.on_first_token(lease.id, self._now())
         self.soon()
@@ -71,6 +76,7 @@ class Admission:
         output_tokens: int | None = None,
     ) -> None:
         """Give the lease back; safe to call again."""
+        self._seconds.pop(lease.id, None)
         self.scheduler.finish(
             lease.id,
             self._now(),
@@ -92,25 +98,28 @@ class Admission:
         now = self._now()
         decisions = self.scheduler.advance(now)
         self._on_pass(self._now() - now)
-        self._settle(decisions, now)
+        self._settle(decisions)
         self._rearm()
 
     def drain(self) -> None:
         """Refuse what is queued and what comes; leases run on."""
-        now = self._now()
-        self._settle(self.scheduler.drain(now), now)
+        self._settle(self.scheduler.drain(self._now()))
 
-    def _settle(self, decisions: Sequence[Decision], now: float) -> None:
+    def _settle(self, decisions: Sequence[Decision]) -> None:
         for decision in decisions:
             waiter = self._waiters.get(decision.ticket.id)
-            if isinstance(decision, Evicted):
+            if isinstance(decision, Placed) and decision.hedges is not None:
+                self._seconds.get(decision.hedges.id, self._unwanted)(decision)
+            elif isinstance(decision, Evicted):
                 if waiter is not None and not waiter.done():
                     waiter.set_exception(EvictedError(decision.reason, decision.retry_after_s))
             elif waiter is None or waiter.done():
-                self.scheduler.finish(decision.lease.id, now, outcome=Outcome.CANCELLED)
-                self.soon()
+                self._unwanted(decision)
             else:
                 waiter.set_result(decision)
+
+    def _unwanted(self, placed: Placed) -> None:
+        self.finish(placed.lease, outcome=Outcome.CANCELLED)
 
     def close(self) -> None:
         if self._timer is not None:

@@ -12,6 +12,7 @@ from hashlib import blake2b
 from math import inf
 from typing import Any, Final
 
+from batching.audit import Forecast
 from batching.decision_record import (
     NEED_FIELDS,
     OFFER_FIELDS,
@@ -65,6 +66,7 @@ def document(record: DecisionRecord, names: Pseudonyms, *, unix_at_zero: float |
         "queued_s": record.queued_s,
         "placed_s": record.placed_s,
         "choice": _choice(record.placement),
+        "forecast": _forecast(record.forecast, named=named),
         "ended": asdict(record.end()),
         "request": dict(zip(REQUEST_FIELDS, request, strict=True)) if named else request,
         "need": dict(zip(NEED_FIELDS, record.need, strict=True)) if named else record.need,
@@ -101,6 +103,7 @@ def parsed(found: Mapping[str, Any], names: Mapping[str, Sequence[str]] = FIELDS
         hold=bool(found["hold"]),
         by_cost=bool(found["by_cost"]),
         placement=_placement(found["choice"]),
+        forecast=None if (told := found.get("forecast")) is None else Forecast(*_values(told)),
         ended=_ended(found["ended"]),
     )
 
@@ -136,6 +139,14 @@ def _placement(choice: Mapping[str, Any]) -> Placement:
         candidates=(score,) if runner_up is None else (score, Score(**runner_up)),
         considered=int(choice["considered"]),
     )
+
+
+def _forecast(forecast: Forecast | None, *, named: bool) -> Document | Forecast | None:
+    return forecast._asdict() if forecast is not None and named else forecast
+
+
+def _values(told: Any) -> Any:
+    return (told[name] for name in Forecast._fields) if isinstance(told, Mapping) else told
 
 
 def _ended(found: Mapping[str, Any]) -> Ended:

@@ -10,10 +10,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from batching.audit import Judged, Signal
+from batching.audit import Judged
 from batching.decision_record import DecisionRecord
 from batching.decisions import Decisions
-from batching.replica import ReplicaProfile, ReplicaState
+from batching.replica import ReplicaProfile
 from config.schema import Config
 from metrics.catalog import Metrics
 from router.decision_documents import Document, Pseudonyms, document
@@ -88,22 +88,6 @@ class DecisionLog:
     def document(self, record: DecisionRecord) -> Document:
         """For people."""
         return document(record, self._names, unix_at_zero=self._unix_at_zero, named=True)
-
-    def refresh_gauges(self, states: Sequence[ReplicaState]) -> None:
-        """Before a scrape: how far each learned signal is believed, and why."""
-        metrics = self._metrics
-        metrics.signal_error_ratio.clear()
-        metrics.signal_weight_ratio.clear()
-        if self.ledger is None:
-            return
-        audit = self.ledger.audit
-        for replica in (state.profile.id for state in states):
-            for signal in Signal:
-                errors = audit.errors(replica, signal)
-                if errors is not None:
-                    metrics.signal_error_ratio.labels(replica, signal.value, "learned").set(errors.learned)
-                    metrics.signal_error_ratio.labels(replica, signal.value, "baseline").set(errors.baseline)
-                    metrics.signal_weight_ratio.labels(replica, signal.value).set(audit.weight(replica, signal))
 
     def _ended(self, record: DecisionRecord, found: Sequence[Judged]) -> None:
         histogram = self._metrics.prediction_error_ratio

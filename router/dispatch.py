@@ -1,7 +1,6 @@
 """One request's life: read, queue, place, send, relay, give back - and again on another replica while nothing was forwarded.
 
-Decides when an attempt may be repeated. Ownership: between `place` and `finish` this module owns the lease; `_attempt` gives it
-back on every path, cancellation included.
+Decides when an attempt may be repeated. Ownership: from `place` on this module owns the lease, and hands it to `router.attempt`.
 """
 
 import asyncio
@@ -9,47 +8,31 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from backends.backend import Backend, ConnectFailed, EngineCall, EngineReply, UpstreamError
+from backends.backend import Backend
 from batching.request import Outcome, Rejected, ReplicaId, Request, RequestId, ServiceTier
-from batching.ticket import Lease
+from batching.ticket import Placed
 from config.schema import Config, ModelKind
 from router.admission import Admission, EvictedError
+from router.attempt import AttemptFailed, Attempts
 from router.client import Client, ClientGone
 from router.exchange import Exchange
 from router.ingress import Inbound
 from router.openai.body import Body, parse_object
-from router.openai.chunks import ChunkFilter
 from router.openai.errors import (
     ApiError,
     from_eviction,
     from_rejection,
     stream_error_event,
-    upstream_failed,
-    upstream_timeout,
 )
 from router.openai.models import near
-from router.openai.request import CallSpec, read_call, upstream_body, upstream_fields
-from router.openai.usage import Usage
-from router.relay import KeepAlive, RelayFailed, drain_tail, read_document, read_error, relay_stream
+from router.openai.request import CallSpec, read_call
+from router.relay import KeepAlive
 from router.report import Report
 
-# Engine refusals that another replica may not share; the rest (400, 404, ...) are the request's own.
-_REPEATABLE_STATUS = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
-# Forwarded to engines: tracing context only. Everything else of a client's head stays here (docs/api.md, "Headers").
-_PASSED_HEADERS = ("traceparent", "tracestate")
 _MIN_QUEUE_WAIT_S = 1.0
 ANONYMOUS = (
     "anonymous"  # everybody, while keys are off: who a call belongs to is read where its body is, in CallSpec.tenant
 )
-
-
-class AttemptFailed(Exception):
-    """One replica did not deliver; nothing reached the client. `repeatable`: another may."""
-
-    def __init__(self, error: ApiError, *, repeatable: bool) -> None:
-        super().__init__(error.message)
-        self.error = error
-        self.repeatable = repeatable
 
 
 class Dispatcher:
@@ -64,20 +47,23 @@ class Dispatcher:
         report: Report,
         on_suspect: Callable[[ReplicaId], None],
     ) -> None:
+        self._tries = Attempts(
+            config=config, admission=admission, backends=backends, report=report, on_suspect=on_suspect
+        )
         self.configure(config)
         self._admission = admission
-        self._backends = backends
         self._report = report
-        self._on_suspect = on_suspect
         self._active: set[Exchange] = set()
-        self.in_use: Counter[int] = (
-            Counter()
-        )  # attempts under way, by id() of the backend: a retired one closes after its last
 
     def configure(self, config: Config) -> None:
         """Also on reload; requests under way keep what they have read."""
         self.config = config
-        self._orders_by_priority = frozenset(ReplicaId(r.name) for r in config.replicas if r.priority_scheduling)
+        self._tries.configure(config)
+
+    @property
+    def in_use(self) -> Counter[int]:
+        """Attempts under way, by id() of the backend."""
+        return self._tries.in_use
 
     @property
     def active(self) -> int:
@@ -136,7 +122,7 @@ class Dispatcher:
         before: ApiError | None = None  # why the last attempt failed
         while True:
             try:
-                lease = await self._place(exchange, request)
+                placed = await self._place(exchange, request)
             except ApiError:
                 if before is None:
                     raise
@@ -146,10 +132,11 @@ class Dispatcher:
             exchange.attempts += 1
             if silence is not None:
                 silence.begin()
+            race = self._tries.race(exchange, body)
             try:
-                await self._attempt(exchange, lease, body, silence)
+                await self._tries.run(exchange, placed, body, silence, race)
             except AttemptFailed as failed:
-                tried = request.avoid | {lease.replica}
+                tried = request.avoid | {placed.lease.replica} | race.tried
                 left = self._admission.scheduler.replica_ids(request.model) - tried
                 if not failed.repeatable or not left or exchange.attempts >= self.config.upstream.attempts:
                     raise failed.error from failed
@@ -161,7 +148,7 @@ class Dispatcher:
             else:
                 return
 
-    async def _place(self, exchange: Exchange, request: Request) -> Lease:
+    async def _place(self, exchange: Exchange, request: Request) -> Placed:
         loop = asyncio.get_running_loop()
         queued_s = loop.time()
         try:
@@ -186,122 +173,7 @@ class Dispatcher:
         waited_s = exchange.timeline.placed_s - queued_s
         exchange.queue_s += waited_s
         self._report.placed(exchange, waited_s)
-        return placed.lease
-
-    async def _attempt(self, exchange: Exchange, lease: Lease, body: Body, silence: KeepAlive | None) -> None:
-        """One send; the lease goes back whatever happens."""
-        outcome, attempt = Outcome.FAILED, "ok"
-        reply: EngineReply | None = None
-        backend = self._backends.get(lease.replica)
-        self.in_use[id(backend)] += 1
-        try:
-            if backend is None:
-                raise ConnectFailed("the replica was removed as the request was placed")
-            reply = await self._send(exchange, backend, lease, body)
-            if silence is None:
-                await self._document(exchange, lease, reply)
-            else:
-                await self._stream(exchange, lease, reply, silence)
-            outcome = Outcome.COMPLETED
-        except UpstreamError as error:
-            attempt = error.outcome
-            self._on_suspect(lease.replica)
-            timed_out = attempt == "timeout"
-            raise AttemptFailed(
-                upstream_timeout() if timed_out else upstream_failed(), repeatable=not timed_out
-            ) from error
-        except RelayFailed as failed:
-            attempt = failed.outcome
-            if failed.forwarded:
-                self._report.interrupted(exchange)
-                raise failed.error from failed
-            if attempt == "timeout":  # the head had come, and then nothing
-                self._on_suspect(lease.replica)
-                raise AttemptFailed(upstream_timeout(), repeatable=False) from failed
-            raise AttemptFailed(failed.error, repeatable=failed.repeatable) from failed
-        except AttemptFailed as failed:
-            attempt = "rejected" if failed.error.status < 500 or failed.error.status == 503 else "5xx"
-            raise
-        except (asyncio.CancelledError, ClientGone):
-            outcome, attempt = Outcome.CANCELLED, "cancelled"
-            raise
-        finally:
-            self._give_back(exchange, lease, outcome)
-            self._report.attempted(exchange, attempt)
-            if reply is not None:
-                await reply.aclose()
-            self.in_use[id(backend)] -= 1
-
-    def _give_back(self, exchange: Exchange, lease: Lease, outcome: Outcome) -> None:
-        usage = exchange.usage or Usage()
-        self._admission.finish(
-            lease,
-            outcome=outcome,
-            prompt_tokens=usage.prompt_tokens,
-            cached_tokens=usage.cached_tokens,
-            output_tokens=usage.completion_tokens
-            if usage.completion_tokens is not None
-            else exchange.timeline.output_tokens,
-        )
-
-    async def _send(self, exchange: Exchange, backend: Backend, lease: Lease, body: Body) -> EngineReply:
-        spec = exchange.spec
-        assert spec is not None
-        self._report.phase(exchange, "dispatched")
-        priority_ok = lease.replica in self._orders_by_priority
-        trusted = self.config.server.trusted
-        call = EngineCall(
-            request_id=exchange.inbound.request_id,
-            path=exchange.inbound.path,
-            body=upstream_body(body, spec, trusted=trusted, priority_ok=priority_ok),
-            fields=upstream_fields(body, spec, trusted=trusted, priority_ok=priority_ok),
-            stream=spec.stream,
-            headers={name: value for name in _PASSED_HEADERS if (value := exchange.inbound.headers.get(name))},
-        )
-        reply = await backend.send(call)
-        if reply.status >= 400:
-            try:
-                error = await read_error(reply)
-            finally:
-                await reply.aclose()
-            raise AttemptFailed(error, repeatable=reply.status in _REPEATABLE_STATUS)
-        return reply
-
-    async def _document(self, exchange: Exchange, lease: Lease, reply: EngineReply) -> None:
-        document = await read_document(reply, chat=exchange.endpoint == "chat")
-        loop = asyncio.get_running_loop()
-        exchange.usage = document.usage
-        exchange.timeline.first_token_s = loop.time()
-        # Engine and ledger are free now; the client may take its time to read.
-        self._give_back(exchange, lease, Outcome.COMPLETED)
-        exchange.status = 200
-        await exchange.client.respond(200, document.body, exchange.document_headers(loop.time()))
-
-    async def _stream(self, exchange: Exchange, lease: Lease, reply: EngineReply, silence: KeepAlive) -> None:
-        spec = exchange.spec
-        assert spec is not None
-        chunks = ChunkFilter(strip_usage=spec.strip_usage, expected_choices=spec.n, chat=exchange.endpoint == "chat")
-        loop = asyncio.get_running_loop()
-        timeline = exchange.timeline
-
-        def progress(tokens: int) -> None:
-            if timeline.output_tokens == 0:
-                self._report.phase(exchange, "streaming")
-                self._admission.first_token(lease)
-            self._report.tokens(exchange, tokens, loop.time())
-            self._admission.tokens(lease, timeline.output_tokens)
-
-        timeline.output_tokens = 0
-        try:
-            tail = await relay_stream(
-                reply, exchange.client, chunks, headers=exchange.stream_headers, progress=progress, silence=silence
-            )
-        finally:
-            exchange.usage = chunks.usage
-        self._give_back(exchange, lease, Outcome.COMPLETED)
-        exchange.status = 200
-        await exchange.client.end(tail)
-        await drain_tail(reply)
+        return placed
 
     async def _refuse(self, exchange: Exchange, error: ApiError) -> None:
         """Say what went wrong, in the only form that this point of the response still allows."""
@@ -330,6 +202,7 @@ class Dispatcher:
             prompt_tokens=exact if exact is not None else estimate(spec.model, spec.prompt_chars),
             prompt_chars=spec.prompt_chars if exact is None else None,
             streaming=spec.stream,
+            may_hedge=spec.service_tier is not ServiceTier.BATCH,  # nobody watches those
             max_output_tokens=0 if spec.kind is ModelKind.EMBEDDING else spec.max_output_tokens,
             kind=spec.kind,
             tenant=spec.tenant or ANONYMOUS,

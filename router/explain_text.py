@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from math import inf
 from typing import Final
 
-from batching.audit import Judged, Signal, judged
+from batching.audit import Judged, Signal
 from batching.blocks import UNBOUNDED
-from batching.decision_record import DecisionRecord, need_of, offers_of, score_on
+from batching.decision_record import DecisionRecord, judged, need_of, offers_of, score_on
 from batching.offer import Offer
 from batching.placement import Need, Score, blocks_needed, cached_on, could_ever_hold
 from batching.request import ServiceTier
@@ -97,7 +97,7 @@ def _runner_up(record: DecisionRecord, candidates: Sequence[Candidate]) -> Candi
 def _asked(record: DecisionRecord, need: Need) -> Iterator[str]:
     request, placement = need.request, record.placement
     waited_s = record.placed_s - record.queued_s
-    again = f", not on {', '.join(sorted(request.avoid))}, which had failed" if request.avoid else ""
+    again = f", not on {', '.join(sorted(request.avoid))}, which had been tried or were slow" if request.avoid else ""
     yield f"{record.request_id} went to {record.replica}: {_REASONS.get(placement.reason, placement.reason)}."
     yield ""
     yield f"  model       {request.model}, {ServiceTier(request.service_tier).label} tier, tenant {request.tenant}"

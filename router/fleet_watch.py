@@ -32,6 +32,7 @@ class Watched:
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     suspected: bool = False
     load_told_s: float = float("-inf")
+    ledger_only: bool | None = None  # as it was last said in the log; None: nothing was said yet
     known: ProbeResult | None = None  # all that this backend ever told
     task: asyncio.Task[None] | None = None
 
@@ -139,7 +140,22 @@ class FleetWatch:
                 watched.load_told_s = now
                 scheduler.observe(watched.id, load, now)
         self._move(watched, lifecycle_after(watched.lifecycle, found, watched.failures, limit), now)
+        self._say_what_is_known(watched, now)
         self._admission.soon()
+
+    def _say_what_is_known(self, watched: Watched, now: float) -> None:
+        """Once at each change: whether the engine's figures are gone by. Of one that takes no work it is no matter."""
+        ledger_only = self._admission.scheduler.ledger_only(watched.id, now)
+        if watched.lifecycle is not Lifecycle.READY or ledger_only == watched.ledger_only:
+            return
+        if ledger_only:
+            level, why = logging.WARNING, f"no KV figures of its engine for {self._probe.stale_after_s:g} s"
+            if watched.ledger_only is None:
+                level, why = logging.INFO, "its engine tells no usage of a KV cache whose size is known"
+            log.log(level, "replica %s: %s; its room is reckoned from our own ledger alone", watched.config.name, why)
+        elif watched.ledger_only:
+            log.info("replica %s: its engine tells its KV usage again", watched.config.name)
+        watched.ledger_only = ledger_only
 
     def _may_tell_load(self, watched: Watched, now: float) -> bool:
         if self._scrape_interval_s is None:

@@ -141,9 +141,7 @@ class Gateway:
 
     def refresh_gauges(self) -> None:
         """Before a scrape."""
-        now = asyncio.get_running_loop().time()
-        self.gauges.refresh(now, self.config.queue.max_requests)
-        self.decisions.refresh_gauges(self.scheduler.states(now))
+        self.gauges.refresh(asyncio.get_running_loop().time(), self.config.queue.max_requests)
 
     def watched(self) -> list[Watched]:
         return list(self.watch.replicas.values()) if self.watch is not None else []

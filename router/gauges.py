@@ -1,5 +1,8 @@
 """Sets the gauges of queue and replicas from the scheduler's frozen states, at scrape time only."""
 
+from collections import Counter
+
+from batching.hedging import Refusal
 from batching.replica import Lifecycle, ReplicaState
 from batching.scheduler import Scheduler
 from metrics.catalog import Metrics
@@ -11,9 +14,11 @@ class Gauges:
     def __init__(self, metrics: Metrics, scheduler: Scheduler) -> None:
         self._metrics = metrics
         self._scheduler = scheduler
+        self._told: Counter[tuple[str, Refusal]] = Counter()  # refusals that the counter has already
 
     def refresh(self, now: float, queue_limit: int) -> None:
         self._queue(now, queue_limit)
+        self._hedges()
         self._clear_replicas()
         for state in self._scheduler.states(now):
             self._replica(state)
@@ -30,12 +35,21 @@ class Gauges:
             m.oldest_queued_seconds.labels(*labels).set(row.oldest_age_s)
             m.queue_utilization_ratio.labels(*labels).set(row.depth / limit)
 
+    def _hedges(self) -> None:
+        """Refusals are the scheduler's own; what became of the seconds that were sent is reported where it happens."""
+        budget = self._scheduler.retry_budget
+        self._metrics.retry_budget_requests.set(0 if budget is None else budget.left)
+        for (model, why), count in self._scheduler.hedges_refused().items():
+            self._metrics.hedges_total.labels(model, why.value).inc(count - self._told[model, why])
+            self._told[model, why] = count
+
     def _clear_replicas(self) -> None:
         """Figures that an engine no longer tells must vanish, not freeze."""
         m = self._metrics
         for gauge in (m.replica_up, m.replica_state, m.replica_kv_headroom_tokens, m.replica_kv_usage_ratio,
                       m.replica_kv_reserved_ratio, m.replica_kv_held_ratio, m.replica_kv_error_ratio, m.replica_running,
-                      m.replica_waiting, m.replica_metrics_age_seconds, m.replica_batch_occupancy_ratio):  # fmt: skip
+                      m.replica_waiting, m.replica_metrics_age_seconds, m.replica_batch_occupancy_ratio,
+                      m.signal_error_ratio, m.signal_weight_ratio, m.replica_kv_margin_deviations, m.replica_ledger_only):  # fmt: skip
             gauge.clear()
 
     def _replica(self, state: ReplicaState) -> None:
@@ -45,6 +59,8 @@ class Gauges:
         for lifecycle in Lifecycle:
             m.replica_state.labels(profile.id, lifecycle.value).set(lifecycle is state.lifecycle)
         m.replica_running.labels(*labels).set(state.running)
+        m.replica_kv_margin_deviations.labels(*labels).set(state.extras["kv_margin"])
+        m.replica_ledger_only.labels(profile.id).set(state.ledger_only)
         if state.max_num_seqs:
             m.replica_batch_occupancy_ratio.labels(*labels).set(state.running / state.max_num_seqs)
         blocks, headroom = profile.kv_blocks, state.headroom_blocks
@@ -53,6 +69,15 @@ class Gauges:
             m.replica_kv_held_ratio.labels(*labels).set(state.held_blocks / blocks)
             m.replica_kv_reserved_ratio.labels(*labels).set(state.reserved_blocks / blocks)
         self._engine(state, labels)
+        self._audit(state)
+
+    def _audit(self, state: ReplicaState) -> None:
+        """How far each learned signal is believed, and why."""
+        m, replica = self._metrics, state.profile.id
+        for signal, errors in state.audit.items():
+            m.signal_error_ratio.labels(replica, signal.value, "learned").set(errors.learned)
+            m.signal_error_ratio.labels(replica, signal.value, "baseline").set(errors.baseline)
+            m.signal_weight_ratio.labels(replica, signal.value).set(errors.weight)
 
     def _engine(self, state: ReplicaState, labels: tuple[str, str, str]) -> None:
         """What the engine itself says, and how far our ledger is from it."""

@@ -1,6 +1,6 @@
 """A recording as a trace: the requests that were placed, as the simulator plays them, and what became of them in life.
 
-One call for each request, by its last placement. Whoever was refused was never placed, and is not in a recording.
+One call for each request: by the placement that answered it, else its last. Whoever was refused was never placed, and is not in a recording.
 """
 
 from collections import Counter
@@ -64,7 +64,7 @@ def trace_of(recording: Recording, model: str | None) -> Trace:
         if record.asked("model") != name:
             continue
         key = record.request_id, offset_s + record.asked("arrived_s")  # an id is the client's, and may come twice
-        if key not in last or last[key][0].placed_s <= record.placed_s:
+        if key not in last or _standing(last[key][0]) <= _standing(record):
             last[key] = record, offset_s
         finished_s = record.end().finished_s
         if finished_s is not None:
@@ -82,6 +82,11 @@ def trace_of(recording: Recording, model: str | None) -> Trace:
         end_s=max(stay.until_s for stay in stays) - start_s,
         left_out=+left_out,
     )
+
+
+def _standing(record: DecisionRecord) -> tuple[bool, float]:
+    """Of two placements at the same time one is cancelled when the other has won, whichever came last."""
+    return record.end().outcome is Outcome.COMPLETED, record.placed_s
 
 
 def replicas_of(recording: Recording, model: str) -> list[ReplicaConfig]:

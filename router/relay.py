@@ -5,7 +5,7 @@ Memory: one read of the upstream buffer at a time; a client that reads slowly le
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 from backends.backend import EngineReply, UpstreamError
 from backends.upstream.sse import SseSplitter
@@ -92,21 +92,27 @@ async def relay_stream(
     chunks: ChunkFilter,
     *,
     headers: Callable[[], Headers],
+    begins: Callable[[], None],
     progress: Callable[[int], None],
     silence: KeepAlive,
 ) -> bytes:
     """Pass a stream on until its end; raises `RelayFailed` where it has none. `progress(n)`: n more tokens came in one read.
 
+    `begins` is called before anything is passed on; if it raises, nothing is.
+
     Returns the last bytes, `[DONE]` among them: the caller ends the response with them once the lease is given back.
     """
     splitter = SseSplitter()
-    forwarded = False
+    forwarded = begun = False
     loop = asyncio.get_running_loop()
     try:
         async for data in reply.body():
             before = chunks.tokens
             out = _filtered(splitter, chunks, data)
             silence.touch(loop.time())
+            if out and not begun:
+                begun = True
+                begins()
             if chunks.tokens != before:
                 progress(chunks.tokens - before)
             if out:
@@ -124,6 +130,25 @@ async def relay_stream(
     if end.error is not None:
         raise RelayFailed(end.error, forwarded=forwarded, outcome="stream_cut")
     return end.tail
+
+
+async def read_beginning(reply: EngineReply, chunks: ChunkFilter) -> tuple[list[bytes], AsyncIterator[bytes]]:
+    """A stream as far as its first token: what was read, and what gives the rest. Raises `RelayFailed` where it fails before that."""
+    splitter, read, rest = SseSplitter(), [], reply.body()
+    try:
+        async for data in rest:
+            read.append(data)
+            _filtered(splitter, chunks, data)
+            if chunks.error is not None:
+                raise RelayFailed(chunks.error, forwarded=False, outcome="error_event")
+            if chunks.tokens or chunks.done:
+                return read, rest
+    except UpstreamError as error:
+        raise RelayFailed(upstream_lost(), forwarded=False, outcome=error.outcome) from error
+    end = chunks.end()
+    if end.error is not None:
+        raise RelayFailed(end.error, forwarded=False, outcome="stream_cut")
+    return read, rest
 
 
 async def drain_tail(reply: EngineReply) -> None:

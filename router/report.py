@@ -63,13 +63,16 @@ class Report:
         self._in_flight[exchange] = gauge
 
     def placed(self, exchange: Exchange, waited_s: float) -> None:
+        model, tier = self._class(exchange)
+        self._metrics.queue_wait_seconds.labels(model, tier, "dispatched").observe(waited_s)
+        self.routed(exchange)
+
+    def routed(self, exchange: Exchange) -> None:
+        """It has a replica, or another one."""
         assert exchange.placed is not None
         placement = exchange.placed.placement
-        model, tier = self._class(exchange)
-        metrics = self._metrics
-        metrics.queue_wait_seconds.labels(model, tier, "dispatched").observe(waited_s)
-        metrics.routing_decisions_total.labels(
-            model, placement.replica, placement.cost_tier.value, placement.reason
+        self._metrics.routing_decisions_total.labels(
+            self._class(exchange)[0], placement.replica, placement.cost_tier.value, placement.reason
         ).inc()
         self._meters[exchange] = self._handles.get(*self._where(exchange))
 
@@ -86,6 +89,14 @@ class Report:
         if exchange.placed is not None:
             self._metrics.upstream_attempts_total.labels(exchange.placed.placement.replica, outcome).inc()
             self._on_attempt(exchange)
+
+    def second_ended(self, replica: ReplicaId, outcome: str) -> None:
+        """An attempt beside the first one, of which the client has seen nothing."""
+        self._metrics.upstream_attempts_total.labels(replica, outcome).inc()
+
+    def hedged(self, exchange: Exchange, outcome: str) -> None:
+        """A second replica was asked: won, lost, failed, cancelled."""
+        self._metrics.hedges_total.labels(self._class(exchange)[0], outcome).inc()
 
     def interrupted(self, exchange: Exchange) -> None:
         self._metrics.stream_interruptions_total.labels(self._class(exchange)[0], "errored", "none").inc()

@@ -3,6 +3,8 @@
 import asyncio
 from dataclasses import replace
 
+import pytest
+
 from backends.backend import ProbeResult, ServedModel
 from tests.support.asgi import Call, chat, post
 from tests.support.fake_engine import FakeEngine, Script, whole_stream
@@ -122,3 +124,29 @@ def test_a_retired_backend_is_closed_after_its_last_stream() -> None:
     text, times = run_virtual(main())
     assert text == "w0 w1 w2 "
     assert [round(at) for at in times] == [20]
+
+
+def test_figures_that_stop_coming_are_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    """The log tells when the scheduler falls back on its own ledger and when no more; requests are served throughout."""
+    engine = FakeEngine()
+    with_figures = ProbeResult(
+        ready=True, models=(ServedModel(name="m", max_model_len=4096),), metrics={"kv_usage_ratio": 0.1, "running": 0.0}
+    )
+
+    async def main() -> None:
+        async with gateway_over({"a": engine}) as running:
+            for found, degraded in ((with_figures, 0), (ProbeResult(ready=True), 1), (with_figures, 0)):
+                engine.found = found
+                await asyncio.sleep(15)
+                assert running.metric("penstock_replica_ledger_only", replica="a") == degraded
+                assert (await post(running.app, CHAT, chat(stream=True)).run()).complete
+
+    with caplog.at_level("INFO", "penstock.fleet"):
+        run_virtual(main())
+    said = [record.getMessage() for record in caplog.records if "ledger" in record.msg or "KV" in record.getMessage()]
+    assert said == [
+        "replica a: its engine tells no usage of a KV cache whose size is known; its room is reckoned from our own ledger alone",
+        "replica a: its engine tells its KV usage again",
+        "replica a: no KV figures of its engine for 10 s; its room is reckoned from our own ledger alone",
+        "replica a: its engine tells its KV usage again",
+    ]

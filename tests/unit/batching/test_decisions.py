@@ -1,6 +1,5 @@
 """The decision ledger: what is kept of a placement, how much, and that it can be decided again."""
 
-from batching.audit import Signal
 from batching.decision_record import OFFER_FIELDS, PREFIX_TOKENS, decide_again, offers_of, score_on, thinned
 from batching.decisions import Decisions
 from batching.policies import BASELINES
@@ -120,7 +119,7 @@ def test_another_router_s_choice_is_kept_and_not_judged():
     assert kept.last.by_policy
     assert len(kept.last.offers) == 2
     assert judged == []
-    assert kept.decisions.audit.errors(kept.last.replica, Signal.TTFT) is None
+    assert not any(state.audit for state in kept.scheduler.states(3.0))
 
 
 def test_a_prompt_s_hashes_are_thinned():

@@ -124,6 +124,20 @@ def floors(without: Any):
     return "bulk" in taken
 
 
+def audit(without: Any):
+    """A bound that is right nearly always is expected again, where the learned mean is seldom right."""
+    built = scheduler(profile(), scheduling={"without": without})
+    machine_s = []
+    for number in range(120):
+        now = float(number)
+        built.submit(request(arrived_s=now), now)
+        decision = built.advance(now)[0]
+        machine_s.append(decision.placement.score.machine_s)
+        tokens = 60 if number % 8 else 30
+        built.finish(decision.lease.id, now + 0.5, outcome=Outcome.COMPLETED, output_tokens=tokens)
+    return machine_s[-1] == machine_s[0]
+
+
 BEHAVIOURS: dict[Mechanism, Callable[[Any], bool]] = {
     Mechanism.SPEED: speed,
     Mechanism.ATTENTION: attention,
@@ -136,6 +150,7 @@ BEHAVIOURS: dict[Mechanism, Callable[[Any], bool]] = {
     Mechanism.PREFIX: prefix,
     Mechanism.COST: cost,
     Mechanism.FLOORS: floors,
+    Mechanism.AUDIT: audit,
 }
 
 

@@ -97,7 +97,7 @@ def test_predicted_stands_beside_actual():
         ({"sequences": 3}, ", 3 answers"),
         ({"max_output_tokens": None}, "no bound by the client"),
         ({"prompt_chars": 410}, "100 tokens (estimated from its characters)"),
-        ({"avoid": frozenset({"dear"})}, "not on dear, which had failed"),
+        ({"avoid": frozenset({"dear"})}, "not on dear, which had been tried or were slow"),
         ({"tenant": "alice"}, "tenant alice"),
         ({"arrived_s": -60.0}, "none was sure to be in time, so the one with the earliest first token"),
         ({"prefix_hashes": (1, 2), "prefix_chunk_tokens": 40}, "100 - 80 cached (believed 80, trusted to 100%) = 20"),

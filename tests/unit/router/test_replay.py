@@ -6,10 +6,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+from batching.request import Outcome, ReplicaId
 from router.cli import build_app
-from router.decision_file import read_decisions
+from router.decision_file import Recording, read_decisions
+from router.recorded import trace_of
 from router.replay import Asked, fidelity, replay
-from tests.support.decisions import fleet_file, prefix_trace
+from tests.support.decisions import Kept, fleet_file, prefix_trace
+from tests.support.scheduling import profile, request
 
 
 def cli(*args: str | Path) -> Result:
@@ -134,3 +137,18 @@ def test_one_policy_a_file(tmp_path: Path, flag: list[str]):
     result = cli("simulate", "--limit", "5", "--decisions", tmp_path / "d.jsonl", *flag)
     assert result.exit_code == 2
     assert "one policy a file" in result.stderr
+
+
+def test_a_hedged_request_is_played_by_the_placement_that_answered():
+    """The second placement lost, or won: in both cases the other one, cancelled, is part of the machines' time and no request of its own."""
+    for winner in ("a", "b"):
+        kept = Kept(profile("a", usd_per_hour=1.0), profile("b", usd_per_hour=2.0))
+        first = kept.place(request("r"))
+        second = kept.place(request("r", avoid=frozenset({ReplicaId("a")})), 0.5)
+        won, lost = (first, second) if winner == "a" else (second, first)
+        kept.scheduler.finish(lost.id, 0.6, outcome=Outcome.CANCELLED)
+        kept.answer(won, first_s=0.6, last_s=2.0, tokens=30)
+        records = kept.decisions.recent(limit=9)
+        trace = trace_of(Recording(records=records, offsets=[0.0] * 2), None)
+        assert [(one.life.replica, one.life.tokens, one.judged) for one in trace.played] == [(winner, 30, True)]
+        assert len(trace.placements) == 2

@@ -1,0 +1,80 @@
+"""What is exported per replica, and what vanishes when it is no longer known."""
+
+from prometheus_client import CollectorRegistry
+
+from batching.replica import EngineLoad, ReplicaProfile
+from batching.request import Outcome, ReplicaId
+from batching.scheduler import Scheduler
+from metrics.catalog import Metrics
+from router.gauges import Gauges
+from tests.support.scheduling import leases, profile, request, scheduler, unknown_profile
+
+A = ReplicaId("a")
+
+
+class Scraped:
+    def __init__(self, replica: ReplicaProfile) -> None:
+        self.scheduler: Scheduler = scheduler(replica)
+        self._registry = CollectorRegistry()
+        self._gauges = Gauges(Metrics.create(self._registry), self.scheduler)
+
+    def figure(self, name: str, now: float, **labels: str) -> float | None:
+        self._gauges.refresh(now, 100)
+        labels = {"replica": "a", **labels}
+        found = [
+            sample.value
+            for family in self._registry.collect()
+            for sample in family.samples
+            if sample.name == f"penstock_{name}" and labels.items() <= sample.labels.items()
+        ]
+        return found[0] if found else None
+
+
+def test_missing_and_stale_figures_are_said():
+    """1 until the engine has told its KV usage, 0 while that is fresh, 1 again ten seconds later."""
+    scraped = Scraped(profile())
+    assert scraped.figure("replica_ledger_only", 0.0) == 1
+    scraped.scheduler.observe(A, EngineLoad(observed_s=1.0, kv_usage_ratio=0.2), 1.0)
+    assert scraped.figure("replica_ledger_only", 10.9) == 0
+    assert scraped.figure("replica_ledger_only", 11.0) == 1
+    assert scraped.figure("replica_metrics_age_seconds", 11.0) == 10
+
+
+def test_a_usage_of_an_unknown_size_is_no_figure():
+    """An engine that tells 20 % of nobody knows how many blocks has told nothing to reckon with."""
+    scraped = Scraped(unknown_profile())
+    scraped.scheduler.observe(A, EngineLoad(observed_s=1.0, kv_usage_ratio=0.2), 1.0)
+    assert scraped.figure("replica_ledger_only", 2.0) == 1
+
+
+def test_forecast_errors_are_exported_by_replica_and_signal():
+    """Learned and baseline, and the weight; nothing of a signal that was never seen, nothing of a replica that is gone."""
+    scraped = Scraped(profile())
+    assert scraped.figure("signal_error_ratio", 0.0) is None
+    scraped.scheduler.submit(request(), 0.0)
+    (lease,) = leases(scraped.scheduler.advance(0.0))
+    scraped.scheduler.on_first_token(lease.id, 0.5)
+    scraped.scheduler.on_tokens(lease.id, 30, 0.9)
+    scraped.scheduler.finish(lease.id, 1.0, outcome=Outcome.COMPLETED, output_tokens=30)
+    for signal in ("ttft", "tpot", "output_tokens", "finish"):
+        for source in ("learned", "baseline"):
+            error = scraped.figure("signal_error_ratio", 1.0, signal=signal, source=source)
+            assert error is not None
+            assert 0 < error < 1
+        assert scraped.figure("signal_weight_ratio", 1.0, signal=signal) == 1
+    assert scraped.figure("signal_error_ratio", 1.0, signal="kv_usage") is None
+    scraped.scheduler.remove_replica(A, 2.0)
+    assert scraped.figure("signal_error_ratio", 2.0) is None
+
+
+def test_the_kv_margin_is_exported():
+    """It rises with each preemption that the engine reports."""
+    scraped = Scraped(profile())
+    before = scraped.figure("replica_kv_margin_deviations", 0.0)
+    assert before is not None
+    for at_s, preemptions in ((1.0, 0), (2.0, 3)):
+        load = EngineLoad(observed_s=at_s, kv_usage_ratio=0.9, preemptions_total=preemptions)
+        scraped.scheduler.observe(A, load, at_s)
+    after = scraped.figure("replica_kv_margin_deviations", 2.0)
+    assert after is not None
+    assert after > before + 0.4
