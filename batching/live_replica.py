@@ -118,6 +118,9 @@ class LiveReplica:
         self.ledger.open(record)
         self._now = record.placed_s
         self._prefill_end_s = max(self._prefill_end_s, record.placed_s) + record.prefill_s
+        request = record.lease.request
+        if request.streaming and record.prefill_tokens and request.service_tier is not ServiceTier.BATCH:
+            self.pace.expect(record, self._prefill_end_s)
         self._stepped = None
 
     def prefilled(self, record: LeaseRecord, now: float) -> None:
@@ -157,7 +160,7 @@ class LiveReplica:
         if record.first_token_s is not None and self.pace.advance(record):
             self._learn_step(now)
             if Mechanism.ITL_GUARD not in self._scheduling.without:
-                self.offer.due_s = self.pace.due_s(now)  # for who arrives next; who was turned away is told below
+                self.offer.due_s = self.pace.due_s(now, self.offer.held_up_ratio)  # for who arrives next; who was turned away is told below
             if inf > self.offer.wanted_due_s <= self.offer.due_s:
                 return True
         return crossed
@@ -231,7 +234,7 @@ class LiveReplica:
             given_s = self.pace.objective_s * ceil(ledger.prefill_tokens / offer.chunk_tokens)
             offer.held_up_ratio = max(0.0, 1 - given_s / ledger.prefill_s)
         offer.pace_s = self.pace.objective_s
-        offer.due_s = self.pace.due_s(self._now)
+        offer.due_s = self.pace.due_s(self._now, offer.held_up_ratio)
 
     def forecast(self, need: Need, score: Score) -> Forecast:
         """What is said of a request that is placed here now; factors enter the times as factors, and are exchanged as such."""

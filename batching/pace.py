@@ -5,7 +5,9 @@ the objective times its tokens, less the time since its first - differs from the
 the top of a heap, and asking for it costs nothing however large the batch is.
 
 A young stream is lent what it will gain by its decoding until it has as many tokens as nearly every answer reaches; the loan
-melts with each token. So a burst of prompts is admitted behind one another although the first has just begun to stream.
+melts with each token. So a burst of prompts is admitted behind one another although the first has just begun to stream. A prompt
+that is still to be prefilled counts as such a stream from the moment at which its first token is expected: what is admitted
+behind it would hold it up just when it begins.
 """
 
 from typing import Final
@@ -48,18 +50,24 @@ class Pace:
     `objective_s`: that each may take per token on average. `gain_s`: what it gains with a token while nothing is prefilled.
     """
 
-    __slots__ = ("_growing", "_grown", "_young", "gain_s", "objective_s", "steps")
+    __slots__ = ("_coming", "_growing", "_grown", "_young", "gain_s", "objective_s", "steps")
 
     def __init__(self, objective_s: float, gain_s: float) -> None:
         self.objective_s = objective_s
         self.gain_s = max(gain_s, 0.0)
         self.steps = 0  # of the engine, as the furthest stream shows them
+        self._coming: dict[LeaseRecord, float] = {}  # when their first tokens are expected, in order of admission
         self._young = _Streams(objective_s - self.gain_s)
         self._grown = _Streams(objective_s)
         self._growing: LazyHeap[tuple[int, int], LeaseRecord] = LazyHeap(self._young.alive.__contains__)
 
+    def expect(self, record: LeaseRecord, begins_s: float) -> None:
+        """Its prompt is to be prefilled, behind all that were expected before."""
+        self._coming[record] = begins_s
+
     def begin(self, record: LeaseRecord, now: float, *, least_tokens: int) -> None:
         """Its first token came; nearly every such answer reaches `least_tokens`."""
+        self._coming.pop(record, None)
         record.steps_before = self.steps
         lent = max(least_tokens, _LENT_TOKENS)
         self._young.add(record, now + self.gain_s * lent, self.steps)
@@ -81,13 +89,20 @@ class Pace:
 
     def end(self, record: LeaseRecord) -> None:
         """Also for one that never began."""
+        self._coming.pop(record, None)
         self._young.alive.discard(record)
         self._grown.alive.discard(record)
 
-    def due_s(self, now: float) -> float:
+    def due_s(self, now: float, held_up_ratio: float = 1.0) -> float:
         """When the stream with the least credit will have used it up, if no token comes; inf without streams.
 
-        Streams that are too far behind are let go for good: protecting them would only hurt the others.
+        `held_up_ratio`: of the time until a stream begins, the part in which those before it get no token; what does not hold
+        them up does not count towards what holds up this one either. Streams that are too far behind are let go for good:
+        protecting them would only hurt the others.
         """
         lost_s = now - self.gain_s * _LOST_TOKENS
-        return min(self._young.due_s(self.steps, lost_s), self._grown.due_s(self.steps, lost_s))
+        due_s = min(self._young.due_s(self.steps, lost_s), self._grown.due_s(self.steps, lost_s))
+        first_s = next(iter(self._coming.values()), None)
+        if first_s is None:
+            return due_s
+        return min(due_s, now + held_up_ratio * max(0.0, first_s - now) + self.gain_s * _LENT_TOKENS)
