@@ -29,6 +29,7 @@ _TELLING_PREFILL_S = 0.05  # of shorter prompts the first token tells more of th
 _TYPICAL_TOKENS = 1000  # that each of them holds
 _TYPICAL_BATCH = 32  # sequences that share a step of a machine in use; prices decoding, not this moment's load
 # Of prefill that was admitted and shows no first token: an estimate that has run out says little, but not that nothing is left.
+_PREFIX_RATIO = 0.9  # of the KV cache: the rest holds answers, and of prompts what is beyond their last whole chunk
 _REST_RATIO = 0.25
 _TIGHT_RATIO = 0.7  # of the KV blocks reserved at high quantiles: from here on the sum is forecast
 _LONGEST_SILENCE_S = 30.0  # after which a replica that left requests without a first token is tried again
@@ -73,9 +74,9 @@ class LiveReplica:
         return self.profile.block_size or DEFAULT_BLOCK_SIZE
 
     def cached_chunks(self, chunk_tokens: int) -> int | None:
-        """Chunks of a prompt that its KV cache can hold, if it holds nothing else; None: not known."""
+        """Chunks of prompts that its KV cache can hold; None: not known."""
         blocks = self.profile.kv_blocks
-        return None if blocks is None else blocks * self.block_size // chunk_tokens
+        return None if blocks is None else int(_PREFIX_RATIO * blocks) * self.block_size // chunk_tokens
 
     def describe(self, profile: ReplicaProfile) -> None:
         """Takes a profile, new or changed: everything that only depends on it."""
@@ -120,7 +121,7 @@ class LiveReplica:
         self._prefill_end_s = max(self._prefill_end_s, record.placed_s) + record.prefill_s
         request = record.lease.request
         if request.streaming and record.prefill_tokens and request.service_tier is not ServiceTier.BATCH:
-            self.pace.expect(record, self._prefill_end_s)
+            self.pace.expect(record, self._prefill_end_s, least_tokens=self.least_output_tokens)
         self._stepped = None
 
     def prefilled(self, record: LeaseRecord, now: float) -> None:
@@ -160,8 +161,8 @@ class LiveReplica:
         if record.first_token_s is not None and self.pace.advance(record):
             self._learn_step(now)
             if Mechanism.ITL_GUARD not in self._scheduling.without:
-                self.offer.due_s = self.pace.due_s(now, self.offer.held_up_ratio)  # for who arrives next; who was turned away is told below
-            if inf > self.offer.wanted_due_s <= self.offer.due_s:
+                self.offer.due_s = self.pace.due_s(now)  # for who arrives next; who was turned away is told below
+            if inf > self.offer.wanted_due_s <= self.offer.binding_s(now):
                 return True
         return crossed
 
@@ -199,7 +200,7 @@ class LiveReplica:
         offer.known_free_tokens, offer.forecast = None, self._forecast
         offer.batch = min(limit, _TYPICAL_BATCH)
         self._refresh_times()
-        eased = inf > offer.wanted_due_s <= offer.due_s
+        eased = inf > offer.wanted_due_s <= offer.binding_s(self._now)
         if eased:
             offer.wanted_due_s = inf
         return offer.open and (
@@ -234,7 +235,8 @@ class LiveReplica:
             given_s = self.pace.objective_s * ceil(ledger.prefill_tokens / offer.chunk_tokens)
             offer.held_up_ratio = max(0.0, 1 - given_s / ledger.prefill_s)
         offer.pace_s = self.pace.objective_s
-        offer.due_s = self.pace.due_s(self._now, offer.held_up_ratio)
+        offer.due_s = self.pace.due_s(self._now)
+        offer.coming_due_s = self.pace.coming_due_s(self._now, offer.held_up_ratio)
 
     def forecast(self, need: Need, score: Score) -> Forecast:
         """What is said of a request that is placed here now; factors enter the times as factors, and are exchanged as such."""
@@ -320,7 +322,7 @@ class LiveReplica:
         """When its streams will have gained enough to bear the prompt, if they are left alone until then."""
         offer = self.offer
         steps, own_s = prefill_steps(offer, need.request.prompt_tokens - cached_on(need, offer), cached_on(need, offer))
-        short_s = offer.held_up_until(self._now, own_s, steps) - offer.due_s
+        short_s = offer.held_up_until(self._now, own_s, steps) - offer.binding_s(self._now)
         if short_s <= 0:
             return 0.0
         gain_s = offer.pace_s - offer.decode_s

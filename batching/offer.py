@@ -53,6 +53,7 @@ class Offer:
     decode_s: float = 0.0  # a decode step with one more sequence, its own KV aside
     kv_token_s: float = 0.0
     due_s: float = _NEVER  # when the first of the streams falls behind its objective if it gets no token
+    coming_due_s: float = _NEVER  # the same of the first that is still to begin; it binds until then
     pace_s: float = 0.0  # that a stream may take for a token
     held_up_ratio: float = 1.0  # of the prefill admitted before: each of its steps gives every stream one token
     wanted_due_s: float = _NEVER  # written when asked: the least `due_s` at which something that was tried would fit
@@ -70,7 +71,7 @@ class Offer:
             return True
         if self.free_sequences <= 0 or self.free_prefill_tokens <= 0:
             return False
-        return self.due_s == _NEVER or self.bears(now, 0.0, 0)
+        return self.bears(now, 0.0, 0)
 
     def has_to_spare(self, new_tokens: int) -> bool:
         """For work that nobody watches: enough stays free for those who are watched, who may come at any moment.
@@ -88,11 +89,18 @@ class Offer:
 
         If not, it is noted what `due_s` would have to be, so that the fleet can tell when it is worth asking again.
         """
+        due_s = self.binding_s(now)
+        if due_s == _NEVER:
+            return True
         wanted_s = self.held_up_until(now, more_s, steps) - lent_s
-        if wanted_s <= self.due_s:
+        if wanted_s <= due_s:
             return True
         self.wanted_due_s = min(self.wanted_due_s, wanted_s)
         return False
+
+    def binding_s(self, now: float) -> float:
+        """Until when its streams can be held up."""
+        return self.due_s if now > self.coming_due_s else min(self.due_s, self.coming_due_s)
 
     def held_up_until(self, now: float, more_s: float, steps: int) -> float:
         """As far as its streams are concerned, when what is being prefilled and `more_s` in `steps` of it will be over.

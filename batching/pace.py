@@ -56,22 +56,23 @@ class Pace:
         self.objective_s = objective_s
         self.gain_s = max(gain_s, 0.0)
         self.steps = 0  # of the engine, as the furthest stream shows them
-        self._coming: dict[LeaseRecord, float] = {}  # when their first tokens are expected, in order of admission
+        # In order of admission: when their first tokens are expected, and what they are lent from then on.
+        self._coming: dict[LeaseRecord, tuple[float, float]] = {}
         self._young = _Streams(objective_s - self.gain_s)
         self._grown = _Streams(objective_s)
         self._growing: LazyHeap[tuple[int, int], LeaseRecord] = LazyHeap(self._young.alive.__contains__)
 
-    def expect(self, record: LeaseRecord, begins_s: float) -> None:
-        """Its prompt is to be prefilled, behind all that were expected before."""
-        self._coming[record] = begins_s
+    def expect(self, record: LeaseRecord, begins_s: float, *, least_tokens: int) -> None:
+        """Its prompt is to be prefilled, behind all that were expected before; nearly every such answer has `least_tokens`."""
+        self._coming[record] = begins_s, self.gain_s * min(least_tokens - 1, _LENT_TOKENS)
 
     def begin(self, record: LeaseRecord, now: float, *, least_tokens: int) -> None:
         """Its first token came; nearly every such answer reaches `least_tokens`."""
         self._coming.pop(record, None)
         record.steps_before = self.steps
-        lent = max(least_tokens, _LENT_TOKENS)
+        lent = max(least_tokens - 1, 0)
         self._young.add(record, now + self.gain_s * lent, self.steps)
-        self._growing.push((self.steps + lent - _LENT_TOKENS, record.lease.id), record)
+        self._growing.push((self.steps + max(lent - _LENT_TOKENS, 0), record.lease.id), record)
 
     def advance(self, record: LeaseRecord) -> bool:
         """Its count of tokens has risen; True if it is further than any before."""
@@ -93,16 +94,24 @@ class Pace:
         self._young.alive.discard(record)
         self._grown.alive.discard(record)
 
-    def due_s(self, now: float, held_up_ratio: float = 1.0) -> float:
+    def due_s(self, now: float) -> float:
         """When the stream with the least credit will have used it up, if no token comes; inf without streams.
 
-        `held_up_ratio`: of the time until a stream begins, the part in which those before it get no token; what does not hold
-        them up does not count towards what holds up this one either. Streams that are too far behind are let go for good:
-        protecting them would only hurt the others.
+        Streams that are too far behind are let go for good: protecting them would only hurt the others.
         """
         lost_s = now - self.gain_s * _LOST_TOKENS
-        due_s = min(self._young.due_s(self.steps, lost_s), self._grown.due_s(self.steps, lost_s))
-        first_s = next(iter(self._coming.values()), None)
-        if first_s is None:
-            return due_s
-        return min(due_s, now + held_up_ratio * max(0.0, first_s - now) + self.gain_s * _LENT_TOKENS)
+        return min(self._young.due_s(self.steps, lost_s), self._grown.due_s(self.steps, lost_s))
+
+    def coming_due_s(self, now: float, held_up_ratio: float) -> float:
+        """The same of the stream that is expected first; past it, the expectation was wrong and binds nobody.
+
+        `held_up_ratio`: of the time until it begins, the part in which the streams before it get no token. What does not hold
+        them up does not count towards what holds up this one either.
+        """
+        while self._coming:
+            record, (begins_s, lent_s) = next(iter(self._coming.items()))
+            due_s = begins_s + lent_s - (1 - held_up_ratio) * max(0.0, begins_s - now)
+            if begins_s + lent_s >= now:
+                return due_s
+            del self._coming[record]
+        return _NEVER

@@ -233,7 +233,7 @@ def _fitting(need: Need, offers: Sequence[Offer], now: float) -> list[_Row]:
         if not empty and (blocks > o.free_blocks or o.free_blocks <= 0) and not _fits_cache(need, o, blocks):
             continue
         steps, own_s = prefill_steps(o, new, cached)
-        if not empty and o.due_s != _NEVER:
+        if not empty:
             lent_s = 0.0 if o.protected_for is None else _LENT_TO_HEAD_TOKENS * (o.pace_s - o.decode_s)
             if not o.bears(now, own_s, steps, lent_s):
                 continue

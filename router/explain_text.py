@@ -189,8 +189,8 @@ def _why_no_room(record: DecisionRecord, need: Need, offer: Offer) -> str:
         return "what is left is kept for those who are watched"
     if blocks_needed(need, offer) > offer.free_blocks and offer.known_free_tokens is None:
         return f"{max(offer.free_blocks, 0):,} KV blocks free, {blocks_needed(need, offer):,} needed"
-    if offer.due_s < inf:
-        spare_s = max(offer.due_s - record.placed_s, 0.0)
+    if (due_s := offer.binding_s(record.placed_s)) < inf:
+        spare_s = max(due_s - record.placed_s, 0.0)
         return f"its streams can spare {time(spare_s)}, and prefill up to this one's end would cost them more"
     return "its KV cache would overflow, by the forecast"
 

@@ -183,7 +183,10 @@ def test_learned_lengths_let_more_in():
 
 def crowd(*, foreign_ratio: float = 0.0, preemptions: int = 0):
     """How many of 200 fit where lengths are known to vary, beside what is not ours and after so many preemptions."""
-    built = scheduler(profile(kv_blocks=1000, max_num_seqs=256, max_num_batched_tokens=65_536))
+    built = scheduler(
+        profile(kv_blocks=1000, max_num_seqs=256, max_num_batched_tokens=65_536),
+        scheduling={"without": ["itl_guard"]},  # nothing but the cache binds
+    )
     for number in range(480):
         built._estimators.outputs.learn("m", 600, 500 if number % 4 == 0 else 20)
     for total in (0, preemptions):

@@ -34,7 +34,7 @@ def record(number: int, sequences: int = 1):
     )
 
 
-def begin(pace: Pace, number: int, now: float, *, least_tokens: int = 0):
+def begin(pace: Pace, number: int, now: float, *, least_tokens: int = _LENT_TOKENS + 1):
     begun = record(number)
     begun.first_token_s, begun.emitted_tokens = now, 1
     pace.begin(begun, now, least_tokens=least_tokens)
@@ -52,8 +52,8 @@ class Naive:
 
     def due_s(self, steps: int):
         got = steps - self.steps_before
-        loan = max(max(self.least, _LENT_TOKENS) - got, _LENT_TOKENS)  # tokens whose gain it is lent
-        return self.first_s + OBJECTIVE_S * got + GAIN_S * loan
+        loan = max(self.least - 1, 0) - got  # tokens whose gain it is lent
+        return self.first_s + OBJECTIVE_S * got + GAIN_S * (max(loan, _LENT_TOKENS) if got else loan)
 
 
 OPERATIONS = st.lists(
@@ -94,10 +94,45 @@ def test_the_least_credit_is_that_of_a_naive_minimum(operations: list[Any]):
 
 
 def test_a_young_stream_is_lent_what_it_will_gain():
-    """Before its second token a stream of an answer that reaches 20 tokens may be held up by the gain of 20."""
+    """Before its second token a stream of an answer that reaches 20 tokens may be held up by the gain of the 19 others."""
     pace = Pace(OBJECTIVE_S, GAIN_S)
     begin(pace, 1, 5.0, least_tokens=20)
-    assert pace.due_s(5.0) == pytest.approx(5.0 + 20 * GAIN_S)
+    assert pace.due_s(5.0) == pytest.approx(5.0 + 19 * GAIN_S)
+
+
+def test_answers_of_a_few_tokens_are_lent_what_those_gain():
+    """Where one in a hundred answers has but three tokens, no prompt may hold them up by more than two gains as they begin."""
+    pace = Pace(OBJECTIVE_S, GAIN_S)
+    stream = begin(pace, 1, 5.0, least_tokens=3)
+    assert pace.due_s(5.0) == pytest.approx(5.0 + 2 * GAIN_S)
+    stream.emitted_tokens = 2
+    pace.advance(stream)
+    assert pace.due_s(5.1) == pytest.approx(5.0 + OBJECTIVE_S + LENT_S)
+
+
+def test_a_prompt_ahead_is_a_stream_to_come():
+    """What is admitted behind it would hold it up as it begins; what is prefilled before that does not."""
+    pace = Pace(OBJECTIVE_S, GAIN_S)
+    first, second = record(1), record(2)
+    pace.expect(first, 2.0, least_tokens=16)
+    pace.expect(second, 2.5, least_tokens=16)
+    assert pace.due_s(1.0) == inf  # it has no token yet
+    assert pace.coming_due_s(1.0, 1.0) == pytest.approx(2.0 + LENT_S)
+    assert pace.coming_due_s(1.0, 0.25) == pytest.approx(1.25 + LENT_S)  # tokens are given while it waits
+    pace.begin(first, 2.0, least_tokens=16)
+    assert pace.coming_due_s(2.0, 1.0) == pytest.approx(2.5 + LENT_S)
+    pace.end(second)
+    assert pace.coming_due_s(2.0, 1.0) == inf
+
+
+def test_a_stream_that_does_not_come_when_expected_binds_nobody():
+    """The prediction was wrong; the next one's still counts."""
+    pace = Pace(OBJECTIVE_S, GAIN_S)
+    pace.expect(record(1), 2.0, least_tokens=3)
+    pace.expect(record(2), 9.0, least_tokens=3)
+    assert pace.coming_due_s(2.0 + 2 * GAIN_S, 1.0) == pytest.approx(2.0 + 2 * GAIN_S)
+    assert pace.coming_due_s(2.1 + 2 * GAIN_S, 1.0) == pytest.approx(9.0 + 2 * GAIN_S)
+    assert pace.coming_due_s(10.0, 1.0) == inf
 
 
 def test_the_loan_melts_to_what_the_grown_are_allowed():
@@ -110,7 +145,7 @@ def test_the_loan_melts_to_what_the_grown_are_allowed():
         pace.advance(stream)
         due.append(pace.due_s(0.0))
     steps = [after - before for before, after in pairwise(due)]
-    melting = 20 - _LENT_TOKENS
+    melting = 19 - _LENT_TOKENS
     assert steps == pytest.approx([OBJECTIVE_S - GAIN_S] * melting + [OBJECTIVE_S] * (30 - melting))
     assert due[-1] == pytest.approx(30 * OBJECTIVE_S + LENT_S)
 
