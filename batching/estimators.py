@@ -168,7 +168,11 @@ class OutputLengths:
 
     def lengths(self, model: str, max_output_tokens: int | None) -> Lengths:
         """What was seen of such requests; it goes on learning."""
-        return self._lengths.setdefault((model, _octave(max_output_tokens)), Lengths())
+        kind = (model, _octave(max_output_tokens))
+        known = self._lengths.get(kind)
+        if known is None:
+            known = self._lengths[kind] = Lengths()
+        return known
 
     def least(self, model: str, max_output_tokens: int | None) -> int:
         """Tokens that nearly every answer reaches; few until it is known."""
@@ -254,7 +258,10 @@ class Estimators:
         self.drains: dict[str, DrainRate] = {}
 
     def note_placed(self, model: str, now: float) -> None:
-        self.drains.setdefault(model, DrainRate()).note(now)
+        drain = self.drains.get(model)
+        if drain is None:
+            drain = self.drains[model] = DrainRate()
+        drain.note(now)
 
     def drain_rate(self, model: str, now: float) -> float | None:
         drain = self.drains.get(model)

@@ -24,6 +24,7 @@ from config.schema import Mechanism, ModelKind, Objectives, Scheduling
 
 _ESTIMATES_S = 0.25  # what was learned since is looked up so often for one that waits
 _TTFT_BASE_TOKENS = 1000  # the objective grows with prompts beyond it (config.schema.Objectives)
+_EMBEDDING, _BATCH = ModelKind.EMBEDDING, ServiceTier.BATCH  # an enum's member costs a call to look up
 
 
 class Filling:
@@ -44,6 +45,8 @@ class Filling:
         self._lease_ids = count(1)
         self._holds = not scheduling.without & {Mechanism.HOLD, Mechanism.LATE_LAST}
         self._by_cost = Mechanism.COST not in scheduling.without
+        self._by_prefix = Mechanism.PREFIX not in scheduling.without
+        self._late_last = Mechanism.LATE_LAST not in scheduling.without
         self._decisions = decisions
         self.evaluations = 0
 
@@ -52,15 +55,15 @@ class Filling:
         outputs = self._estimators.outputs
         known = request.known_output_tokens
         bound = request.max_output_tokens if known is None else known
-        if request.kind is ModelKind.EMBEDDING:
+        embeds = request.kind is _EMBEDDING
+        if embeds:
             forecast = expected = 0
         elif known is not None:
             forecast = expected = known
         else:
             forecast, expected = outputs.forecast(request.model, bound)
         ttft_s, tpot_s = _objectives(request, self._scheduling.objectives)
-        looks = request.prefix_chunk_tokens and Mechanism.PREFIX not in self._scheduling.without
-        matched = self._fleet.prefixes.match(request.prefix_hashes) if looks else {}
+        looks = request.prefix_chunk_tokens and self._by_prefix
         return Need(
             request=request,
             ticket=ticket,
@@ -68,15 +71,17 @@ class Filling:
             expected_tokens=expected,
             ttft_objective_s=ttft_s,
             tpot_objective_s=tpot_s,
-            min_output_tokens=0 if request.kind is ModelKind.EMBEDDING else 1,
+            min_output_tokens=0 if embeds else 1,
             output_bound=UNBOUNDED if bound is None else bound,
             lengths=outputs.lengths(request.model, bound) if known is None else KnownLength(known),
-            cached_tokens={replica: chunks * request.prefix_chunk_tokens for replica, chunks in matched.items()},
+            cached_tokens=self._fleet.prefixes.match(request.prefix_hashes, request.prefix_chunk_tokens)
+            if looks
+            else {},
         )
 
     def late_at_s(self, need: Need, now: float) -> float | None:
         """When the request can no longer meet its objective, even on an idle replica; None: that is never said of it."""
-        if Mechanism.LATE_LAST in self._scheduling.without or need.ttft_objective_s == inf:
+        if not self._late_last or need.ttft_objective_s == inf:
             return None
         quickest_s = self._fleet.quickest_s(need, now)
         return None if quickest_s is None else need.first_token_due_s - quickest_s
@@ -93,16 +98,16 @@ class Filling:
                 if lane.protected is not None:
                     placed += self._try(lane.protected, now)
             # One arrival alone is tested alone: all before it have been found not to fit.
-            walked = [lane for lane in lanes if lane.grown or len(lane.fresh) > 1]
-            placed += self._walk(walked, now)
+            if walked := [lane for lane in lanes if lane.grown or len(lane.fresh) > 1]:
+                placed += self._walk(walked, now)
             placed += self._try_fresh(lanes, now)
         return placed
 
     def _try_fresh(self, lanes: list[Lane], now: float) -> list[Placed]:
         placed: list[Placed] = []
-        for _, _, waiting in sorted(
-            (w.rank, w.order, w) for lane in lanes for w in lane.fresh if w.queued and w.tested_epoch < 0
-        ):
+        fresh = [(w.rank, w.order, w) for lane in lanes for w in lane.fresh if w.tested_epoch < 0 and w.queued]
+        fresh.sort()
+        for _, _, waiting in fresh:
             if self._fleet.has_room(waiting.ticket.request.model, now):
                 placed += self._try(waiting, now)
         for lane in lanes:
@@ -253,7 +258,7 @@ class Filling:
 
 
 def _objectives(request: Request, objectives: Objectives) -> tuple[float, float]:
-    if request.service_tier is ServiceTier.BATCH:  # nobody watches: cheap is all that counts
-        return float("inf"), float("inf")
+    if request.service_tier is _BATCH:  # nobody watches: cheap is all that counts
+        return inf, inf
     beyond = max(0, request.prompt_tokens - _TTFT_BASE_TOKENS)
     return objectives.ttft_s + objectives.ttft_s_per_prompt_token * beyond, objectives.tpot_s

@@ -5,10 +5,11 @@ only where something has changed. Decides nothing: who goes where is placement's
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import takewhile
 from math import inf
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Final, NamedTuple
 
 from batching.lazy_heap import LazyHeap
 from batching.ledger import LeaseRecord
@@ -25,6 +26,7 @@ from config.schema import Scheduling
 HOPEFUL = frozenset({Lifecycle.READY, Lifecycle.STARTING, Lifecycle.WARMING, Lifecycle.ASLEEP, Lifecycle.WAKING})
 _REPACE_S = 0.5
 _KINDS_S = 0.5  # a new kind of replica, or what was learned of one, may be noticed so late
+_NONE: Final[Mapping[ReplicaId, Offer]] = MappingProxyType({})
 CACHE_LOST = frozenset({Lifecycle.DOWN, Lifecycle.ASLEEP, Lifecycle.STARTING})
 
 
@@ -216,6 +218,10 @@ class Fleet:
             return list(serving.values())
         return list(takewhile(lambda offer: offer.epoch > since, reversed(serving.values())))
 
+    def each_offer(self, model: str) -> Iterable[Offer]:
+        """All of a model, to look at before anything changes."""
+        return self._serving.get(model, _NONE).values()
+
     def has_room(self, model: str, now: float) -> bool:
         """Whether anything at all could be placed for this model; latest growth first, so usually O(1); once an epoch else."""
         if self._full_since.get(model) == self.epoch:
@@ -247,13 +253,15 @@ class Fleet:
                 sorted({_kind(live.offer) for live in self.serving(model) if live.offer.open}, key=lambda k: k.token_s)
             )
             self._kinds[model] = (now, kinds)
-        new = prompt - min(max(need.cached_tokens.values(), default=0), prompt - 1)
-        times = (
-            kind.step_s + kind.token_s * new + kind.attention_s * new * (prompt - new / 2)
-            for kind in kinds
-            if kind.decode_s <= need.tpot_objective_s and prompt + need.min_output_tokens <= kind.longest_tokens
-        )
-        return min(times, default=None)
+        new, longest = prompt, prompt + need.min_output_tokens
+        if need.cached_tokens:
+            new -= min(max(need.cached_tokens.values()), prompt - 1)
+        quickest_s = inf
+        for kind in kinds:
+            if kind.decode_s <= need.tpot_objective_s and longest <= kind.longest_tokens:
+                time_s = kind.step_s + kind.token_s * new + kind.attention_s * new * (prompt - new / 2)
+                quickest_s = min(quickest_s, time_s)
+        return quickest_s if quickest_s < inf else None
 
     def soonest(self, need: Need) -> ReplicaId | None:
         """The replica that would fit it first, of those not protected for somebody else."""

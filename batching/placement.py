@@ -26,12 +26,16 @@ _TPOT_RATIO = (
 )
 _EQUAL_RATIO = 1.01  # predictions are not better than 1 %
 _NEVER = float("inf")
+_SPOT, _BATCH = CostTier.SPOT, ServiceTier.BATCH  # an enum's member costs a call to look up
 _ROUNDING = 1 + 1e-9
 # Reclaims per second and spot machine: one in 20 hours, the order of published spot interruption rates (5 % an hour).
 _SPOT_HAZARD_PER_S = 0.05 / 3600
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+# These three are made for every request and not `frozen`, though nobody writes to them: freezing triples what making one costs.
+
+
+@dataclass(slots=True, kw_only=True)
 class Score:
     """One candidate's figures; seconds, dollars, tokens."""
 
@@ -46,7 +50,7 @@ class Score:
     prefill_s: float = 0.0  # ... until its prompt is prefilled, if nothing else is
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Placement:
     """The choice, and why: `explain()` prints the formula with its values."""
 
@@ -67,7 +71,7 @@ class Placement:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Need:
     """What one request asks of a replica, estimates resolved; made anew when it is tested anew."""
 
@@ -175,7 +179,7 @@ def prefill_steps(offer: Offer, new: int, cached: int) -> tuple[int, float]:
     """
     steps = -(-new // offer.chunk_tokens)
     compute_s, weights_s = offer.token_s * new, steps * offer.weights_s
-    return steps, (steps * offer.chunk_s + max(compute_s, weights_s) + offer.attention_s * new * (cached + new / 2))
+    return steps, steps * offer.chunk_s + max(compute_s, weights_s) + offer.attention_s * new * (cached + new / 2)
 
 
 def holder(need: Need, block_size: int) -> Holder:
@@ -206,8 +210,8 @@ def _fitting(need: Need, offers: Sequence[Offer], now: float) -> list[_Row]:
     shortest = prompt + need.min_output_tokens
     constrained = request.cost_tiers is not None or bool(request.avoid)
     cached_tokens, decode_tokens = need.cached_tokens, need.expected_tokens
-    spot = CostTier.SPOT
-    patient = request.service_tier is ServiceTier.BATCH
+    last = max(prompt - 1, 0)
+    patient = request.service_tier is _BATCH
     rows: list[_Row] = []
     cached = blocks = block_size = max_model_len = 0
     for o in offers:
@@ -218,8 +222,9 @@ def _fitting(need: Need, offers: Sequence[Offer], now: float) -> list[_Row]:
         empty = o.empty
         if not empty and sequences > o.free_sequences:
             continue
-        if cached_tokens:
-            cached = cached_on(need, o) if o.replica in cached_tokens else 0
+        if cached_tokens:  # as `cached_on`
+            hit = cached_tokens.get(o.replica)
+            cached = min(int(hit * o.prefix_trust_ratio), last) if hit else 0
         new = prompt - cached
         if not empty and (new > o.free_prefill_tokens or (patient and not o.has_to_spare(new))):
             continue
@@ -230,15 +235,15 @@ def _fitting(need: Need, offers: Sequence[Offer], now: float) -> list[_Row]:
         steps, own_s = prefill_steps(o, new, cached)
         if not empty and o.due_s != _NEVER and o.held_up_until(now, own_s, steps) > o.due_s:
             continue  # its streams cannot bear so much prefill
-        ahead_s = max(o.prefill_end_s - now, o.prefill_rest_s)
-        ttft_s = own_s + max(ahead_s, o.step_wait_s)
-        tpot_s = o.decode_s + o.kv_token_s * prompt
+        ttft_s = own_s + max(o.prefill_end_s - now, o.prefill_rest_s, o.step_wait_s)
+        kv_s = o.kv_token_s * prompt
+        tpot_s = o.decode_s + kv_s
         # The share of the machine: all of it while prefilling, one of `batch` while decoding. Without the learned factors: they
         # tell this moment's load from the next, and a price that moves with them herds everybody onto one replica.
         machine_s = (o.token_s * new + o.attention_s * new * (cached + new / 2)) * o.price_factor
-        machine_s += decode_tokens * sequences * (o.price_decode_s + o.kv_token_s * prompt) / o.batch
+        machine_s += decode_tokens * sequences * (o.price_decode_s + kv_s) / o.batch
         usd = o.usd_per_s * machine_s
-        if o.cost_tier is spot:  # a reclaim costs the work again
+        if o.cost_tier is _SPOT:  # a reclaim costs the work again
             usd *= 1 + _SPOT_HAZARD_PER_S * (ttft_s + decode_tokens * tpot_s)
         rows.append((usd, machine_s, ttft_s, tpot_s, cached, blocks, o, own_s))
     return rows

@@ -5,10 +5,10 @@ event that may have changed the answer and at `next_deadline`, sends what was `P
 Wires queue, fleet, estimators and the pass over them together; each of those decides its own matter.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import count
 
-from batching.admission import refuse_full, refuse_unservable, retry_after_s
+from batching.admission import bound_broken, refuse_unservable, retry_after_s
 from batching.decisions import Decisions
 from batching.dispatching import Dispatching
 from batching.estimators import Estimators
@@ -65,7 +65,9 @@ class Scheduler:
         refuse_unservable(request, self._fleet)
         if request.deadline_s is not None and request.deadline_s <= now:
             raise Rejected(Reason.DEADLINE)
-        refuse_full(request, self._queue, self._config, self._retry_after_s(request, now))
+        limit = bound_broken(request, self._queue, self._config)
+        if limit is not None:
+            raise Rejected(Reason.QUEUE_FULL, retry_after_s=self._retry_after_s(request, now), limit=limit)
         ticket = Ticket(TicketId(next(self._ticket_ids)), request, now)
         need = self._filling.need(request, ticket.id)
         self._queue.add(ticket, need, self._filling.late_at_s(need, now))
@@ -191,7 +193,7 @@ class Scheduler:
 
     # -- looking -----------------------------------------------------------------------------------------------------
 
-    def matched_prefixes(self, hashes: Sequence[int]) -> dict[ReplicaId, int]:
+    def matched_prefixes(self, hashes: Sequence[int]) -> Mapping[ReplicaId, int]:
         """How many of a prompt's leading chunks each replica is believed to hold."""
         return self._fleet.prefixes.match(hashes)
 
