@@ -3,6 +3,8 @@
 Every estimate is O(1) in memory per key, and keys are models and replicas of the fleet. Decides nothing.
 """
 
+from bisect import bisect_left
+from itertools import accumulate
 from math import ceil, exp, log2
 from typing import Final
 
@@ -49,10 +51,11 @@ class CharsPerToken:
 class Lengths:
     """Output lengths of one kind of request, as seen lately: quantiles, mean and the chance to go on."""
 
-    __slots__ = ("_counts", "_quantiles", "_sum", "_survivals", "_tails", "_total", "samples")
+    __slots__ = ("_below", "_counts", "_quantiles", "_sum", "_survivals", "_tails", "_total", "samples")
 
     def __init__(self) -> None:
         self._counts = [0.0] * _BINS
+        self._below: list[float] = []  # answers in each bin and those before it
         self._quantiles: dict[float, int] = {}
         self._tails: list[float] = []
         self._survivals: dict[int, tuple[float, ...]] = {}
@@ -69,6 +72,7 @@ class Lengths:
             self._counts = [count / 2 for count in self._counts]
             self._total /= 2
             self._sum /= 2
+        self._below.clear()
         self._quantiles.clear()
         if self.samples % _SURVIVAL_EVERY == 0:
             self._tails.clear()
@@ -81,11 +85,10 @@ class Lengths:
         """The upper edge of the bin it falls in."""
         known = self._quantiles.get(q)
         if known is None:
-            below, wanted, index = 0.0, q * self._total, -1
-            while below < wanted - 1e-9 and index < _BINS - 1:
-                index += 1
-                below += self._counts[index]
-            known = self._quantiles[q] = ceil(2 ** (max(index, 0) / _BINS_PER_OCTAVE))
+            if not self._below:
+                self._below = list(accumulate(self._counts))
+            index = min(bisect_left(self._below, q * self._total - 1e-9), _BINS - 1)
+            known = self._quantiles[q] = ceil(2 ** (index / _BINS_PER_OCTAVE))
         return known
 
     def survival(self, emitted: int, bound: int) -> tuple[float, ...]:

@@ -61,6 +61,7 @@ class Fleet:
         self._replicas: dict[ReplicaId, LiveReplica] = {}
         self._serving: dict[str, OrderedDict[ReplicaId, Offer]] = {}
         self._stale_at: dict[ReplicaId, float] = {}  # of replicas with foreign blocks: when to stop believing in them
+        self._stale_from_s = inf  # none of them sooner: they are looked through when it has come
         self._assumed: LazyHeap[tuple[float, int], LeaseRecord] = LazyHeap(self._awaits_first_token)
         self._kinds: dict[str, tuple[float, tuple[_Kind, ...]]] = {}
         self._repace_s: float | None = None  # when to look at replicas that refused for their streams' sake
@@ -77,7 +78,7 @@ class Fleet:
         """A retired replica may come back under its id while its last leases run."""
         live = self._replicas.get(profile.id)
         if live is None:
-            self._replicas[profile.id] = LiveReplica(profile, lifecycle, self._scheduling)
+            live = self._replicas[profile.id] = LiveReplica(profile, lifecycle, self._scheduling)
             self._index(profile)
         elif live.retired:
             live.retired = False
@@ -86,7 +87,7 @@ class Fleet:
             self.update(profile)
         else:
             raise ValueError(f"replica {profile.id!r} is in the fleet already")
-        self._changed(profile.id)
+        self._changed(live)
 
     def remove(self, replica: ReplicaId) -> None:
         """At once, or with its last lease; nothing is placed there from now on."""
@@ -121,7 +122,7 @@ class Fleet:
         live.lifecycle = lifecycle
         if lifecycle in CACHE_LOST:
             self.prefixes.forget(replica)
-        self._changed(replica)
+        self._changed(live)
 
     def observe(self, replica: ReplicaId, load: EngineLoad, now: float) -> None:
         """A report that is stale on arrival is kept for people and used for nothing."""
@@ -133,9 +134,10 @@ class Fleet:
         live.observe(load, now)
         if live.foreign_blocks:
             self._stale_at[replica] = stale_at
+            self._stale_from_s = min(self._stale_from_s, stale_at)
         else:
             self._stale_at.pop(replica, None)
-        self._changed(replica)
+        self._changed(live)
 
     def correct_prefixes(self, replica: ReplicaId, *, held: Sequence[int], lost: Sequence[int]) -> None:
         """By its engine's events; nothing is believed of one that is on its way out, or has no cache now."""
@@ -149,7 +151,7 @@ class Fleet:
 
     def open(self, record: LeaseRecord, assume_first_token_s: float | None) -> None:
         """`assume_first_token_s`: when to take the prompt for prefilled, if nobody will say so."""
-        live = self[record.lease.replica]
+        live = self._replicas[record.lease.replica]
         live.opened(record)
         self.leases[record.lease.id] = record
         self.prefixes.record(live.profile.id, record.lease.request.prefix_hashes)
@@ -158,25 +160,25 @@ class Fleet:
         live.refresh()
 
     def first_token(self, record: LeaseRecord, now: float) -> None:
-        live = self[record.lease.replica]
+        live = self._replicas[record.lease.replica]
         if record.first_token_s is None:
             record.first_token_s = record.last_token_s = now
             live.began(record, now)
         live.prefilled(record, now)
-        self._changed(live.profile.id)
+        self._changed(live)
 
     def grow(self, record: LeaseRecord, emitted_tokens: int, now: float) -> None:
-        live = self[record.lease.replica]
+        live = self._replicas[record.lease.replica]
         if live.grew(record, emitted_tokens, now):
-            self._changed(live.profile.id)
+            self._changed(live)
 
     def close(self, lease_id: LeaseId, now: float) -> LeaseRecord | None:
         """None if it is gone already."""
         record = self.leases.pop(lease_id, None)
         if record is not None:
-            live = self[record.lease.replica]
+            live = self._replicas[record.lease.replica]
             live.closed(record, now)
-            self._changed(live.profile.id)
+            self._changed(live)
             if live.retired and not live.ledger.leases:
                 del self._replicas[live.profile.id]
         return record
@@ -227,8 +229,10 @@ class Fleet:
         if self._full_since.get(model) == self.epoch:
             return False  # only a new epoch brings room
         serving = self._serving.get(model)
-        if serving is not None and any(offer.has_room(now) for offer in reversed(serving.values())):
-            return True
+        if serving is not None:
+            for offer in reversed(serving.values()):
+                if offer.has_room(now):
+                    return True
         self._full_since[model] = self.epoch
         self.note_paced(serving.values() if serving is not None else (), now)
         return False
@@ -279,29 +283,31 @@ class Fleet:
 
     def elapse(self, now: float) -> None:
         """Stale figures are dropped, prompts whose first token nobody reports are taken for prefilled."""
-        for replica in [r for r, stale_at in self._stale_at.items() if stale_at <= now]:
-            del self._stale_at[replica]
-            self[replica].foreign_blocks = 0
-            self._changed(replica)
+        if self._stale_from_s <= now:
+            for replica in [r for r, stale_at in self._stale_at.items() if stale_at <= now]:
+                del self._stale_at[replica]
+                live = self._replicas[replica]
+                live.foreign_blocks = 0
+                self._changed(live)
+            self._stale_from_s = min(self._stale_at.values(), default=inf)
         if self._repace_s is not None and self._repace_s <= now:
             paced = [live for live in self if live.offer.wanted_due_s != inf]
             for live in paced:
                 live.elapse(now)
-                self._changed(live.profile.id)
+                self._changed(live)
             self._repace_s = now + _REPACE_S if any(live.offer.wanted_due_s != inf for live in paced) else None
         while (entry := self._assumed.peek()) and entry[0][0] <= now:
             record = self._assumed.pop()
-            self[record.lease.replica].prefilled(record, now)
-            self._changed(record.lease.replica)
+            live = self._replicas[record.lease.replica]
+            live.prefilled(record, now)
+            self._changed(live)
 
     def next_deadline(self) -> float | None:
         """When `elapse` may make room."""
-        times = list(self._stale_at.values())
-        if self._repace_s is not None:
-            times.append(self._repace_s)
+        time_s = min(self._stale_from_s, inf if self._repace_s is None else self._repace_s)
         if (entry := self._assumed.peek()) is not None:
-            times.append(entry[0][0])
-        return min(times, default=None)
+            time_s = min(time_s, entry[0][0])
+        return time_s if time_s < inf else None
 
     def check(self) -> None:
         """Raises AssertionError where the ledgers do not add up."""
@@ -327,8 +333,7 @@ class Fleet:
                 self._serving.pop(model, None)
                 self.grown_models.add(model)  # its tickets have nobody left to wait for
 
-    def _changed(self, replica: ReplicaId) -> None:
-        live = self[replica]
+    def _changed(self, live: LiveReplica) -> None:
         if live.refresh():
             self._grew(live)
 
