@@ -11,6 +11,7 @@ from itertools import count
 from math import inf
 
 from batching.blocks import UNBOUNDED
+from batching.column_placement import MANY, place_among
 from batching.decisions import Decisions
 from batching.estimators import Estimators, KnownLength
 from batching.fleet import Fleet
@@ -161,8 +162,8 @@ class Filling:
             heappush(heads, (head[0], head[1].order, head[1], lane))  # orders are unique: they carry the ticket's id
 
     def _try(self, waiting: Waiting, now: float) -> list[Placed]:
-        ticket = waiting.ticket
-        offers = self._fleet.offers(ticket.request.model, since=waiting.tested_epoch)
+        ticket, since = waiting.ticket, waiting.tested_epoch
+        offers = self._fleet.offers(ticket.request.model, since=since)
         if not offers:
             return []
         if now >= waiting.estimated_s + _ESTIMATES_S:
@@ -171,14 +172,22 @@ class Filling:
             waiting.need = need
             # A smaller need may fit where the greater one did not.
             if need.forecast_tokens < before.forecast_tokens or need.cached_tokens != before.cached_tokens:
+                since = -1
                 offers = self._fleet.offers(ticket.request.model)
         self.evaluations += len(offers)
-        placement = place(waiting.need, offers, now, hold=self._holds and waiting.may_hold, by_cost=self._by_cost)
+        placement = self._choose(waiting, offers, since, now)
         if placement is None:
             waiting.tested_epoch = self._fleet.epoch
             self._fleet.note_paced(offers, now)
             return []
         return [self._commit(waiting, placement, offers, now)]
+
+    def _choose(self, waiting: Waiting, offers: Sequence[Offer], since: int, now: float) -> Placement | None:
+        hold = self._holds and waiting.may_hold
+        if len(offers) < MANY:
+            return place(waiting.need, offers, now, hold=hold, by_cost=self._by_cost)
+        columns, tested = self._fleet.columns(waiting.need.request.model, since=since)
+        return place_among(waiting.need, columns, tested, now, hold=hold, by_cost=self._by_cost)
 
     def _commit(self, waiting: Waiting, placement: Placement, offers: Sequence[Offer], now: float) -> Placed:
         ticket, request = waiting.ticket, waiting.ticket.request

@@ -11,6 +11,7 @@ from math import inf
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
+from batching.columns import Columns, Mask
 from batching.lazy_heap import LazyHeap
 from batching.ledger import LeaseRecord
 from batching.live_replica import LiveReplica
@@ -66,6 +67,7 @@ class Fleet:
         self._kinds: dict[str, tuple[float, tuple[_Kind, ...]]] = {}
         self._repace_s: float | None = None  # when to look at replicas that refused for their streams' sake
         self._full_since: dict[str, int] = {}  # by model: the epoch in which nobody had room
+        self._columns = Columns()
         self.prefixes = PrefixIndex()
         self.leases: dict[LeaseId, LeaseRecord] = {}
         self.known_models: set[str] = set()  # ever served: the configured models and adapters
@@ -79,6 +81,7 @@ class Fleet:
         live = self._replicas.get(profile.id)
         if live is None:
             live = self._replicas[profile.id] = LiveReplica(profile, lifecycle, self._scheduling)
+            self._columns.add(live.offer)
             self._index(profile)
         elif live.retired:
             live.retired = False
@@ -98,9 +101,9 @@ class Fleet:
         live.retired = True
         if Lifecycle.DRAINING in TRANSITIONS[live.lifecycle]:
             live.lifecycle = Lifecycle.DRAINING
-        live.refresh()
+        self._rewritten(live)
         if not live.ledger.leases:
-            del self._replicas[replica]
+            self._forget(live)
 
     def update(self, profile: ReplicaProfile) -> None:
         """Price, capacity or models became known or changed."""
@@ -109,7 +112,7 @@ class Fleet:
             self._unindex(live.profile, frozenset(profile.models))
             self._index(profile, live.offer)
         live.describe(profile)
-        live.refresh()
+        self._rewritten(live)
         self._grew(live)
 
     def set_lifecycle(self, replica: ReplicaId, lifecycle: Lifecycle) -> None:
@@ -157,7 +160,7 @@ class Fleet:
         self.prefixes.record(live.profile.id, record.lease.request.prefix_hashes)
         if assume_first_token_s is not None:
             self._assumed.push((assume_first_token_s, record.lease.id), record)
-        live.refresh()
+        self._rewritten(live)
 
     def first_token(self, record: LeaseRecord, now: float) -> None:
         live = self._replicas[record.lease.replica]
@@ -171,6 +174,8 @@ class Fleet:
         live = self._replicas[record.lease.replica]
         if live.grew(record, emitted_tokens, now):
             self._changed(live)
+        else:
+            self._columns.change(live.profile.id)  # when its streams are due was written
 
     def close(self, lease_id: LeaseId, now: float) -> LeaseRecord | None:
         """None if it is gone already."""
@@ -180,7 +185,7 @@ class Fleet:
             live.closed(record, now)
             self._changed(live)
             if live.retired and not live.ledger.leases:
-                del self._replicas[live.profile.id]
+                self._forget(live)
         return record
 
     def protect(self, replica: ReplicaId, ticket: int | None) -> None:
@@ -188,6 +193,7 @@ class Fleet:
         live = self._replicas.get(replica)
         if live is not None:
             live.offer.protected_for = ticket
+            self._columns.change(replica)
             if ticket is None:
                 self._grew(live)
 
@@ -219,6 +225,11 @@ class Fleet:
         if since < 0:
             return list(serving.values())
         return list(takewhile(lambda offer: offer.epoch > since, reversed(serving.values())))
+
+    def columns(self, model: str, *, since: int = -1) -> tuple[Columns, Mask]:
+        """The same as `offers`, as columns of the fleet and which rows of them. O(changes) and a few vector operations."""
+        self._columns.read()
+        return self._columns, self._columns.grown(model, self.each_offer(model), since)
 
     def each_offer(self, model: str) -> Iterable[Offer]:
         """All of a model, to look at before anything changes."""
@@ -315,6 +326,7 @@ class Fleet:
         assert sorted(leased) == sorted(self.leases), "leases"
         for live in self:
             live.ledger.check()
+        self._columns.check()
 
     def _awaits_first_token(self, record: LeaseRecord) -> bool:
         return record.prefill_tokens > 0 and record.lease.id in self.leases
@@ -322,24 +334,35 @@ class Fleet:
     def _index(self, profile: ReplicaProfile, offer: Offer | None = None) -> None:
         self.known_models.update(profile.models)
         for model in profile.models:
+            self._columns.reassign(model)
             serving = self._serving.setdefault(model, OrderedDict())
             serving.setdefault(profile.id, offer or self[profile.id].offer)
 
     def _unindex(self, profile: ReplicaProfile, keep: frozenset[str]) -> None:
         for model in set(profile.models) - keep:
+            self._columns.reassign(model)
             serving = self._serving.get(model, OrderedDict())
             serving.pop(profile.id, None)
             if not serving:
                 self._serving.pop(model, None)
                 self.grown_models.add(model)  # its tickets have nobody left to wait for
 
+    def _forget(self, live: LiveReplica) -> None:
+        del self._replicas[live.profile.id]
+        self._columns.remove(live.profile.id)
+
+    def _rewritten(self, live: LiveReplica) -> bool:
+        self._columns.change(live.profile.id)
+        return live.refresh()
+
     def _changed(self, live: LiveReplica) -> None:
-        if live.refresh():
+        if self._rewritten(live):
             self._grew(live)
 
     def _grew(self, live: LiveReplica) -> None:
         self.epoch += 1
         live.offer.epoch = self.epoch
+        self._columns.change(live.profile.id)
         if live.retired:
             return
         for model in live.profile.models:

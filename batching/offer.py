@@ -12,7 +12,7 @@ from batching.request import ReplicaId
 from config.schema import CostTier
 
 _NEVER = float("inf")
-_SPARED_RATIO = 0.1  # of the KV cache: batch leaves it to those who are watched
+SPARED_RATIO = 0.1  # of the KV cache: batch leaves it to those who are watched
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -78,7 +78,7 @@ class Offer:
         A tenth of KV cache and sequences, and no prompt waits behind more than one engine step of such work.
         """
         return (
-            self.headroom_ratio >= _SPARED_RATIO
+            self.headroom_ratio >= SPARED_RATIO
             and self.free_sequences > self.spared_sequences
             and self.prefill_tokens + new_tokens <= max(self.chunk_tokens, new_tokens)
         )
@@ -93,8 +93,12 @@ class Offer:
         ahead_s = max(self.prefill_end_s - now, self.prefill_rest_s)
         until_s = now + self.held_up_ratio * ahead_s + max(0.0, more_s - steps * self.pace_s)
         if until_s > self.due_s:
-            self.wanted_due_s = min(self.wanted_due_s, until_s)
+            self.want(until_s)
         return until_s
+
+    def want(self, due_s: float) -> None:
+        """Something was refused that fits once its streams are due no sooner."""
+        self.wanted_due_s = min(self.wanted_due_s, due_s)
 
     def free_tokens(self) -> tuple[float, ...] | None:
         """Tokens free at each horizon of the forecast of the sum (kv_forecast); None: there is none. Made when first asked for."""
