@@ -26,11 +26,9 @@ from batching.placement import (
     without_prefix,
 )
 from batching.request import ServiceTier
-from config.schema import CostTier
 
-# Offers from which on columns are cheaper than the loop: numpy's calls cost as much as scoring some thirty replicas.
-MANY: Final = 32
-_SPOT: Final = frozenset({CostTier.SPOT})
+# Offers from which on columns are cheaper than the loop: numpy's calls cost as much as scoring some forty replicas.
+MANY: Final = 48
 
 
 @dataclass(slots=True)
@@ -68,7 +66,7 @@ def place_among(
     _drop_full(need, columns, fitting, blocks)
     scored = _scored(need, columns, cached, blocks, now)
     _drop_held_up(columns, fitting, scored)
-    rows = np.flatnonzero(fitting)
+    rows = fitting.nonzero()[0]
     if not rows.size:
         return None
     choice = _choose(need, scored, columns, rows, now, hold=hold, by_cost=by_cost)
@@ -124,14 +122,14 @@ def _drop_full(need: Need, columns: Columns, fitting: Mask, blocks: Column) -> N
     """Those whose cache would not hold it, by reservations or by forecast."""
     free = columns.numbers.free_blocks
     tight = fitting & (columns.numbers.empty == 0) & ((blocks > free) | (free <= 0))
-    for row in np.flatnonzero(tight).tolist():
+    for row in tight.nonzero()[0].tolist():
         fitting[row] = fits_cache(need, columns.offers[row], int(blocks[row]))
 
 
 def _drop_held_up(columns: Columns, fitting: Mask, scored: _Scored) -> None:
     """Those whose streams cannot bear so much prefill; it is noted what they would have to bear, as by `held_up_until`."""
     late = fitting & (columns.numbers.empty == 0) & (scored.until_s > columns.numbers.due_s)
-    for row in np.flatnonzero(late).tolist():
+    for row in late.nonzero()[0].tolist():
         columns.offers[row].want(float(scored.until_s[row]))
     fitting &= ~late
 
@@ -154,9 +152,8 @@ def _scored(need: Need, columns: Columns, cached: Column, blocks: Column, now: f
     machine_s = (compute_s + attention_s) * o.price_factor
     machine_s += decode_tokens * need.request.sequences * (o.price_decode_s + kv_s) / o.batch
     usd = o.usd_per_s * machine_s
-    spot = columns.of_tiers(_SPOT)
-    if spot.any():
-        usd[spot] *= (1 + SPOT_HAZARD_PER_S * (ttft_s + decode_tokens * tpot_s))[spot]
+    if (spot := columns.spot).size:
+        usd[spot] *= 1 + SPOT_HAZARD_PER_S * (ttft_s[spot] + decode_tokens * tpot_s[spot])
     return _Scored(usd, machine_s, ttft_s, tpot_s, cached, blocks, own_s, until_s)
 
 
@@ -169,16 +166,16 @@ def _choose(
     """(the choice, its runner-up, the reason), or None where the request is held."""
     left_s, tpot_s = need.first_token_due_s - now, need.tpot_objective_s * TPOT_RATIO
     ttft_s = scored.ttft_s[rows]
-    meeting = (ttft_s <= left_s * MEET_RATIO) & (scored.tpot_s[rows] <= tpot_s)
-    with_ease = rows[meeting & (ttft_s <= left_s * EASE_RATIO)] if by_cost else rows[:0]
-    if with_ease.size:
-        pool = with_ease
-        best, reason = _cheapest(need, scored, columns, pool)
-    elif meeting.any() or not hold:
-        pool = rows[meeting] if meeting.any() else rows
-        best, reason = _roomiest(columns.numbers, pool[_near(scored.ttft_s[pool])]), "fallback"
-    else:
+    paced = scored.tpot_s[rows] <= tpot_s
+    with_ease = rows[(ttft_s <= left_s * EASE_RATIO) & paced] if by_cost else rows[:0]
+    meeting = with_ease if with_ease.size else rows[(ttft_s <= left_s * MEET_RATIO) & paced]
+    pool = meeting if meeting.size or hold else rows
+    if not pool.size:
         return None
+    if with_ease.size:
+        best, reason = _cheapest(need, scored, columns, pool)
+    else:
+        best, reason = _roomiest(columns.numbers, pool[_near(scored.ttft_s[pool])]), "fallback"
     others = pool[pool != best]
     if not others.size:
         return best, None, reason

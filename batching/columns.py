@@ -20,8 +20,7 @@ Mask = NDArray[np.bool_]
 Rows = NDArray[np.intp]
 
 _MAX_HITS: Final = 64  # prompts' beginnings whose holders are kept as a column: 8 kB each with a thousand replicas
-_TIERS: Final = tuple(CostTier)
-_TIER_CODES: Final = {tier: code for code, tier in enumerate(_TIERS)}
+_SPOT: Final = CostTier.SPOT  # an enum's member costs a call to look up
 
 
 class Numbers(NamedTuple):
@@ -74,7 +73,8 @@ class Columns:
         self._serving: dict[str, Mask] = {}
         self._hits: dict[int, tuple[Mapping[ReplicaId, int], Column]] = {}
         self._table: Column = np.empty((len(Numbers._fields), 0))
-        self._tiers: Rows = np.empty(0, np.intp)
+        self._tiers: list[CostTier | None] = []
+        self.spot: Rows = np.empty(0, np.intp)  # the rows of this tier
         self.numbers = Numbers(*self._table)
         self.offers: list[Offer] = []  # of each row
 
@@ -129,7 +129,7 @@ class Columns:
 
     def of_tiers(self, tiers: frozenset[CostTier]) -> Mask:
         """Replicas of these cost tiers."""
-        return np.array([tier in tiers for tier in _TIERS])[self._tiers]
+        return np.array([tier in tiers for tier in self._tiers], np.bool_)
 
     def none_of(self, replicas: Iterable[ReplicaId]) -> Mask:
         """All others."""
@@ -148,7 +148,8 @@ class Columns:
         self.offers = [offer for _, offer in sorted(self._by_id.items())]
         self._rows = {offer.replica: row for row, offer in enumerate(self.offers)}
         self._table = np.empty((len(Numbers._fields), len(self.offers)))
-        self._tiers = np.empty(len(self.offers), np.intp)
+        self._tiers = [None] * len(self.offers)
+        self.spot = self.spot[:0]
         self.numbers = Numbers(*self._table)
         self._serving.clear()
         self._hits.clear()
@@ -157,7 +158,11 @@ class Columns:
         self._write(list(range(len(self.offers))))
 
     def _write(self, rows: list[int]) -> None:
-        if rows:
-            offers = [self.offers[row] for row in rows]
-            self._table[:, rows] = np.array([_numbers_of(offer) for offer in offers], float).T  # None becomes nan
-            self._tiers[rows] = [_TIER_CODES[offer.cost_tier] for offer in offers]
+        retiered = False
+        for row in rows:
+            offer = self.offers[row]
+            self._table[:, row] = _numbers_of(offer)  # None becomes nan
+            if self._tiers[row] is not offer.cost_tier:
+                self._tiers[row], retiered = offer.cost_tier, True
+        if retiered:
+            self.spot = np.array([row for row, tier in enumerate(self._tiers) if tier is _SPOT], np.intp)
