@@ -111,6 +111,8 @@ class Filling:
         for _, _, waiting in fresh:
             if self._fleet.has_room(waiting.ticket.request.model, now):
                 placed += self._try(waiting, now)
+            else:
+                waiting.tested_epoch = self._fleet.epoch  # it fits nowhere: later only what has grown is looked at
         for lane in lanes:
             lane.fresh.clear()
             lane.grown = False
