@@ -182,6 +182,8 @@ class Filling:
             waiting.tested_epoch = self._fleet.epoch
             self._fleet.note_paced(offers, now)
             return []
+        if since < 0 and self._decisions is not None:
+            offers = list(self._fleet.each_offer(ticket.request.model))  # for the record, also those that are full
         return [self._commit(waiting, placement, offers, now)]
 
     def _choose(self, waiting: Waiting, offers: Sequence[Offer], since: int, now: float) -> Placement | None:

@@ -1,6 +1,6 @@
 """All replicas, and the only writer of their state.
 
-Keeps, per model, the offers in the order in which room last grew, so that a request that fitted nowhere is tested again
+Keeps, per model, the offers with slots in the order in which room last grew, so that a request that fitted nowhere is tested again
 only where something has changed. Decides nothing: who goes where is placement's business.
 """
 
@@ -60,7 +60,10 @@ class Fleet:
         self._scheduling = scheduling
         self._stale_after_s = stale_after_s
         self._replicas: dict[ReplicaId, LiveReplica] = {}
-        self._serving: dict[str, OrderedDict[ReplicaId, Offer]] = {}
+        self._serving: dict[str, dict[ReplicaId, Offer]] = {}
+        self._roomy: dict[
+            str, OrderedDict[ReplicaId, Offer]
+        ] = {}  # of them, those with slots, in the order in which they grew
         self._stale_at: dict[ReplicaId, float] = {}  # of replicas with foreign blocks: when to stop believing in them
         self._stale_from_s = inf  # none of them sooner: they are looked through when it has come
         self._assumed: LazyHeap[tuple[float, int], LeaseRecord] = LazyHeap(self._awaits_first_token)
@@ -218,34 +221,33 @@ class Fleet:
         return [self._replicas[replica] for replica in self._serving.get(model, ())]
 
     def offers(self, model: str, *, since: int = -1) -> list[Offer]:
-        """Where room grew after epoch `since`, latest first. O(answer)."""
-        serving = self._serving.get(model)
-        if serving is None:
+        """With slots, and where room grew after epoch `since`, latest first. O(answer)."""
+        roomy = self._roomy.get(model)
+        if roomy is None:
             return []
         if since < 0:
-            return list(serving.values())
-        return list(takewhile(lambda offer: offer.epoch > since, reversed(serving.values())))
+            return list(roomy.values())
+        return list(takewhile(lambda offer: offer.epoch > since, reversed(roomy.values())))
 
     def columns(self, model: str, *, since: int = -1) -> tuple[Columns, Mask]:
-        """The same as `offers`, as columns of the fleet and which rows of them. O(changes) and a few vector operations."""
+        """The same as columns of the fleet, and which of their rows; some without slots are among them. O(changes)."""
         self._columns.read()
         return self._columns, self._columns.grown(model, self.each_offer(model), since)
 
     def each_offer(self, model: str) -> Iterable[Offer]:
-        """All of a model, to look at before anything changes."""
+        """Of all that serve a model, to look at before anything changes."""
         return self._serving.get(model, _NONE).values()
 
     def has_room(self, model: str, now: float) -> bool:
         """Whether anything at all could be placed for this model; latest growth first, so usually O(1); once an epoch else."""
         if self._full_since.get(model) == self.epoch:
             return False  # only a new epoch brings room
-        serving = self._serving.get(model)
-        if serving is not None:
-            for offer in reversed(serving.values()):
+        if (roomy := self._roomy.get(model)) is not None:
+            for offer in reversed(roomy.values()):
                 if offer.has_room(now):
                     return True
         self._full_since[model] = self.epoch
-        self.note_paced(serving.values() if serving is not None else (), now)
+        self.note_paced(self.each_offer(model), now)
         return False
 
     def note_paced(self, offers: Iterable[Offer], now: float) -> None:
@@ -326,6 +328,8 @@ class Fleet:
         assert sorted(leased) == sorted(self.leases), "leases"
         for live in self:
             live.ledger.check()
+            for model in () if live.retired else live.profile.models:
+                assert live.offer.has_slots == (live.profile.id in self._roomy[model]), "roomy"
         self._columns.check()
 
     def _awaits_first_token(self, record: LeaseRecord) -> bool:
@@ -335,16 +339,18 @@ class Fleet:
         self.known_models.update(profile.models)
         for model in profile.models:
             self._columns.reassign(model)
-            serving = self._serving.setdefault(model, OrderedDict())
-            serving.setdefault(profile.id, offer or self[profile.id].offer)
+            self._serving.setdefault(model, {}).setdefault(profile.id, offer or self[profile.id].offer)
+            self._roomy.setdefault(model, OrderedDict())
 
     def _unindex(self, profile: ReplicaProfile, keep: frozenset[str]) -> None:
         for model in set(profile.models) - keep:
             self._columns.reassign(model)
-            serving = self._serving.get(model, OrderedDict())
+            serving = self._serving.get(model, {})
             serving.pop(profile.id, None)
+            self._roomy[model].pop(profile.id, None)
             if not serving:
                 self._serving.pop(model, None)
+                del self._roomy[model]
                 self.grown_models.add(model)  # its tickets have nobody left to wait for
 
     def _forget(self, live: LiveReplica) -> None:
@@ -352,8 +358,14 @@ class Fleet:
         self._columns.remove(live.profile.id)
 
     def _rewritten(self, live: LiveReplica) -> bool:
-        self._columns.change(live.profile.id)
-        return live.refresh()
+        replica = live.profile.id
+        self._columns.change(replica)
+        grown = live.refresh()
+        if not live.offer.has_slots:
+            for model in live.profile.models:
+                if (roomy := self._roomy.get(model)) is not None:
+                    roomy.pop(replica, None)
+        return grown
 
     def _changed(self, live: LiveReplica) -> None:
         if self._rewritten(live):
@@ -365,6 +377,9 @@ class Fleet:
         self._columns.change(live.profile.id)
         if live.retired:
             return
-        for model in live.profile.models:
-            self._serving[model].move_to_end(live.profile.id)
+        if live.offer.has_slots:
+            for model in live.profile.models:
+                roomy = self._roomy[model]
+                roomy[live.profile.id] = live.offer
+                roomy.move_to_end(live.profile.id)
         self.grown_models.update(live.profile.models)

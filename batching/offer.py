@@ -62,14 +62,17 @@ class Offer:
     batch: int = 32  # sequences a step is shared by when the replica is in use
     prefix_trust_ratio: float = 1.0  # learned: cached tokens reported over expected
 
+    @property
+    def has_slots(self) -> bool:
+        """Whether any request at all is within its sequences and its prefill."""
+        return self.open and (self.empty or (self.free_sequences > 0 and self.free_prefill_tokens > 0))
+
     def has_room(self, now: float) -> bool:
         """Whether anything at all could be placed here."""
-        if not self.open or self.protected_for is not None:
+        if self.protected_for is not None or not self.has_slots:
             return False
         if self.empty:
             return True
-        if self.free_sequences <= 0 or self.free_prefill_tokens <= 0:
-            return False
         return self.due_s == _NEVER or self.held_up_until(now, 0.0, 0) <= self.due_s
 
     def has_to_spare(self, new_tokens: int) -> bool:
