@@ -8,7 +8,6 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import takewhile
 from math import inf
-from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from batching.columns import Columns, Mask
@@ -27,7 +26,7 @@ from config.schema import Scheduling
 HOPEFUL = frozenset({Lifecycle.READY, Lifecycle.STARTING, Lifecycle.WARMING, Lifecycle.ASLEEP, Lifecycle.WAKING})
 _REPACE_S = 0.5
 _KINDS_S = 0.5  # a new kind of replica, or what was learned of one, may be noticed so late
-_NONE: Final[Mapping[ReplicaId, Offer]] = MappingProxyType({})
+_NONE: Final[Mapping[ReplicaId, Offer]] = {}
 CACHE_LOST = frozenset({Lifecycle.DOWN, Lifecycle.ASLEEP, Lifecycle.STARTING})
 
 

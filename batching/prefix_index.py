@@ -6,7 +6,6 @@ from what was placed, is corrected by what engines tell, and is forgotten with t
 
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
-from types import MappingProxyType
 from typing import Final
 
 from batching.request import ReplicaId
@@ -17,7 +16,7 @@ MAX_CHUNKS: Final = 262_144
 # Of one prompt: a million-token prompt must not cost milliseconds a decision, nor sweep the index.
 MAX_CHUNKS_PER_PROMPT: Final = 1024
 _MAX_ANSWERS: Final = 64  # kept to be given again: some 100 kB each with a thousand replicas
-_NOBODY: Final[Mapping[ReplicaId, int]] = MappingProxyType({})
+_NOBODY: Final[Mapping[ReplicaId, int]] = {}
 _MAX_BITS: Final = 4096  # of the holders' masks: half a kilobyte; then the forgotten ones are squeezed out
 
 
