@@ -93,8 +93,8 @@ class Offer:
 
         Later than `due_s`, it is noted what `due_s` would have to be, so that the fleet can tell when it is worth asking again.
         """
-        ahead_s = max(self.prefill_end_s - now, self.prefill_rest_s)
-        until_s = now + self.held_up_ratio * ahead_s + max(0.0, more_s - steps * self.pace_s)
+        until_s = now + self.held_up_ratio * max(self.prefill_end_s - now, self.prefill_rest_s)
+        until_s += max(0.0, more_s - steps * self.pace_s)
         if until_s > self.due_s:
             self.want(until_s)
         return until_s

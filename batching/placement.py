@@ -114,9 +114,10 @@ def place(
     if not rows:
         return None
     left_s, tpot_s = need.first_token_due_s - now, need.tpot_objective_s * TPOT_RATIO
-    pool = [row for row in rows if row[_TTFT] <= left_s * MEET_RATIO and row[_TPOT] <= tpot_s]
+    meets_s, eased_s = left_s * MEET_RATIO, left_s * EASE_RATIO
+    pool = [row for row in rows if row[_TTFT] <= meets_s and row[_TPOT] <= tpot_s]
     meets = bool(pool)
-    with_ease = [row for row in pool if row[_TTFT] <= left_s * EASE_RATIO] if by_cost else []
+    with_ease = [row for row in pool if row[_TTFT] <= eased_s] if by_cost else []
     if with_ease:
         pool = with_ease
         best, reason = _cheapest(need, pool)

@@ -38,9 +38,9 @@ class PrefixIndex:
         The answer may be shared by all who ask alike, so that ten thousand that wait for a thousand replicas can keep theirs.
         """
         levels: list[tuple[int, int]] = []
-        mask, depth = self._believed, 0
+        mask, depth, holders = self._believed, 0, self._holders
         for chunk in hashes[:MAX_CHUNKS_PER_PROMPT]:
-            still = mask & self._holders.get(chunk, 0)
+            still = mask & holders.get(chunk, 0)
             if still != mask:
                 if depth:
                     levels.append((mask & ~still, depth * unit))
@@ -58,11 +58,17 @@ class PrefixIndex:
         if bit is None:
             bit = self._admit(replica)
         # Deepest first, so that the shared beginnings are the youngest and the last to be evicted.
+        holders = self._holders
         for chunk in reversed(hashes[:MAX_CHUNKS_PER_PROMPT]):
-            self._holders[chunk] = self._holders.get(chunk, 0) | bit
-            self._holders.move_to_end(chunk)
-        while len(self._holders) > self._max_chunks:
-            self._holders.popitem(last=False)
+            known = holders.get(chunk)
+            if known is None:
+                holders[chunk] = bit
+                continue
+            if not known & bit:
+                holders[chunk] = known | bit
+            holders.move_to_end(chunk)
+        while len(holders) > self._max_chunks:
+            holders.popitem(last=False)
 
     def drop(self, replica: ReplicaId, hashes: Iterable[int]) -> None:
         """Its engine has evicted these chunks: what lies behind them is not matched any more either."""
