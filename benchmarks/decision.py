@@ -184,7 +184,10 @@ def main() -> None:
             name = f"full/replicas={case.replicas}/queued={case.queued}"
             print(f"{name}: {arrival:.0f} us an arrival, {ending:.0f} us an ending and the next one's placement {aim}")
         if not case.queued or case.replicas > 8:
-            print(f"idle/replicas={case.replicas}: {idle(case.replicas)[0]:.0f} us an arrival and its placement {aim}")
+            if case.replicas * SLOTS > STEPS:  # else most would find it full
+                print(
+                    f"idle/replicas={case.replicas}: {idle(case.replicas)[0]:.0f} us an arrival and its placement {aim}"
+                )
             arrival, ending = half(case.replicas)
             name = f"half/replicas={case.replicas}"
             print(f"{name}: {arrival:.0f} us an arrival and its placement, {ending:.0f} us an ending {aim}", flush=True)
