@@ -51,11 +51,12 @@ class CharsPerToken:
 class Lengths:
     """Output lengths of one kind of request, as seen lately: quantiles, mean and the chance to go on."""
 
-    __slots__ = ("_below", "_counts", "_quantiles", "_sum", "_survivals", "_tails", "_total", "samples")
+    __slots__ = ("_below", "_counts", "_quantiles", "_sum", "_survivals", "_tails", "_total", "_used", "samples")
 
     def __init__(self) -> None:
         self._counts = [0.0] * _BINS
-        self._below: list[float] = []  # answers in each bin and those before it
+        self._used = 1  # bins up to the longest answer's
+        self._below: list[float] = []  # answers in each of them and those before it
         self._quantiles: dict[float, int] = {}
         self._tails: list[float] = []
         self._survivals: dict[int, tuple[float, ...]] = {}
@@ -64,7 +65,9 @@ class Lengths:
         self.samples = 0
 
     def add(self, tokens: int) -> None:
-        self._counts[min(_BINS - 1, ceil(_BINS_PER_OCTAVE * log2(tokens)))] += 1
+        place = min(_BINS - 1, ceil(_BINS_PER_OCTAVE * log2(tokens)))
+        self._counts[place] += 1
+        self._used = max(self._used, place + 1)
         self._total += 1
         self._sum += tokens
         self.samples += 1
@@ -86,8 +89,8 @@ class Lengths:
         known = self._quantiles.get(q)
         if known is None:
             if not self._below:
-                self._below = list(accumulate(self._counts))
-            index = min(bisect_left(self._below, q * self._total - 1e-9), _BINS - 1)
+                self._below = list(accumulate(self._counts[: self._used]))
+            index = min(bisect_left(self._below, q * self._total - 1e-9), self._used - 1)
             known = self._quantiles[q] = ceil(2 ** (index / _BINS_PER_OCTAVE))
         return known
 
