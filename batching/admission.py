@@ -31,11 +31,9 @@ def refuse_unservable(request: Request, fleet: Fleet) -> None:
     if request.model not in fleet.known_models:
         raise Rejected(Reason.UNKNOWN_MODEL)
     minimum = min_output_tokens(request)
-    if any(
-        offer.open and could_ever_hold(request, offer, min_output_tokens=minimum)
-        for offer in fleet.offers(request.model)
-    ):
-        return
+    for offer in fleet.each_offer(request.model):  # the first that could is enough
+        if offer.open and could_ever_hold(request, offer, min_output_tokens=minimum):
+            return
     serving = fleet.serving(request.model)
     if not serving:
         raise Rejected(Reason.NO_REPLICA)
@@ -57,16 +55,15 @@ def _refuse_long(request: Request, serving: Sequence[LiveReplica]) -> None:
         raise Rejected(Reason.CONTEXT_LENGTH, limit=limit)
 
 
-def refuse_full(request: Request, queue: WaitingQueue, config: QueueConfig, retry_after_s: float) -> None:
-    """Raises `Rejected` with the bound that this request would break."""
-    bounds = (
-        (len(queue) + 1, config.max_requests),
-        (queue.bytes + request.body_bytes, config.max_bytes),
-        (queue.tokens + request.prompt_tokens, config.max_tokens),
-    )
-    for filled, limit in bounds:
-        if filled > limit:
-            raise Rejected(Reason.QUEUE_FULL, retry_after_s=retry_after_s, limit=limit)
+def bound_broken(request: Request, queue: WaitingQueue, config: QueueConfig) -> int | None:
+    """The bound of the queue that this request would break."""
+    if len(queue) >= config.max_requests:
+        return config.max_requests
+    if queue.bytes + request.body_bytes > config.max_bytes:
+        return config.max_bytes
+    if queue.tokens + request.prompt_tokens > config.max_tokens:
+        return config.max_tokens
+    return None
 
 
 def retry_after_s(predicted_wait_s: float | None, *, unknown_s: float) -> float:

@@ -3,6 +3,8 @@
 Every estimate is O(1) in memory per key, and keys are models and replicas of the fleet. Decides nothing.
 """
 
+from bisect import bisect_left
+from itertools import accumulate
 from math import ceil, exp, log2
 from typing import Final, NamedTuple
 
@@ -50,11 +52,24 @@ class CharsPerToken:
 class Lengths:
     """Output lengths of one kind of request, as seen lately: quantiles, mean and the chance to go on."""
 
-    __slots__ = ("_counts", "_quantiles", "_sum", "_survivals", "_tails", "_total", "audit", "samples")
+    __slots__ = (
+        "_below",
+        "_counts",
+        "_quantiles",
+        "_sum",
+        "_survivals",
+        "_tails",
+        "_total",
+        "_used",
+        "audit",
+        "samples",
+    )
 
     def __init__(self, *, doubted: bool = True) -> None:
         self.audit = Tally(doubted=doubted)  # of the mean, against the client's own bound
         self._counts = [0.0] * _BINS
+        self._used = 1  # bins up to the longest answer's
+        self._below: list[float] = []  # answers in each of them and those before it
         self._quantiles: dict[float, int] = {}
         self._tails: list[float] = []
         self._survivals: dict[int, tuple[float, ...]] = {}
@@ -63,7 +78,9 @@ class Lengths:
         self.samples = 0
 
     def add(self, tokens: int) -> None:
-        self._counts[min(_BINS - 1, ceil(_BINS_PER_OCTAVE * log2(tokens)))] += 1
+        place = min(_BINS - 1, ceil(_BINS_PER_OCTAVE * log2(tokens)))
+        self._counts[place] += 1
+        self._used = max(self._used, place + 1)
         self._total += 1
         self._sum += tokens
         self.samples += 1
@@ -71,6 +88,7 @@ class Lengths:
             self._counts = [count / 2 for count in self._counts]
             self._total /= 2
             self._sum /= 2
+        self._below.clear()
         self._quantiles.clear()
         if self.samples % _SURVIVAL_EVERY == 0:
             self._tails.clear()
@@ -83,11 +101,10 @@ class Lengths:
         """The upper edge of the bin it falls in."""
         known = self._quantiles.get(q)
         if known is None:
-            below, wanted, index = 0.0, q * self._total, -1
-            while below < wanted - 1e-9 and index < _BINS - 1:
-                index += 1
-                below += self._counts[index]
-            known = self._quantiles[q] = ceil(2 ** (max(index, 0) / _BINS_PER_OCTAVE))
+            if not self._below:
+                self._below = list(accumulate(self._counts[: self._used]))
+            index = min(bisect_left(self._below, q * self._total - 1e-9), self._used - 1)
+            known = self._quantiles[q] = ceil(2 ** (index / _BINS_PER_OCTAVE))
         return known
 
     def survival(self, emitted: int, bound: int) -> tuple[float, ...]:
@@ -183,11 +200,11 @@ class OutputLengths:
 
     def lengths(self, model: str, max_output_tokens: int | None) -> Lengths:
         """What was seen of such requests; it goes on learning."""
-        key = model, _octave(max_output_tokens)
-        lengths = self._lengths.get(key)
-        if lengths is None:
-            lengths = self._lengths[key] = Lengths(doubted=self._doubting)
-        return lengths
+        kind = (model, _octave(max_output_tokens))
+        known = self._lengths.get(kind)
+        if known is None:
+            known = self._lengths[kind] = Lengths(doubted=self._doubting)
+        return known
 
     def least(self, model: str, max_output_tokens: int | None) -> int:
         """Tokens that nearly every answer reaches; few until it is known."""
@@ -279,7 +296,10 @@ class Estimators:
         self.drains: dict[str, DrainRate] = {}
 
     def note_placed(self, model: str, now: float) -> None:
-        self.drains.setdefault(model, DrainRate()).note(now)
+        drain = self.drains.get(model)
+        if drain is None:
+            drain = self.drains[model] = DrainRate()
+        drain.note(now)
 
     def drain_rate(self, model: str, now: float) -> float | None:
         drain = self.drains.get(model)

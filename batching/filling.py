@@ -11,6 +11,7 @@ from itertools import count
 from math import inf
 
 from batching.blocks import UNBOUNDED
+from batching.column_placement import MANY, place_among
 from batching.decisions import Decisions
 from batching.estimators import Estimators, KnownLength, LengthForecast
 from batching.fleet import Fleet
@@ -25,6 +26,7 @@ from config.schema import Mechanism, ModelKind, Objectives, Scheduling
 _ESTIMATES_S = 0.25  # what was learned since is looked up so often for one that waits
 _PROTECTED_RATIO = 0.25  # of a model's replicas: kept for heads that nothing but a rest of the replica makes room for
 _TTFT_BASE_TOKENS = 1000  # the objective grows with prompts beyond it (config.schema.Objectives)
+_EMBEDDING, _BATCH = ModelKind.EMBEDDING, ServiceTier.BATCH  # an enum's member costs a call to look up
 
 
 class Filling:
@@ -45,6 +47,8 @@ class Filling:
         self._lease_ids = count(1)
         self._holds = not scheduling.without & {Mechanism.HOLD, Mechanism.LATE_LAST}
         self._by_cost = Mechanism.COST not in scheduling.without
+        self._by_prefix = Mechanism.PREFIX not in scheduling.without
+        self._late_last = Mechanism.LATE_LAST not in scheduling.without
         self._decisions = decisions
         self.evaluations = 0
 
@@ -53,15 +57,15 @@ class Filling:
         outputs = self._estimators.outputs
         known = request.known_output_tokens
         bound = request.max_output_tokens if known is None else known
-        if request.kind is ModelKind.EMBEDDING:
+        embeds = request.kind is _EMBEDDING
+        if embeds:
             length = LengthForecast(0, 0, 0, 0)
         elif known is not None:
             length = LengthForecast(known, known, known, known)
         else:
             length = outputs.forecast(request.model, bound)
         ttft_s, tpot_s = _objectives(request, self._scheduling.objectives)
-        looks = request.prefix_chunk_tokens and Mechanism.PREFIX not in self._scheduling.without
-        matched = self._fleet.prefixes.match(request.prefix_hashes) if looks else {}
+        looks = request.prefix_chunk_tokens and self._by_prefix
         return Need(
             request=request,
             ticket=ticket,
@@ -71,15 +75,17 @@ class Filling:
             prior_tokens=length.prior,
             ttft_objective_s=ttft_s,
             tpot_objective_s=tpot_s,
-            min_output_tokens=0 if request.kind is ModelKind.EMBEDDING else 1,
+            min_output_tokens=0 if embeds else 1,
             output_bound=UNBOUNDED if bound is None else bound,
             lengths=outputs.lengths(request.model, bound) if known is None else KnownLength(known),
-            cached_tokens={replica: chunks * request.prefix_chunk_tokens for replica, chunks in matched.items()},
+            cached_tokens=self._fleet.prefixes.match(request.prefix_hashes, request.prefix_chunk_tokens)
+            if looks
+            else {},
         )
 
     def late_at_s(self, need: Need, now: float) -> float | None:
         """When the request can no longer meet its objective, even on an idle replica; None: that is never said of it."""
-        if Mechanism.LATE_LAST in self._scheduling.without or need.ttft_objective_s == inf:
+        if not self._late_last or need.ttft_objective_s == inf:
             return None
         quickest_s = self._fleet.quickest_s(need, now)
         return None if quickest_s is None else need.first_token_due_s - quickest_s
@@ -96,19 +102,19 @@ class Filling:
                 for waiting in tuple(lane.protected):
                     placed += self._try(waiting, now)
             # One arrival alone is tested alone: all before it have been found not to fit.
-            walked = [lane for lane in lanes if lane.grown or len(lane.fresh) > 1]
-            placed += self._walk(walked, now)
+            if walked := [lane for lane in lanes if lane.grown or len(lane.fresh) > 1]:
+                placed += self._walk(walked, now)
             placed += self._try_fresh(lanes, now)
         return placed
 
     def _try_fresh(self, lanes: list[Lane], now: float) -> list[Placed]:
         placed: list[Placed] = []
-        for _, _, waiting, own in sorted(
-            (w.rank, w.order, w, lane) for lane in lanes for w in lane.fresh if w.queued and w.tested_epoch < 0
-        ):
+        fresh = [(w.rank, w.order, w, lane) for lane in lanes for w in lane.fresh if w.tested_epoch < 0 and w.queued]
+        fresh.sort()
+        for _, _, waiting, own in fresh:
             if not self._fleet.has_room(own.model, now):
-                continue
-            if done := self._try(waiting, now):
+                waiting.tested_epoch = self._fleet.epoch  # it fits nowhere: later only what has grown is looked at
+            elif done := self._try(waiting, now):
                 placed += done
             else:
                 self._block(own, waiting, now)
@@ -163,8 +169,8 @@ class Filling:
             heappush(heads, (head[0], head[1].order, head[1], lane))  # orders are unique: they carry the ticket's id
 
     def _try(self, waiting: Waiting, now: float) -> list[Placed]:
-        ticket = waiting.ticket
-        offers = self._fleet.offers(ticket.request.model, since=waiting.tested_epoch)
+        ticket, since = waiting.ticket, waiting.tested_epoch
+        offers = self._fleet.offers(ticket.request.model, since=since)
         if not offers:
             return []
         if now >= waiting.estimated_s + _ESTIMATES_S:
@@ -173,14 +179,24 @@ class Filling:
             waiting.need = need
             # A smaller need may fit where the greater one did not.
             if need.forecast_tokens < before.forecast_tokens or need.cached_tokens != before.cached_tokens:
+                since = -1
                 offers = self._fleet.offers(ticket.request.model)
         self.evaluations += len(offers)
-        placement = place(waiting.need, offers, now, hold=self._holds and waiting.may_hold, by_cost=self._by_cost)
+        placement = self._choose(waiting, offers, since, now)
         if placement is None:
             waiting.tested_epoch = self._fleet.epoch
             self._fleet.note_paced(offers, now)
             return []
+        if since < 0 and self._decisions is not None:
+            offers = list(self._fleet.each_offer(ticket.request.model))  # for the record, also those that are full
         return [self._commit(waiting, placement, offers, now)]
+
+    def _choose(self, waiting: Waiting, offers: Sequence[Offer], since: int, now: float) -> Placement | None:
+        hold = self._holds and waiting.may_hold
+        if len(offers) < MANY:
+            return place(waiting.need, offers, now, hold=hold, by_cost=self._by_cost)
+        columns, tested = self._fleet.columns(waiting.need.request.model, since=since)
+        return place_among(waiting.need, columns, tested, now, hold=hold, by_cost=self._by_cost)
 
     def _commit(self, waiting: Waiting, placement: Placement, offers: Sequence[Offer], now: float) -> Placed:
         ticket, request = waiting.ticket, waiting.ticket.request
@@ -280,7 +296,7 @@ def _has(tenant: str, heads: Sequence[Waiting]) -> bool:
 
 
 def _objectives(request: Request, objectives: Objectives) -> tuple[float, float]:
-    if request.service_tier is ServiceTier.BATCH:  # nobody watches: cheap is all that counts
-        return float("inf"), float("inf")
+    if request.service_tier is _BATCH:  # nobody watches: cheap is all that counts
+        return inf, inf
     beyond = max(0, request.prompt_tokens - _TTFT_BASE_TOKENS)
     return objectives.ttft_s + objectives.ttft_s_per_prompt_token * beyond, objectives.tpot_s

@@ -1,15 +1,16 @@
 """All replicas, and the only writer of their state.
 
-Keeps, per model, the offers in the order in which room last grew, so that a request that fitted nowhere is tested again
+Keeps, per model, the offers with slots in the order in which room last grew, so that a request that fitted nowhere is tested again
 only where something has changed. Decides nothing: who goes where is placement's business.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import takewhile
 from math import inf
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
+from batching.columns import Columns, Mask
 from batching.lazy_heap import LazyHeap
 from batching.ledger import LeaseRecord
 from batching.live_replica import LiveReplica
@@ -25,6 +26,7 @@ from config.schema import Scheduling
 HOPEFUL = frozenset({Lifecycle.READY, Lifecycle.STARTING, Lifecycle.WARMING, Lifecycle.ASLEEP, Lifecycle.WAKING})
 _REPACE_S = 0.5
 _KINDS_S = 0.5  # a new kind of replica, or what was learned of one, may be noticed so late
+_NONE: Final[Mapping[ReplicaId, Offer]] = {}
 CACHE_LOST = frozenset({Lifecycle.DOWN, Lifecycle.ASLEEP, Lifecycle.STARTING})
 
 
@@ -57,12 +59,17 @@ class Fleet:
         self._scheduling = scheduling
         self._stale_after_s = stale_after_s
         self._replicas: dict[ReplicaId, LiveReplica] = {}
-        self._serving: dict[str, OrderedDict[ReplicaId, Offer]] = {}
+        self._serving: dict[str, dict[ReplicaId, Offer]] = {}
+        self._roomy: dict[
+            str, OrderedDict[ReplicaId, Offer]
+        ] = {}  # of them, those with slots, in the order in which they grew
         self._stale_at: dict[ReplicaId, float] = {}  # of replicas with foreign blocks: when to stop believing in them
+        self._stale_from_s = inf  # none of them sooner: they are looked through when it has come
         self._assumed: LazyHeap[tuple[float, int], LeaseRecord] = LazyHeap(self._awaits_first_token)
         self._kinds: dict[str, tuple[float, tuple[_Kind, ...]]] = {}
         self._repace_s: float | None = None  # when to look at replicas that refused for their streams' sake
         self._full_since: dict[str, int] = {}  # by model: the epoch in which nobody had room
+        self._columns = Columns()
         self.prefixes = PrefixIndex()
         self.leases: dict[LeaseId, LeaseRecord] = {}
         self.known_models: set[str] = set()  # ever served: the configured models and adapters
@@ -75,7 +82,8 @@ class Fleet:
         """A retired replica may come back under its id while its last leases run."""
         live = self._replicas.get(profile.id)
         if live is None:
-            self._replicas[profile.id] = LiveReplica(profile, lifecycle, self._scheduling)
+            live = self._replicas[profile.id] = LiveReplica(profile, lifecycle, self._scheduling)
+            self._columns.add(live.offer)
             self._index(profile)
         elif live.retired:
             live.retired = False
@@ -84,7 +92,7 @@ class Fleet:
             self.update(profile)
         else:
             raise ValueError(f"replica {profile.id!r} is in the fleet already")
-        self._changed(profile.id)
+        self._changed(live)
 
     def remove(self, replica: ReplicaId) -> None:
         """At once, or with its last lease; nothing is placed there from now on."""
@@ -95,9 +103,9 @@ class Fleet:
         live.retired = True
         if Lifecycle.DRAINING in TRANSITIONS[live.lifecycle]:
             live.lifecycle = Lifecycle.DRAINING
-        live.refresh()
+        self._rewritten(live)
         if not live.ledger.leases:
-            del self._replicas[replica]
+            self._forget(live)
 
     def update(self, profile: ReplicaProfile) -> None:
         """Price, capacity or models became known or changed."""
@@ -106,7 +114,7 @@ class Fleet:
             self._unindex(live.profile, frozenset(profile.models))
             self._index(profile, live.offer)
         live.describe(profile)
-        live.refresh()
+        self._rewritten(live)
         self._grew(live)
 
     def set_lifecycle(self, replica: ReplicaId, lifecycle: Lifecycle) -> None:
@@ -119,7 +127,7 @@ class Fleet:
         live.lifecycle = lifecycle
         if lifecycle in CACHE_LOST:
             self.prefixes.forget(replica)
-        self._changed(replica)
+        self._changed(live)
 
     def observe(self, replica: ReplicaId, load: EngineLoad, now: float) -> None:
         """A report that is stale on arrival is kept for people and used for nothing."""
@@ -131,9 +139,10 @@ class Fleet:
         live.observe(load, now)
         if live.foreign_blocks:
             self._stale_at[replica] = stale_at
+            self._stale_from_s = min(self._stale_from_s, stale_at)
         else:
             self._stale_at.pop(replica, None)
-        self._changed(replica)
+        self._changed(live)
 
     def correct_prefixes(self, replica: ReplicaId, *, held: Sequence[int], lost: Sequence[int]) -> None:
         """By its engine's events; nothing is believed of one that is on its way out, or has no cache now."""
@@ -147,7 +156,7 @@ class Fleet:
 
     def open(self, record: LeaseRecord, assume_first_token_s: float | None) -> None:
         """`assume_first_token_s`: when to take the prompt for prefilled, if nobody will say so."""
-        live = self[record.lease.replica]
+        live = self._replicas[record.lease.replica]
         live.opened(record)
         self.leases[record.lease.id] = record
         request = record.lease.request
@@ -157,35 +166,38 @@ class Fleet:
             )
         if assume_first_token_s is not None:
             self._assumed.push((assume_first_token_s, record.lease.id), record)
-        live.refresh()
+        self._rewritten(live)
 
     def first_token(self, record: LeaseRecord, now: float) -> None:
-        live = self[record.lease.replica]
+        live = self._replicas[record.lease.replica]
         if record.first_token_s is None:
             record.first_token_s = record.last_token_s = now
             live.began(record, now)
         live.prefilled(record, now)
-        self._changed(live.profile.id)
+        self._changed(live)
 
     def fell_silent(self, record: LeaseRecord, now: float) -> None:
         """It was asked first and another replica gave the first token."""
-        self[record.lease.replica].fell_silent(record, now)
-        self._changed(record.lease.replica)
+        live = self._replicas[record.lease.replica]
+        live.fell_silent(record, now)
+        self._changed(live)
 
     def grow(self, record: LeaseRecord, emitted_tokens: int, now: float) -> None:
-        live = self[record.lease.replica]
+        live = self._replicas[record.lease.replica]
         if live.grew(record, emitted_tokens, now):
-            self._changed(live.profile.id)
+            self._changed(live)
+        else:
+            self._columns.change(live.profile.id)  # when its streams are due was written
 
     def close(self, lease_id: LeaseId, now: float) -> LeaseRecord | None:
         """None if it is gone already."""
         record = self.leases.pop(lease_id, None)
         if record is not None:
-            live = self[record.lease.replica]
+            live = self._replicas[record.lease.replica]
             live.closed(record, now)
-            self._changed(live.profile.id)
+            self._changed(live)
             if live.retired and not live.ledger.leases:
-                del self._replicas[live.profile.id]
+                self._forget(live)
         return record
 
     def protect(self, replica: ReplicaId, ticket: int | None) -> None:
@@ -193,6 +205,7 @@ class Fleet:
         live = self._replicas.get(replica)
         if live is not None:
             live.offer.protected_for = ticket
+            self._columns.change(replica)
             if ticket is None:
                 self._grew(live)
 
@@ -221,23 +234,33 @@ class Fleet:
         return [self._replicas[replica] for replica in self._serving.get(model, ())]
 
     def offers(self, model: str, *, since: int = -1) -> list[Offer]:
-        """Where room grew after epoch `since`, latest first. O(answer)."""
-        serving = self._serving.get(model)
-        if serving is None:
+        """With slots, and where room grew after epoch `since`, latest first. O(answer)."""
+        roomy = self._roomy.get(model)
+        if roomy is None:
             return []
         if since < 0:
-            return list(serving.values())
-        return list(takewhile(lambda offer: offer.epoch > since, reversed(serving.values())))
+            return list(roomy.values())
+        return list(takewhile(lambda offer: offer.epoch > since, reversed(roomy.values())))
+
+    def columns(self, model: str, *, since: int = -1) -> tuple[Columns, Mask]:
+        """The same as columns of the fleet, and which of their rows; some without slots are among them. O(changes)."""
+        self._columns.read()
+        return self._columns, self._columns.grown(model, self.each_offer(model), since)
+
+    def each_offer(self, model: str) -> Iterable[Offer]:
+        """Of all that serve a model, to look at before anything changes."""
+        return self._serving.get(model, _NONE).values()
 
     def has_room(self, model: str, now: float) -> bool:
         """Whether anything at all could be placed for this model; latest growth first, so usually O(1); once an epoch else."""
         if self._full_since.get(model) == self.epoch:
             return False  # only a new epoch brings room
-        serving = self._serving.get(model)
-        if serving is not None and any(offer.has_room(now) for offer in reversed(serving.values())):
-            return True
+        if (roomy := self._roomy.get(model)) is not None:
+            for offer in reversed(roomy.values()):
+                if offer.has_room(now):
+                    return True
         self._full_since[model] = self.epoch
-        self.note_paced(serving.values() if serving is not None else (), now)
+        self.note_paced(self.each_offer(model), now)
         return False
 
     def note_paced(self, offers: Iterable[Offer], now: float) -> None:
@@ -260,13 +283,15 @@ class Fleet:
                 sorted({_kind(live.offer) for live in self.serving(model) if live.offer.open}, key=lambda k: k.token_s)
             )
             self._kinds[model] = (now, kinds)
-        new = prompt - min(max(need.cached_tokens.values(), default=0), prompt - 1)
-        times = (
-            kind.step_s + kind.token_s * new + kind.attention_s * new * (prompt - new / 2)
-            for kind in kinds
-            if kind.decode_s <= need.tpot_objective_s and prompt + need.min_output_tokens <= kind.longest_tokens
-        )
-        return min(times, default=None)
+        new, longest = prompt, prompt + need.min_output_tokens
+        if need.cached_tokens:
+            new -= min(max(need.cached_tokens.values()), prompt - 1)
+        quickest_s = inf
+        for kind in kinds:
+            if kind.decode_s <= need.tpot_objective_s and longest <= kind.longest_tokens:
+                time_s = kind.step_s + kind.token_s * new + kind.attention_s * new * (prompt - new / 2)
+                quickest_s = min(quickest_s, time_s)
+        return quickest_s if quickest_s < inf else None
 
     def soonest(self, need: Need) -> ReplicaId | None:
         """The replica that would fit it first, of those not protected for somebody else."""
@@ -288,29 +313,31 @@ class Fleet:
 
     def elapse(self, now: float) -> None:
         """Stale figures are dropped, prompts whose first token nobody reports are taken for prefilled."""
-        for replica in [r for r, stale_at in self._stale_at.items() if stale_at <= now]:
-            del self._stale_at[replica]
-            self[replica].foreign_blocks = 0
-            self._changed(replica)
+        if self._stale_from_s <= now:
+            for replica in [r for r, stale_at in self._stale_at.items() if stale_at <= now]:
+                del self._stale_at[replica]
+                live = self._replicas[replica]
+                live.foreign_blocks = 0
+                self._changed(live)
+            self._stale_from_s = min(self._stale_at.values(), default=inf)
         if self._repace_s is not None and self._repace_s <= now:
             paced = [live for live in self if live.offer.wanted_due_s != inf]
             for live in paced:
                 live.elapse(now)
-                self._changed(live.profile.id)
+                self._changed(live)
             self._repace_s = now + _REPACE_S if any(live.offer.wanted_due_s != inf for live in paced) else None
         while (entry := self._assumed.peek()) and entry[0][0] <= now:
             record = self._assumed.pop()
-            self[record.lease.replica].prefilled(record, now)
-            self._changed(record.lease.replica)
+            live = self._replicas[record.lease.replica]
+            live.prefilled(record, now)
+            self._changed(live)
 
     def next_deadline(self) -> float | None:
         """When `elapse` may make room."""
-        times = list(self._stale_at.values())
-        if self._repace_s is not None:
-            times.append(self._repace_s)
+        time_s = min(self._stale_from_s, inf if self._repace_s is None else self._repace_s)
         if (entry := self._assumed.peek()) is not None:
-            times.append(entry[0][0])
-        return min(times, default=None)
+            time_s = min(time_s, entry[0][0])
+        return time_s if time_s < inf else None
 
     def check(self) -> None:
         """Raises AssertionError where the ledgers do not add up."""
@@ -318,6 +345,9 @@ class Fleet:
         assert sorted(leased) == sorted(self.leases), "leases"
         for live in self:
             live.ledger.check()
+            for model in () if live.retired else live.profile.models:
+                assert live.offer.has_slots == (live.profile.id in self._roomy[model]), "roomy"
+        self._columns.check()
 
     def _awaits_first_token(self, record: LeaseRecord) -> bool:
         return record.prefill_tokens > 0 and record.lease.id in self.leases
@@ -325,27 +355,48 @@ class Fleet:
     def _index(self, profile: ReplicaProfile, offer: Offer | None = None) -> None:
         self.known_models.update(profile.models)
         for model in profile.models:
-            serving = self._serving.setdefault(model, OrderedDict())
-            serving.setdefault(profile.id, offer or self[profile.id].offer)
+            self._columns.reassign(model)
+            self._serving.setdefault(model, {}).setdefault(profile.id, offer or self[profile.id].offer)
+            self._roomy.setdefault(model, OrderedDict())
 
     def _unindex(self, profile: ReplicaProfile, keep: frozenset[str]) -> None:
         for model in set(profile.models) - keep:
-            serving = self._serving.get(model, OrderedDict())
+            self._columns.reassign(model)
+            serving = self._serving.get(model, {})
             serving.pop(profile.id, None)
+            self._roomy[model].pop(profile.id, None)
             if not serving:
                 self._serving.pop(model, None)
+                del self._roomy[model]
                 self.grown_models.add(model)  # its tickets have nobody left to wait for
 
-    def _changed(self, replica: ReplicaId) -> None:
-        live = self[replica]
-        if live.refresh():
+    def _forget(self, live: LiveReplica) -> None:
+        del self._replicas[live.profile.id]
+        self._columns.remove(live.profile.id)
+
+    def _rewritten(self, live: LiveReplica) -> bool:
+        replica = live.profile.id
+        self._columns.change(replica)
+        grown = live.refresh()
+        if not live.offer.has_slots:
+            for model in live.profile.models:
+                if (roomy := self._roomy.get(model)) is not None:
+                    roomy.pop(replica, None)
+        return grown
+
+    def _changed(self, live: LiveReplica) -> None:
+        if self._rewritten(live):
             self._grew(live)
 
     def _grew(self, live: LiveReplica) -> None:
         self.epoch += 1
         live.offer.epoch = self.epoch
+        self._columns.change(live.profile.id)
         if live.retired:
             return
-        for model in live.profile.models:
-            self._serving[model].move_to_end(live.profile.id)
+        if live.offer.has_slots:
+            for model in live.profile.models:
+                roomy = self._roomy[model]
+                roomy[live.profile.id] = live.offer
+                roomy.move_to_end(live.profile.id)
         self.grown_models.update(live.profile.models)

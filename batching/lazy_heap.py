@@ -33,9 +33,12 @@ class LazyHeap(Generic[K, V]):
 
     def peek(self) -> tuple[K, V] | None:
         """The least live entry."""
-        while self._entries and not self._alive(self._entries[0][1]):
-            heappop(self._entries)
-        return self._entries[0] if self._entries else None
+        entries = self._entries
+        while entries:
+            if self._alive(entries[0][1]):
+                return entries[0]
+            heappop(entries)
+        return None
 
     def pop(self) -> V:
         """The value that `peek` has just shown."""

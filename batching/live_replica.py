@@ -33,6 +33,7 @@ _PREFIX_RATIO = 0.9  # of the KV cache: the rest holds answers, and of prompts w
 _REST_RATIO = 0.25
 _TIGHT_RATIO = 0.7  # of the KV blocks reserved at high quantiles: from here on the sum is forecast
 _LONGEST_SILENCE_S = 30.0  # after which a replica that left requests without a first token is tried again
+_READY = Lifecycle.READY  # an enum's member costs a call to look up
 _PACE_MARGIN_RATIO = 0.95  # of the TPOT objective that streams are kept to: step times are means
 
 
@@ -62,6 +63,7 @@ class LiveReplica:
         self._stepped: tuple[float, int] | None = None  # since when only decoding: (time, steps)
         self.offer = Offer(replica=profile.id)
         self._step: StepModel
+        self._guards = Mechanism.ITL_GUARD not in scheduling.without
         self.describe(profile)
 
     @property
@@ -92,6 +94,9 @@ class LiveReplica:
         capacity_tokens = UNBOUNDED if profile.kv_blocks is None else profile.kv_blocks * self.block_size
         offer.longest_tokens = min(offer.max_model_len, capacity_tokens)
         offer.chunk_tokens = profile.max_num_batched_tokens or _DEFAULT_CHUNK_TOKENS
+        self._limit_prefill(profile.max_num_batched_tokens)
+        watermark = ceil(self._scheduling.kv_watermark_ratio * (profile.kv_blocks or 0))
+        self._usable_blocks = None if profile.kv_blocks is None else profile.kv_blocks - watermark
         if not self.ledger.leases:
             objective_s = self._scheduling.objectives.tpot_s * _PACE_MARGIN_RATIO
             decode_s = step.overhead_s + step.weights_s + step.kv_token_s * _TYPICAL_BATCH * _TYPICAL_TOKENS
@@ -160,7 +165,7 @@ class LiveReplica:
         self._now = now
         if record.first_token_s is not None and self.pace.advance(record):
             self._learn_step(now)
-            if Mechanism.ITL_GUARD not in self._scheduling.without:
+            if self._guards:
                 self.offer.due_s = self.pace.due_s(now)  # for who arrives next; who was turned away is told below
             if inf > self.offer.wanted_due_s <= self.offer.binding_s(now):
                 return True
@@ -188,14 +193,17 @@ class LiveReplica:
     def refresh(self) -> bool:
         """Rewrites the offer; True if something that did not fit before may fit now."""
         offer, ledger = self.offer, self.ledger
-        before = (offer.open, offer.empty, offer.free_sequences, offer.free_blocks, offer.prefill_tokens)
-        offer.open = self.lifecycle is Lifecycle.READY and not self.retired
+        was_open, was_empty, sequences, blocks, prefill = (
+            offer.open, offer.empty, offer.free_sequences, offer.free_blocks, offer.prefill_tokens,
+        )  # fmt: skip
+        offer.open = self.lifecycle is _READY and not self.retired
         offer.empty = not ledger.leases
-        limit = self.max_num_seqs
+        limit = self.profile.max_num_seqs or self.learned.limit
         offer.free_sequences = limit - ledger.sequences
         offer.spared_sequences = limit // 10
         offer.prefill_tokens = ledger.prefill_tokens
-        offer.free_prefill_tokens = self._free_prefill_tokens()
+        ahead = ledger.prefill_tokens
+        offer.free_prefill_tokens = UNBOUNDED if ahead <= self._prefill_free_to else self._prefill_budget - ahead
         offer.free_blocks, offer.headroom_ratio = self._free_blocks(limit)
         offer.known_free_tokens, offer.forecast = None, self._forecast
         offer.batch = min(limit, _TYPICAL_BATCH)
@@ -205,11 +213,11 @@ class LiveReplica:
             offer.wanted_due_s = inf
         return offer.open and (
             eased
-            or not before[0]
-            or offer.empty > before[1]
-            or offer.free_sequences > before[2]
-            or offer.free_blocks > before[3]
-            or offer.prefill_tokens < before[4]  # also what batch and the streams can bear depends on it
+            or not was_open
+            or offer.empty > was_empty
+            or offer.free_sequences > sequences
+            or offer.free_blocks > blocks
+            or offer.prefill_tokens < prefill  # also what batch and the streams can bear depends on it
         )
 
     def _refresh_times(self) -> None:
@@ -229,7 +237,7 @@ class LiveReplica:
         offer.prefill_end_s = max(self._prefill_end_s, self.silent_until_s)
         offer.prefill_rest_s = _REST_RATIO * ledger.prefill_s
         offer.step_wait_s = 0.0 if offer.empty else offer.decode_s / 2
-        if Mechanism.ITL_GUARD in self._scheduling.without:
+        if not self._guards:
             return
         if ledger.prefill_s:
             given_s = self.pace.objective_s * ceil(ledger.prefill_tokens / offer.chunk_tokens)
@@ -250,21 +258,19 @@ class LiveReplica:
             need.learned_tokens, need.prior_tokens, cached,
         )  # fmt: skip
 
-    def _free_prefill_tokens(self) -> int:
-        step, ahead = self.profile.max_num_batched_tokens, self.ledger.prefill_tokens
+    def _limit_prefill(self, step: int | None) -> None:
         if step is None or Mechanism.LATE_BINDING in self._scheduling.without:
-            return UNBOUNDED
+            self._prefill_free_to, self._prefill_budget = inf, UNBOUNDED
+            return
         # A prompt longer than the budget goes behind at most what is short of its last step: it has to go somewhere.
-        if ahead <= max(0.0, self._scheduling.prefill_chunks - 1) * step:
-            return UNBOUNDED
-        return int(self._scheduling.prefill_chunks * step) - ahead
+        self._prefill_free_to = max(0.0, self._scheduling.prefill_chunks - 1) * step
+        self._prefill_budget = int(self._scheduling.prefill_chunks * step)
 
     def _free_blocks(self, sequence_limit: int) -> tuple[int, float]:
-        blocks = self.profile.kv_blocks
-        if blocks is None:
+        if self._usable_blocks is None or self.profile.kv_blocks is None:
             return UNBOUNDED, 1 - self.ledger.sequences / sequence_limit
         used = self.ledger.reserved_blocks + self.foreign_blocks
-        return blocks - ceil(self._scheduling.kv_watermark_ratio * blocks) - used, 1 - used / blocks
+        return self._usable_blocks - used, 1 - used / self.profile.kv_blocks
 
     def _forecast(self) -> tuple[float, ...] | None:
         """Only where reserving every lease's own quantile would begin to bind."""

@@ -12,7 +12,7 @@ from batching.request import ReplicaId
 from config.schema import CostTier
 
 _NEVER = float("inf")
-_SPARED_RATIO = 0.1  # of the KV cache: batch leaves it to those who are watched
+SPARED_RATIO = 0.1  # of the KV cache: batch leaves it to those who are watched
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -63,14 +63,17 @@ class Offer:
     batch: int = 32  # sequences a step is shared by when the replica is in use
     prefix_trust_ratio: float = 1.0  # learned: cached tokens reported over expected
 
+    @property
+    def has_slots(self) -> bool:
+        """Whether any request at all is within its sequences and its prefill."""
+        return self.open and (self.empty or (self.free_sequences > 0 and self.free_prefill_tokens > 0))
+
     def has_room(self, now: float) -> bool:
         """Whether anything at all could be placed here."""
-        if not self.open or self.protected_for is not None:
+        if self.protected_for is not None or not self.has_slots:
             return False
         if self.empty:
             return True
-        if self.free_sequences <= 0 or self.free_prefill_tokens <= 0:
-            return False
         return self.bears(now, 0.0, 0)
 
     def has_to_spare(self, new_tokens: int) -> bool:
@@ -79,7 +82,7 @@ class Offer:
         A tenth of KV cache and sequences, and no prompt waits behind more than one engine step of such work.
         """
         return (
-            self.headroom_ratio >= _SPARED_RATIO
+            self.headroom_ratio >= SPARED_RATIO
             and self.free_sequences > self.spared_sequences
             and self.prefill_tokens + new_tokens <= max(self.chunk_tokens, new_tokens)
         )
@@ -95,7 +98,7 @@ class Offer:
         wanted_s = self.held_up_until(now, more_s, steps) - lent_s
         if wanted_s <= due_s:
             return True
-        self.wanted_due_s = min(self.wanted_due_s, wanted_s)
+        self.want(wanted_s)
         return False
 
     def binding_s(self, now: float) -> float:
@@ -109,6 +112,10 @@ class Offer:
         """
         ahead_s = max(self.prefill_end_s - now, self.prefill_rest_s)
         return now + self.held_up_ratio * ahead_s + max(0.0, more_s - steps * self.pace_s)
+
+    def want(self, due_s: float) -> None:
+        """Something was refused that fits once its streams are due no sooner."""
+        self.wanted_due_s = min(self.wanted_due_s, due_s)
 
     def free_tokens(self) -> tuple[float, ...] | None:
         """Tokens free at each horizon of the forecast of the sum (kv_forecast); None: there is none. Made when first asked for."""

@@ -19,22 +19,25 @@ from batching.request import ReplicaId, Request, ServiceTier
 from config.schema import CostTier
 
 # Of the time that is left until the first token is due. Within the first share money decides; up to the second the earliest.
-_EASE_RATIO = 0.2
-_MEET_RATIO = 0.95
-_TPOT_RATIO = (
+EASE_RATIO = 0.2
+MEET_RATIO = 0.95
+TPOT_RATIO = (
     0.9  # of the TPOT objective: what is prefilled later slows down what runs; the guard keeps that within bounds
 )
 # A head that was passed over is borne sooner: streams are lent what so many tokens will gain them once it is prefilled. Measured:
 # 0, 5, 10 give nine light tenants beside a greedy one 1.6, 1.5, 1.4 times the p99 TTFT they have alone, at the same highest rate.
-_LENT_TO_HEAD_TOKENS = 10
-_EQUAL_RATIO = 1.01  # predictions are not better than 1 %
-_NEVER = float("inf")
+LENT_TO_HEAD_TOKENS = 10
+EQUAL_RATIO = 1.01  # predictions are not better than 1 %
+_SPOT, _BATCH = CostTier.SPOT, ServiceTier.BATCH  # an enum's member costs a call to look up
 _ROUNDING = 1 + 1e-9
 # Reclaims per second and spot machine: one in 20 hours, the order of published spot interruption rates (5 % an hour).
-_SPOT_HAZARD_PER_S = 0.05 / 3600
+SPOT_HAZARD_PER_S = 0.05 / 3600
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+# These three are made for every request and not `frozen`, though nobody writes to them: freezing triples what making one costs.
+
+
+@dataclass(slots=True, kw_only=True)
 class Score:
     """One candidate's figures; seconds, dollars, tokens."""
 
@@ -49,7 +52,7 @@ class Score:
     prefill_s: float = 0.0  # ... until its prompt is prefilled, if nothing else is
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Placement:
     """The choice, and why: `explain()` prints the formula with its values."""
 
@@ -70,7 +73,7 @@ class Placement:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Need:
     """What one request asks of a replica, estimates resolved; made anew when it is tested anew."""
 
@@ -94,7 +97,7 @@ class Need:
 
 
 # (usd, machine_s, ttft_s, tpot_s, cached tokens, blocks, offer, prefill_s): a bare tuple, as one is made for every replica scored.
-_Row = tuple[float, float, float, float, int, int, Offer, float]
+Row = tuple[float, float, float, float, int, int, Offer, float]
 _USD: Final = 0
 _MACHINE: Final = 1
 _TTFT: Final = 2
@@ -114,10 +117,11 @@ def place(
     rows = _fitting(need, offers, now)
     if not rows:
         return None
-    left_s, tpot_s = need.first_token_due_s - now, need.tpot_objective_s * _TPOT_RATIO
-    pool = [row for row in rows if row[_TTFT] <= left_s * _MEET_RATIO and row[_TPOT] <= tpot_s]
+    left_s, tpot_s = need.first_token_due_s - now, need.tpot_objective_s * TPOT_RATIO
+    meets_s, eased_s = left_s * MEET_RATIO, left_s * EASE_RATIO
+    pool = [row for row in rows if row[_TTFT] <= meets_s and row[_TPOT] <= tpot_s]
     meets = bool(pool)
-    with_ease = [row for row in pool if row[_TTFT] <= left_s * _EASE_RATIO] if by_cost else []
+    with_ease = [row for row in pool if row[_TTFT] <= eased_s] if by_cost else []
     if with_ease:
         pool = with_ease
         best, reason = _cheapest(need, pool)
@@ -127,16 +131,21 @@ def place(
     else:
         return None
     others = [row for row in pool if row is not best]
-    shown = (best, min(others, key=itemgetter(_USD, _MACHINE))) if others else (best,)
-    scores = tuple(_public(need, row, now) for row in shown)
-    offer = best[_OFFER]
+    shown = [best, min(others, key=itemgetter(_USD, _MACHINE))] if others else [best]
+    return explained(need, shown, reason, len(rows), now)
+
+
+def explained(need: Need, shown: Sequence[Row], reason: str, considered: int, now: float) -> Placement:
+    """The placement on the first of `shown`; the other is its runner-up."""
+    scores = tuple([_public(need, row, now) for row in shown])
+    offer = shown[0][_OFFER]
     return Placement(
         replica=offer.replica,
         cost_tier=offer.cost_tier,
         reason=reason,
         score=scores[0],
         candidates=scores,
-        considered=len(rows),
+        considered=considered,
     )
 
 
@@ -180,7 +189,7 @@ def prefill_steps(offer: Offer, new: int, cached: int) -> tuple[int, float]:
     """
     steps = -(-new // offer.chunk_tokens)
     compute_s, weights_s = offer.token_s * new, steps * offer.weights_s
-    return steps, (steps * offer.chunk_s + max(compute_s, weights_s) + offer.attention_s * new * (cached + new / 2))
+    return steps, steps * offer.chunk_s + max(compute_s, weights_s) + offer.attention_s * new * (cached + new / 2)
 
 
 def holder(need: Need, block_size: int) -> Holder:
@@ -191,7 +200,7 @@ def holder(need: Need, block_size: int) -> Holder:
     return Holder(tokens, request.sequences, survival, need.output_bound)
 
 
-def _fits_cache(need: Need, offer: Offer, blocks: int) -> bool:
+def fits_cache(need: Need, offer: Offer, blocks: int) -> bool:
     """Reserving at the high quantile fits, or else the forecast of the sum says that it does."""
     if blocks <= offer.free_blocks and offer.free_blocks > 0:
         return True
@@ -201,7 +210,7 @@ def _fits_cache(need: Need, offer: Offer, blocks: int) -> bool:
     return fits(free, holder(need, offer.block_size))
 
 
-def _fitting(need: Need, offers: Sequence[Offer], now: float) -> list[_Row]:
+def _fitting(need: Need, offers: Sequence[Offer], now: float) -> list[Row]:
     """Filter and score, in one flat loop with few calls: it runs for every replica and every decision.
 
     An empty replica takes whatever it could hold at all, so that a request wider than a budget still goes somewhere.
@@ -211,9 +220,9 @@ def _fitting(need: Need, offers: Sequence[Offer], now: float) -> list[_Row]:
     shortest = prompt + need.min_output_tokens
     constrained = request.cost_tiers is not None or bool(request.avoid)
     cached_tokens, decode_tokens = need.cached_tokens, need.expected_tokens
-    spot = CostTier.SPOT
-    patient = request.service_tier is ServiceTier.BATCH
-    rows: list[_Row] = []
+    last = max(prompt - 1, 0)
+    patient = request.service_tier is _BATCH
+    rows: list[Row] = []
     cached = blocks = block_size = max_model_len = 0
     for o in offers:
         if not o.open or shortest > o.longest_tokens or (o.protected_for is not None and o.protected_for != ticket):
@@ -223,39 +232,40 @@ def _fitting(need: Need, offers: Sequence[Offer], now: float) -> list[_Row]:
         empty = o.empty
         if not empty and sequences > o.free_sequences:
             continue
-        if cached_tokens:
-            cached = cached_on(need, o) if o.replica in cached_tokens else 0
+        if cached_tokens:  # as `cached_on`
+            hit = cached_tokens.get(o.replica)
+            cached = min(int(hit * o.prefix_trust_ratio), last) if hit else 0
         new = prompt - cached
         if not empty and (new > o.free_prefill_tokens or (patient and not o.has_to_spare(new))):
             continue
         if o.block_size != block_size or o.max_model_len != max_model_len:  # seldom: replicas of a model are alike
             block_size, max_model_len, blocks = o.block_size, o.max_model_len, blocks_needed(need, o)
-        if not empty and (blocks > o.free_blocks or o.free_blocks <= 0) and not _fits_cache(need, o, blocks):
+        if not empty and (blocks > o.free_blocks or o.free_blocks <= 0) and not fits_cache(need, o, blocks):
             continue
         steps, own_s = prefill_steps(o, new, cached)
         if not empty:
-            lent_s = 0.0 if o.protected_for is None else _LENT_TO_HEAD_TOKENS * (o.pace_s - o.decode_s)
+            lent_s = 0.0 if o.protected_for is None else LENT_TO_HEAD_TOKENS * (o.pace_s - o.decode_s)
             if not o.bears(now, own_s, steps, lent_s):
-                continue
-        ahead_s = max(o.prefill_end_s - now, o.prefill_rest_s)
-        ttft_s = own_s + max(ahead_s, o.step_wait_s)
-        tpot_s = o.decode_s + o.kv_token_s * prompt
+                continue  # its streams cannot bear so much prefill
+        ttft_s = own_s + max(o.prefill_end_s - now, o.prefill_rest_s, o.step_wait_s)
+        kv_s = o.kv_token_s * prompt
+        tpot_s = o.decode_s + kv_s
         # The share of the machine: all of it while prefilling, one of `batch` while decoding. Without the learned factors: they
         # tell this moment's load from the next, and a price that moves with them herds everybody onto one replica.
         machine_s = (o.token_s * new + o.attention_s * new * (cached + new / 2)) * o.price_factor
-        machine_s += decode_tokens * sequences * (o.price_decode_s + o.kv_token_s * prompt) / o.batch
+        machine_s += decode_tokens * sequences * (o.price_decode_s + kv_s) / o.batch
         usd = o.usd_per_s * machine_s
-        if o.cost_tier is spot:  # a reclaim costs the work again
-            usd *= 1 + _SPOT_HAZARD_PER_S * (ttft_s + decode_tokens * tpot_s)
+        if o.cost_tier is _SPOT:  # a reclaim costs the work again
+            usd *= 1 + SPOT_HAZARD_PER_S * (ttft_s + decode_tokens * tpot_s)
         rows.append((usd, machine_s, ttft_s, tpot_s, cached, blocks, o, own_s))
     return rows
 
 
-def _cheapest(need: Need, rows: list[_Row]) -> tuple[_Row, str]:
-    limit = min(rows, key=itemgetter(_USD))[_USD] * _EQUAL_RATIO
+def _cheapest(need: Need, rows: list[Row]) -> tuple[Row, str]:
+    limit = min(rows, key=itemgetter(_USD))[_USD] * EQUAL_RATIO
     near = [row for row in rows if row[_USD] <= limit]
     # Equal in money - reserved or unpriced machines all are - is told apart by how much of a machine it uses.
-    limit = min(near, key=itemgetter(_MACHINE))[_MACHINE] * _EQUAL_RATIO
+    limit = min(near, key=itemgetter(_MACHINE))[_MACHINE] * EQUAL_RATIO
     near = [row for row in near if row[_MACHINE] <= limit]
     best = _roomiest(near)
     if len(near) > 1 and any(row[_CACHED] >= best[_CACHED] for row in near if row is not best):
@@ -263,32 +273,33 @@ def _cheapest(need: Need, rows: list[_Row]) -> tuple[_Row, str]:
     return best, "prefix_hit" if best[_CACHED] and _prefix_decided(need, best, rows) else "cost"
 
 
-def _prefix_decided(need: Need, best: _Row, rows: list[_Row]) -> bool:
-    offer, cached = best[_OFFER], best[_CACHED]
+def without_prefix(need: Need, row: Row) -> tuple[float, float]:
+    """(dollars, seconds of the machine) that it would be if nothing were cached there; a trifle more, for rounding."""
+    offer, cached = row[_OFFER], row[_CACHED]
     prompt = need.request.prompt_tokens
     new = prompt - cached
     saved_s = offer.token_s * cached + offer.attention_s * (prompt**2 / 2 - new * (cached + new / 2))
-    without_s = best[_MACHINE] + offer.price_factor * saved_s
-    without_usd = best[_USD] * without_s / best[_MACHINE]
+    without_s = row[_MACHINE] + offer.price_factor * saved_s
+    return row[_USD] * without_s / row[_MACHINE] * _ROUNDING, without_s * _ROUNDING
+
+
+def _prefix_decided(need: Need, best: Row, rows: list[Row]) -> bool:
     # Had this replica held none of it, would one that holds less have been as good?
-    rivals = [row for row in rows if row is not best]
-    return not rivals or any(
-        row[_CACHED] < cached and (row[_USD], row[_MACHINE]) <= (without_usd * _ROUNDING, without_s * _ROUNDING)
-        for row in rivals
-    )
+    without = without_prefix(need, best)
+    return len(rows) == 1 or any(row[_CACHED] < best[_CACHED] and (row[_USD], row[_MACHINE]) <= without for row in rows)
 
 
-def _earliest(rows: list[_Row]) -> tuple[_Row, str]:
-    limit = min(rows, key=itemgetter(_TTFT))[_TTFT] * _EQUAL_RATIO
+def _earliest(rows: list[Row]) -> tuple[Row, str]:
+    limit = min(rows, key=itemgetter(_TTFT))[_TTFT] * EQUAL_RATIO
     return _roomiest([row for row in rows if row[_TTFT] <= limit]), "fallback"
 
 
-def _roomiest(rows: list[_Row]) -> _Row:
+def _roomiest(rows: list[Row]) -> Row:
     # Ids break ties, so that the same events always give the same placements.
     return rows[0] if len(rows) == 1 else min(rows, key=lambda row: (-row[_OFFER].headroom_ratio, row[_OFFER].replica))
 
 
-def _public(need: Need, row: _Row, now: float) -> Score:
+def _public(need: Need, row: Row, now: float) -> Score:
     usd, machine_s, ttft_s, tpot_s, cached, blocks, offer, prefill_s = row
     free = offer.free_blocks
     return Score(

@@ -6,7 +6,7 @@ cache holds: engines evict the least recently used, too. Does not know tokens or
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from batching.request import ReplicaId
@@ -16,6 +16,8 @@ from batching.request import ReplicaId
 MAX_CHUNKS: Final = 262_144
 # Of one prompt: a million-token prompt must not cost milliseconds a decision, nor sweep the index.
 MAX_CHUNKS_PER_PROMPT: Final = 1024
+_MAX_ANSWERS: Final = 64  # kept to be given again: some 100 kB each with a thousand replicas
+_NOBODY: Final[Mapping[ReplicaId, int]] = {}
 _MAX_BITS: Final = 4096  # of the holders' masks: half a kilobyte; then the forgotten ones are squeezed out
 
 
@@ -28,23 +30,29 @@ class PrefixIndex:
         self._held: dict[ReplicaId, OrderedDict[int, None]] = {}  # each replica's chunks, oldest first
         self._bits: dict[ReplicaId, int] = {}  # absent: nothing of it is believed
         self._owners: dict[int, ReplicaId] = {}
+        self._answers: dict[tuple[tuple[int, int], ...], dict[ReplicaId, int]] = {}  # given lately
         self._believed = 0  # all bits in `_bits`
         self._next_bit = 0
 
-    def match(self, hashes: Sequence[int]) -> dict[ReplicaId, int]:
-        """How many leading chunks each replica is believed to hold; replicas that hold none are absent."""
-        matched: dict[ReplicaId, int] = {}
-        mask, depth = self._believed, 0
+    def match(self, hashes: Sequence[int], unit: int = 1) -> Mapping[ReplicaId, int]:
+        """How many leading chunks each replica is believed to hold, in units; replicas that hold none are absent.
+
+        The answer may be shared by all who ask alike, so that ten thousand that wait for a thousand replicas can keep theirs.
+        """
+        levels: list[tuple[int, int]] = []
+        mask, depth, holders = self._believed, 0, self._holders
         for chunk in hashes[:MAX_CHUNKS_PER_PROMPT]:
-            still = mask & self._holders.get(chunk, 0)
+            still = mask & holders.get(chunk, 0)
             if still != mask:
-                self._assign(matched, mask & ~still, depth)
+                if depth:
+                    levels.append((mask & ~still, depth * unit))
                 mask = still
                 if not mask:
                     break
             depth += 1
-        self._assign(matched, mask, depth)
-        return matched
+        if mask and depth:
+            levels.append((mask, depth * unit))
+        return self._named(tuple(levels)) if levels else _NOBODY
 
     def record(self, replica: ReplicaId, hashes: Sequence[int], max_chunks: int | None = None) -> None:
         """The replica has, or is about to have, these chunks. `max_chunks`: that its cache holds; None: not known."""
@@ -52,17 +60,22 @@ class PrefixIndex:
         if bit is None:
             bit = self._admit(replica)
         # Deepest first, so that the shared beginnings are the youngest and the last to be evicted.
-        held = self._held[replica]
+        held, holders = self._held[replica], self._holders
         for chunk in reversed(hashes[:MAX_CHUNKS_PER_PROMPT]):
-            self._holders[chunk] = self._holders.get(chunk, 0) | bit
-            self._holders.move_to_end(chunk)
             held[chunk] = None
             held.move_to_end(chunk)
+            known = holders.get(chunk)
+            if known is None:
+                holders[chunk] = bit
+                continue
+            if not known & bit:
+                holders[chunk] = known | bit
+            holders.move_to_end(chunk)
         limit = self._max_chunks if max_chunks is None else max_chunks
         while len(held) > limit:
             self._lose(bit, held.popitem(last=False)[0])
-        while len(self._holders) > self._max_chunks:
-            self._holders.popitem(last=False)
+        while len(holders) > self._max_chunks:
+            holders.popitem(last=False)
 
     def drop(self, replica: ReplicaId, hashes: Iterable[int]) -> None:
         """Its engine has evicted these chunks: what lies behind them is not matched any more either."""
@@ -95,11 +108,20 @@ class PrefixIndex:
         else:
             self._holders.pop(chunk, None)
 
-    def _assign(self, matched: dict[ReplicaId, int], mask: int, depth: int) -> None:
-        while mask and depth:
-            bit = mask & -mask
-            matched[self._owners[bit]] = depth
-            mask ^= bit
+    def _named(self, levels: tuple[tuple[int, int], ...]) -> Mapping[ReplicaId, int]:
+        """(holders, what they hold) by names. Bits never change owners but in `_squeeze`, so an answer stays true."""
+        known = self._answers.get(levels)
+        if known is None:
+            if len(self._answers) >= _MAX_ANSWERS:
+                self._answers.clear()
+            known = self._answers[levels] = {}
+            for holders, held in levels:
+                mask = holders
+                while mask:
+                    bit = mask & -mask
+                    known[self._owners[bit]] = held
+                    mask ^= bit
+        return known
 
     def _admit(self, replica: ReplicaId) -> int:
         if self._next_bit >= _MAX_BITS + len(self._bits):
@@ -119,5 +141,6 @@ class PrefixIndex:
             self._holders[chunk] = sum(new for old, new in renumbered.items() if mask & old)
         self._bits = {replica: renumbered[bit] for replica, bit in self._bits.items()}
         self._owners = {bit: replica for replica, bit in self._bits.items()}
+        self._answers.clear()
         self._believed = sum(self._owners)
         self._next_bit = len(self._bits)

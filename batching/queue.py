@@ -36,6 +36,9 @@ _BATCH: Final = 4
 _RANKS: Final = 5
 _CREDIT_LIMIT: Final = 65_536  # tokens: a rank that waited for hours must not shut out the others for minutes
 
+_QUEUED: Final = TicketState.QUEUED  # an enum's member costs a call to look up, and heaps ask it of every entry
+_BATCH_TIER: Final = ServiceTier.BATCH
+
 Order = tuple[float, float, int]  # by time, then by when it leaves, then by ticket
 
 
@@ -56,16 +59,22 @@ class Waiting:
 
     @property
     def queued(self) -> bool:
-        return self.ticket.state is TicketState.QUEUED
+        return self.ticket.state is _QUEUED
+
+
+def _waits(waiting: Waiting) -> bool:
+    return waiting.ticket.state is _QUEUED
+
+
+def _waits_in_time(waiting: Waiting) -> bool:
+    return waiting.rank < LATE and waiting.ticket.state is _QUEUED
 
 
 def leave_time(request: Request, now: float, max_wait_s: float) -> float:
     """When a request is evicted: its own deadline, at most `max_wait_s` away but for batch work that named one."""
     if request.deadline_s is None:
         return now + max_wait_s
-    return (
-        request.deadline_s if request.service_tier is ServiceTier.BATCH else min(request.deadline_s, now + max_wait_s)
-    )
+    return request.deadline_s if request.service_tier is _BATCH_TIER else min(request.deadline_s, now + max_wait_s)
 
 
 class _Counters:
@@ -126,7 +135,7 @@ class _Rank:
         return self.tenants[self._turns[0][2]].pop()
 
     def _alive(self, waiting: Waiting) -> bool:
-        return waiting.queued and waiting.rank == self._rank
+        return waiting.rank == self._rank and waiting.ticket.state is _QUEUED
 
 
 class Lane:
@@ -215,9 +224,9 @@ class WaitingQueue:
         self._floors = config.floors if with_floors else Floors(default=0, flex=0, late=0, batch=0)
         self._groups: dict[tuple[str, ServiceTier], _Group] = {}
         self._members: dict[TicketId, Waiting] = {}
-        self._leaving: LazyHeap[tuple[float, int], Waiting] = LazyHeap(lambda w: w.queued)
-        self._turning: LazyHeap[tuple[float, int], Waiting] = LazyHeap(lambda w: w.queued and w.rank < LATE)
-        self._lifting: LazyHeap[tuple[float, int], Waiting] = LazyHeap(lambda w: w.queued and w.rank < LATE)
+        self._leaving: LazyHeap[tuple[float, int], Waiting] = LazyHeap(_waits)
+        self._turning: LazyHeap[tuple[float, int], Waiting] = LazyHeap(_waits_in_time)
+        self._lifting: LazyHeap[tuple[float, int], Waiting] = LazyHeap(_waits_in_time)
         self.lanes: dict[str, Lane] = {}
         self.arrived: set[str] = set()  # models with fresh tickets
         self.tokens = 0
@@ -248,12 +257,12 @@ class WaitingQueue:
         """`late_at_s`: when it can no longer meet its objective anywhere; None: that is not to be said."""
         request, now = ticket.request, ticket.queued_s
         leave_s = leave_time(request, now, self._config.max_wait_s)
-        batch = request.service_tier is ServiceTier.BATCH
+        batch = request.service_tier is _BATCH_TIER
         due_s = need.first_token_due_s if self._by_deadline else inf
         waiting = Waiting(
             ticket=ticket,
             need=need,
-            rank=_BATCH if batch else request.service_tier.value,
+            rank=_BATCH if batch else int(request.service_tier),
             leave_s=leave_s,
             estimated_s=now,
             order=(min(due_s, leave_s, now + self._config.max_wait_s), leave_s, ticket.id),
@@ -273,7 +282,9 @@ class WaitingQueue:
         self._leaving.push((leave_s, ticket.id), waiting)
         if 0 < waiting.rank < LATE:
             self._lifting.push((now + self._config.aging_s, ticket.id), waiting)
-        group = self._groups.setdefault((request.model, request.service_tier), _Group())
+        group = self._groups.get((request.model, request.service_tier))
+        if group is None:
+            group = self._groups[request.model, request.service_tier] = _Group()
         group.members[ticket.id] = waiting
         self._count(group, request, 1)
 
@@ -323,8 +334,11 @@ class WaitingQueue:
                 self._lifting.push((entry[0][0] + self._config.aging_s, waiting.ticket.id), waiting)
 
     def next_deadline(self) -> float | None:
-        entries = (self._leaving.peek(), self._turning.peek())
-        return min((entry[0][0] for entry in entries if entry is not None), default=None)
+        leaving, turning = self._leaving.peek(), self._turning.peek()
+        if leaving is None or turning is None:
+            first = leaving or turning
+            return None if first is None else first[0][0]
+        return min(leaving[0][0], turning[0][0])
 
     def statistics(self, now: float) -> tuple[QueueStatistics, ...]:
         """Of every model and service tier that anything has waited for."""

@@ -8,7 +8,7 @@ Wires queue, fleet, estimators and the pass over them together; each of those de
 from collections.abc import Mapping, Sequence
 from itertools import count
 
-from batching.admission import refuse_full, refuse_unservable, retry_after_s
+from batching.admission import bound_broken, refuse_unservable, retry_after_s
 from batching.audit import judge
 from batching.decisions import Decisions
 from batching.dispatching import Dispatching
@@ -73,7 +73,9 @@ class Scheduler:
         refuse_unservable(request, self._fleet)
         if request.deadline_s is not None and request.deadline_s <= now:
             raise Rejected(Reason.DEADLINE)
-        refuse_full(request, self._queue, self._config, self._retry_after_s(request, now))
+        limit = bound_broken(request, self._queue, self._config)
+        if limit is not None:
+            raise Rejected(Reason.QUEUE_FULL, retry_after_s=self._retry_after_s(request, now), limit=limit)
         if self._hedging is not None and not request.avoid:
             self._hedging.budget.earn()
         ticket = self._ticket(request, now)
@@ -212,7 +214,7 @@ class Scheduler:
 
     # -- looking -----------------------------------------------------------------------------------------------------
 
-    def matched_prefixes(self, hashes: Sequence[int]) -> dict[ReplicaId, int]:
+    def matched_prefixes(self, hashes: Sequence[int]) -> Mapping[ReplicaId, int]:
         """How many of a prompt's leading chunks each replica is believed to hold."""
         return self._fleet.prefixes.match(hashes)
 

@@ -70,3 +70,16 @@ def test_thousands_of_replica_lives_leave_belief_intact():
         index.forget(A)
     index.record(A, (1,))
     assert index.match((1, 2)) == {A: 1, B: 2}
+
+
+def test_those_who_ask_alike_share_one_answer():
+    """What waits keeps its answer: ten thousand of one family hold one mapping, not ten thousand; it counts in units."""
+    index = PrefixIndex()
+    index.record(A, (1, 2, 3))
+    index.record(B, (1,))
+    first = index.match((1, 2, 3), 64)
+    assert first == {A: 192, B: 64}
+    assert index.match((1, 2, 3, 4), 64) is first
+    index.record(B, (1, 2))
+    assert index.match((1, 2, 3), 64) == {A: 192, B: 128}
+    assert first == {A: 192, B: 64}

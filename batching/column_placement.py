@@ -1,0 +1,215 @@
+"""`placement.place` for many replicas at once: the same filter, formulas and choice, a column at a time.
+
+The same to the last bit: each operation is that of the loop, in its order; a property test compares them. What cannot be a
+column - the forecast of a tight KV cache, the note of who would wait for a replica's streams - is done for the rows that come to it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from batching.columns import Column, Columns, Mask, Numbers, Rows
+from batching.offer import SPARED_RATIO, Offer
+from batching.placement import (
+    EASE_RATIO,
+    EQUAL_RATIO,
+    LENT_TO_HEAD_TOKENS,
+    MEET_RATIO,
+    SPOT_HAZARD_PER_S,
+    TPOT_RATIO,
+    Need,
+    Placement,
+    Row,
+    explained,
+    fits_cache,
+    without_prefix,
+)
+from batching.request import ServiceTier
+
+# Offers from which on columns are cheaper than the loop: numpy's calls cost as much as scoring some forty replicas.
+MANY: Final = 48
+
+
+@dataclass(slots=True)
+class _Scored:
+    """A column for each figure of a row, also for replicas that have no room."""
+
+    usd: Column
+    machine_s: Column
+    ttft_s: Column
+    tpot_s: Column
+    cached: Column
+    blocks: Column
+    prefill_s: Column
+    until_s: Column
+
+    def row(self, at: int, offers: Sequence[Offer]) -> Row:
+        return (
+            float(self.usd[at]),
+            float(self.machine_s[at]),
+            float(self.ttft_s[at]),
+            float(self.tpot_s[at]),
+            int(self.cached[at]),
+            int(self.blocks[at]),
+            offers[at],
+            float(self.prefill_s[at]),
+        )
+
+
+def place_among(
+    need: Need, columns: Columns, tested: Mask, now: float, *, hold: bool = False, by_cost: bool = True
+) -> Placement | None:
+    """What `place` answers for the offers of the rows in `tested`."""
+    cached, blocks = _cached(need, columns), _blocks(need, columns.numbers)
+    fitting = tested & _allowed(need, columns) & _within_budgets(need, columns.numbers, cached)
+    _drop_full(need, columns, fitting, blocks)
+    scored = _scored(need, columns, cached, blocks, now)
+    _drop_held_up(columns, fitting, scored, now)
+    rows = fitting.nonzero()[0]
+    if not rows.size:
+        return None
+    choice = _choose(need, scored, columns, rows, now, hold=hold, by_cost=by_cost)
+    if choice is None:
+        return None
+    best, runner_up, reason = choice
+    shown = [scored.row(row, columns.offers) for row in (best, runner_up) if row is not None]
+    return explained(need, shown, reason, len(rows), now)
+
+
+# -- filter --------------------------------------------------------------------------------------------------------------
+
+
+def _cached(need: Need, columns: Columns) -> Column:
+    """`placement.cached_on`."""
+    hits = columns.spread(need.cached_tokens)
+    return np.minimum(np.floor(hits * columns.numbers.prefix_trust_ratio), max(need.request.prompt_tokens - 1, 0))
+
+
+def _blocks(need: Need, numbers: Numbers) -> Column:
+    """`placement.blocks_needed`."""
+    prompt, size = need.request.prompt_tokens, numbers.block_size
+    output = np.minimum(need.forecast_tokens, numbers.max_model_len - prompt)
+    shared = np.floor(prompt / size)
+    blocks: Column = shared + need.request.sequences * np.ceil((prompt - shared * size + output) / size)
+    return blocks
+
+
+def _allowed(need: Need, columns: Columns) -> Mask:
+    """Who may take it at all: `placement.could_ever_hold`, open and not kept for another."""
+    request, numbers, protected = need.request, columns.numbers, columns.numbers.protected_for
+    mask: Mask = (numbers.open != 0) & (request.prompt_tokens + need.min_output_tokens <= numbers.longest_tokens)
+    mask &= np.isnan(protected) | (protected == need.ticket)
+    if request.cost_tiers is not None:
+        mask &= columns.of_tiers(request.cost_tiers)
+    if request.avoid:
+        mask &= columns.none_of(request.avoid)
+    return mask
+
+
+def _within_budgets(need: Need, numbers: Numbers, cached: Column) -> Mask:
+    """Sequences and prefill; an empty replica takes whatever it could hold at all."""
+    request, new = need.request, need.request.prompt_tokens - cached
+    mask: Mask = (request.sequences <= numbers.free_sequences) & (new <= numbers.free_prefill_tokens)
+    if request.service_tier is ServiceTier.BATCH:  # `Offer.has_to_spare`
+        mask &= (numbers.headroom_ratio >= SPARED_RATIO) & (numbers.free_sequences > numbers.spared_sequences)
+        mask &= numbers.prefill_tokens + new <= np.maximum(numbers.chunk_tokens, new)
+    mask |= numbers.empty != 0
+    return mask
+
+
+def _drop_full(need: Need, columns: Columns, fitting: Mask, blocks: Column) -> None:
+    """Those whose cache would not hold it, by reservations or by forecast."""
+    free = columns.numbers.free_blocks
+    tight = fitting & (columns.numbers.empty == 0) & ((blocks > free) | (free <= 0))
+    for row in tight.nonzero()[0].tolist():
+        fitting[row] = fits_cache(need, columns.offers[row], int(blocks[row]))
+
+
+def _drop_held_up(columns: Columns, fitting: Mask, scored: _Scored, now: float) -> None:
+    """Those whose streams cannot bear so much prefill: `Offer.bears`, which also notes what they would have to bear."""
+    o = columns.numbers
+    due_s = np.where(now > o.coming_due_s, o.due_s, np.minimum(o.due_s, o.coming_due_s))
+    lent_s = np.where(np.isnan(o.protected_for), 0.0, LENT_TO_HEAD_TOKENS * (o.pace_s - o.decode_s))
+    wanted_s = scored.until_s - lent_s
+    late = fitting & (o.empty == 0) & (wanted_s > due_s)
+    for row in late.nonzero()[0].tolist():
+        columns.offers[row].want(float(wanted_s[row]))
+    fitting &= ~late
+
+
+# -- score ---------------------------------------------------------------------------------------------------------------
+
+
+def _scored(need: Need, columns: Columns, cached: Column, blocks: Column, now: float) -> _Scored:
+    """The formulas of `placement.prefill_steps`, `Offer.held_up_until` and `placement._fitting`."""
+    o, prompt, decode_tokens = columns.numbers, need.request.prompt_tokens, need.expected_tokens
+    new = prompt - cached
+    steps = np.ceil(new / o.chunk_tokens)
+    compute_s, attention_s = o.token_s * new, o.attention_s * new * (cached + new / 2)
+    own_s = steps * o.chunk_s + np.maximum(compute_s, steps * o.weights_s) + attention_s
+    ahead_s = np.maximum(o.prefill_end_s - now, o.prefill_rest_s)
+    until_s = now + o.held_up_ratio * ahead_s + np.maximum(0.0, own_s - steps * o.pace_s)
+    ttft_s = own_s + np.maximum(ahead_s, o.step_wait_s)
+    kv_s = o.kv_token_s * prompt
+    tpot_s = o.decode_s + kv_s
+    machine_s = (compute_s + attention_s) * o.price_factor
+    machine_s += decode_tokens * need.request.sequences * (o.price_decode_s + kv_s) / o.batch
+    usd = o.usd_per_s * machine_s
+    if (spot := columns.spot).size:
+        usd[spot] *= 1 + SPOT_HAZARD_PER_S * (ttft_s[spot] + decode_tokens * tpot_s[spot])
+    return _Scored(usd, machine_s, ttft_s, tpot_s, cached, blocks, own_s, until_s)
+
+
+# -- pick ----------------------------------------------------------------------------------------------------------------
+
+
+def _choose(
+    need: Need, scored: _Scored, columns: Columns, rows: Rows, now: float, *, hold: bool, by_cost: bool
+) -> tuple[int, int | None, str] | None:
+    """(the choice, its runner-up, the reason), or None where the request is held."""
+    left_s, tpot_s = need.first_token_due_s - now, need.tpot_objective_s * TPOT_RATIO
+    ttft_s = scored.ttft_s[rows]
+    paced = scored.tpot_s[rows] <= tpot_s
+    with_ease = rows[(ttft_s <= left_s * EASE_RATIO) & paced] if by_cost else rows[:0]
+    meeting = with_ease if with_ease.size else rows[(ttft_s <= left_s * MEET_RATIO) & paced]
+    pool = meeting if meeting.size or hold else rows
+    if not pool.size:
+        return None
+    if with_ease.size:
+        best, reason = _cheapest(need, scored, columns, pool)
+    else:
+        best, reason = _roomiest(columns.numbers, pool[_near(scored.ttft_s[pool])]), "fallback"
+    others = pool[pool != best]
+    if not others.size:
+        return best, None, reason
+    others = others[scored.usd[others] == scored.usd[others].min()]
+    return best, int(others[scored.machine_s[others].argmin()]), reason
+
+
+def _near(figures: Column) -> Mask:
+    near: Mask = figures <= figures.min() * EQUAL_RATIO
+    return near
+
+
+def _cheapest(need: Need, scored: _Scored, columns: Columns, pool: Rows) -> tuple[int, str]:
+    near = pool[_near(scored.usd[pool])]
+    near = near[_near(scored.machine_s[near])]
+    best = _roomiest(columns.numbers, near)
+    cached = scored.cached[best]
+    if np.count_nonzero(scored.cached[near] >= cached) > 1:  # itself and another
+        return best, "kv_headroom"
+    return best, "prefix_hit" if cached and _prefix_decided(need, scored, columns, best, pool) else "cost"
+
+
+def _prefix_decided(need: Need, scored: _Scored, columns: Columns, best: int, pool: Rows) -> bool:
+    """Had this replica held none of it, would one that holds less have been as good?"""
+    usd, machine_s = without_prefix(need, scored.row(best, columns.offers))
+    cheaper = (scored.usd[pool] < usd) | ((scored.usd[pool] == usd) & (scored.machine_s[pool] <= machine_s))
+    return pool.size == 1 or bool((cheaper & (scored.cached[pool] < scored.cached[best])).any())
+
+
+def _roomiest(numbers: Numbers, rows: Rows) -> int:
+    # Rows are in the order of ids, which break ties.
+    return int(rows[numbers.headroom_ratio[rows].argmax()])
