@@ -184,6 +184,7 @@ _NEED: Final[Mapping[str, _Reader]] = {"ttft_objective_s": _unbounded, "tpot_obj
 _OFFER: Final[Mapping[str, _Reader]] = {
     "cost_tier": CostTier,
     "due_s": _unbounded,
+    "coming_due_s": _unbounded,
     "free_tokens": _tuple,
     "known_free_tokens": _tuple,
 }

@@ -55,6 +55,7 @@ offers_by_name = st.fixed_dictionaries(
         "decode_s": st.sampled_from([0.001, 0.05, 0.0899]),
         "kv_token_s": st.sampled_from([0.0, 1e-6]),
         "due_s": mostly(float("inf"), 10.05, 10.5, 11.0),
+        "coming_due_s": mostly(float("inf"), 9.9, 10.0, 10.05, 10.5, 11.0),
         "pace_s": st.sampled_from([0.0, 0.095]),
         "held_up_ratio": st.sampled_from([0.0, 0.5, 1.0]),
         "price_decode_s": st.sampled_from([0.001, 0.05]),

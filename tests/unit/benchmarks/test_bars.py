@@ -150,10 +150,10 @@ def test_a_mechanism_costs_what_attainment_falls_by():
 def test_ablations_are_a_table_with_a_row_a_run(tmp_path: Path):
     """A column a figure; what is off changes what happens."""
     out = tmp_path / "ablations.json"
-    words = ["--fleet", str(FLEETS / "mixed.yaml"), "--limit", "150", "--rate", "12", "--mechanisms", "itl_guard"]
+    words = ["--fleet", str(FLEETS / "mixed.yaml"), "--limit", "150", "--rate", "12", "--mechanisms", "cost"]
     assert ablations.main([*words, "--json", str(out)]) == 0
     tails = document(out)["figures"]["ttft_p99_s"]
-    assert list(tails) == ["penstock", "without itl_guard", "oracle"]
+    assert list(tails) == ["penstock", "without cost", "oracle"]
     assert len(set(tails.values())) == 3
 
 
