@@ -16,7 +16,6 @@ from batching.placement import (
     EASE_RATIO,
     EQUAL_RATIO,
     LENT_TO_HEAD_TOKENS,
-    MEET_RATIO,
     SPOT_HAZARD_PER_S,
     TPOT_RATIO,
     Need,
@@ -171,9 +170,9 @@ def _choose(
     """(the choice, its runner-up, the reason), or None where the request is held."""
     left_s, tpot_s = need.first_token_due_s - now, need.tpot_objective_s * TPOT_RATIO
     ttft_s = scored.ttft_s[rows]
-    paced = scored.tpot_s[rows] <= tpot_s
-    with_ease = rows[(ttft_s <= left_s * EASE_RATIO) & paced] if by_cost else rows[:0]
-    meeting = with_ease if with_ease.size else rows[(ttft_s <= left_s * MEET_RATIO) & paced]
+    meets = (ttft_s <= left_s - need.slack_s) & (scored.tpot_s[rows] <= tpot_s)
+    with_ease = rows[meets & (ttft_s <= left_s * EASE_RATIO)] if by_cost else rows[:0]
+    meeting = with_ease if with_ease.size else rows[meets]
     pool = meeting if meeting.size or hold else rows
     if not pool.size:
         return None

@@ -88,7 +88,7 @@ class Filling:
         if not self._late_last or need.ttft_objective_s == inf:
             return None
         quickest_s = self._fleet.quickest_s(need, now)
-        return None if quickest_s is None else need.first_token_due_s - quickest_s
+        return None if quickest_s is None else need.first_token_due_s - need.slack_s - quickest_s
 
     def fill(self, now: float) -> list[Placed]:
         """Places what fits; O(1) if nothing has arrived and no room has grown."""

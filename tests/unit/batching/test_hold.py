@@ -38,7 +38,7 @@ def test_held_no_longer_than_it_can_be_met():
     built, _ = busy()
     assert built.advance(0.0) == []
     due_s = built.next_deadline()
-    assert due_s == pytest.approx(0.5 - 0.11, abs=0.02)
+    assert due_s == pytest.approx(0.5 - 0.05 - 0.11, abs=0.02)
     assert built.advance(due_s - 0.001) == []
     decisions = built.advance(due_s)
     assert [(d.ticket.request.id, d.placement.replica, d.placement.reason) for d in decisions] == [

@@ -92,7 +92,7 @@ def test_who_turns_late_is_told_by_a_timer():
     arrive(built, 0.0, "r")
     due_s = built.next_deadline()
     assert due_s is not None
-    assert 0.9 < due_s < 1.0  # a second, less what an idle H100 needs
+    assert 0.8 < due_s < 0.9  # a second, less what an idle H100 needs and a tenth
     arrive(built, due_s - 0.01, "young")
     assert serve(built, lease, due_s - 0.005, 1) == ["r"]
     built, lease = occupied()
