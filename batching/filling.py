@@ -145,13 +145,15 @@ class Filling:
         heads: list[tuple[int, Order, Waiting, Lane]] = []
         for lane in lanes:
             lane.blocked.clear()
+            lane.by_floor = True
             self._enter(heads, lane, now)
         while heads:
-            _, _, waiting, lane = heappop(heads)
+            rank, _, waiting, lane = heappop(heads)
             lane.take(waiting)
             if done := self._try(waiting, now):
                 placed += done
             else:
+                lane.by_floor &= rank >= 0  # the floor is for who fits: those whose turn it is by rank are not kept waiting
                 passed[lane.model].append(waiting)
                 self._block(lane, waiting, now)
             if len(passed[lane.model]) < self._scheduling.bypass_limit:

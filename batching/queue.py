@@ -147,6 +147,7 @@ class Lane:
         self.fresh: list[Waiting] = []  # arrived since the last pass
         self.grown = False  # room has grown since then
         self.blocked: list[Waiting] = []  # the first in order that fitted nowhere in the last pass
+        self.by_floor = True  # off for the rest of a pass in which one whose floor's turn it was fitted nowhere
         self.protected: list[Waiting] = []  # of them, those for whom a replica is kept
         watched, batch = _Counters(), _Counters()
         self._ranks = tuple(_Rank(rank, batch if rank == _BATCH else watched) for rank in range(_RANKS))
@@ -167,7 +168,7 @@ class Lane:
                 continue
             if first is None:
                 first = (number, waiting)
-            elif self._credits[number] >= min(waiting.ticket.request.prompt_tokens, _CREDIT_LIMIT):
+            elif self.by_floor and self._credits[number] >= min(waiting.ticket.request.prompt_tokens, _CREDIT_LIMIT):
                 return -1, waiting
         return first
 
