@@ -16,6 +16,7 @@ from batching.placement import (
     EASE_RATIO,
     EQUAL_RATIO,
     LENT_TO_HEAD_TOKENS,
+    PRICE_RATIO,
     SPOT_HAZARD_PER_S,
     TPOT_RATIO,
     Need,
@@ -187,15 +188,15 @@ def _choose(
     return best, int(others[scored.machine_s[others].argmin()]), reason
 
 
-def _near(figures: Column) -> Mask:
-    near: Mask = figures <= figures.min() * EQUAL_RATIO
+def _near(figures: Column, ratio: float = EQUAL_RATIO) -> Mask:
+    near: Mask = figures <= figures.min() * ratio
     return near
 
 
 def _cheapest(need: Need, scored: _Scored, columns: Columns, pool: Rows) -> tuple[int, str]:
-    near = pool[_near(scored.usd[pool])]
-    near = near[_near(scored.machine_s[near])]
-    best = _roomiest(columns.numbers, near)
+    near = pool[_near(scored.usd[pool], PRICE_RATIO)]
+    near = near[_near(scored.machine_s[near], PRICE_RATIO)]
+    best = _roomiest(columns.numbers, near[_near(scored.ttft_s[near])])
     cached = scored.cached[best]
     if np.count_nonzero(scored.cached[near] >= cached) > 1:  # itself and another
         return best, "kv_headroom"

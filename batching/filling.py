@@ -48,6 +48,7 @@ class Filling:
         self._holds = not scheduling.without & {Mechanism.HOLD, Mechanism.LATE_LAST}
         self._by_cost = Mechanism.COST not in scheduling.without
         self._by_prefix = Mechanism.PREFIX not in scheduling.without
+        self._spares = Mechanism.SPARING not in scheduling.without
         self._late_last = Mechanism.LATE_LAST not in scheduling.without
         self._decisions = decisions
         self.evaluations = 0
@@ -153,7 +154,9 @@ class Filling:
             if done := self._try(waiting, now):
                 placed += done
             else:
-                lane.by_floor &= rank >= 0  # the floor is for who fits: those whose turn it is by rank are not kept waiting
+                lane.by_floor &= (
+                    rank >= 0
+                )  # the floor is for who fits: those whose turn it is by rank are not kept waiting
                 passed[lane.model].append(waiting)
                 self._block(lane, waiting, now)
             if len(passed[lane.model]) < self._scheduling.bypass_limit:
@@ -167,10 +170,17 @@ class Filling:
         if not self._fleet.has_room(lane.model, now):
             return
         head = lane.peek()
+        if head is not None and head[1].rank > LATE and not self._may_prefill(head[1], now):
+            if head[0] > LATE:
+                return  # nothing but batch waits
+            lane.by_floor = False
+            head = lane.peek()
         if head is not None:
             heappush(heads, (head[0], head[1].order, head[1], lane))  # orders are unique: they carry the ticket's id
 
     def _try(self, waiting: Waiting, now: float) -> list[Placed]:
+        if waiting.rank > LATE and not self._may_prefill(waiting, now):
+            return []
         ticket, since = waiting.ticket, waiting.tested_epoch
         offers = self._fleet.offers(ticket.request.model, since=since)
         if not offers:
@@ -192,6 +202,10 @@ class Filling:
         if since < 0 and self._decisions is not None:
             offers = list(self._fleet.each_offer(ticket.request.model))  # for the record, also those that are full
         return [self._commit(waiting, placement, offers, now)]
+
+    def _may_prefill(self, waiting: Waiting, now: float) -> bool:
+        """Batch makes way for the first tokens of those who are watched."""
+        return not self._spares or self._fleet.spares(waiting.ticket.request.model, now)
 
     def _choose(self, waiting: Waiting, offers: Sequence[Offer], since: int, now: float) -> Placement | None:
         hold = self._holds and waiting.may_hold

@@ -18,13 +18,16 @@ from batching.offer import Offer
 from batching.placement import Need
 from batching.prefix_index import MAX_CHUNKS_PER_PROMPT, PrefixIndex
 from batching.replica import TRANSITIONS, EngineLoad, Lifecycle, ReplicaProfile, ReplicaState
-from batching.request import ReplicaId
+from batching.request import ReplicaId, ServiceTier
 from batching.ticket import LeaseId
+from batching.watched_load import WatchedLoad
 from config.schema import Scheduling
 
 # A lifecycle that may become ready by itself: requests for its models wait.
 HOPEFUL = frozenset({Lifecycle.READY, Lifecycle.STARTING, Lifecycle.WARMING, Lifecycle.ASLEEP, Lifecycle.WAKING})
 _REPACE_S = 0.5
+_SPARE_S = 0.25  # the load that batch makes way for has fallen by an eighth then
+_BATCH = ServiceTier.BATCH
 _KINDS_S = 0.5  # a new kind of replica, or what was learned of one, may be noticed so late
 _NONE: Final[Mapping[ReplicaId, Offer]] = {}
 CACHE_LOST = frozenset({Lifecycle.DOWN, Lifecycle.ASLEEP, Lifecycle.STARTING})
@@ -67,6 +70,9 @@ class Fleet:
         self._stale_from_s = inf  # none of them sooner: they are looked through when it has come
         self._assumed: LazyHeap[tuple[float, int], LeaseRecord] = LazyHeap(self._awaits_first_token)
         self._kinds: dict[str, tuple[float, tuple[_Kind, ...]]] = {}
+        self._watched: dict[str, WatchedLoad] = {}  # by model
+        self._batch_prefills: set[ReplicaId] = set()  # replicas where a prompt of batch is being prefilled
+        self._spare_s: float | None = None  # when to look again at batch that made way
         self._repace_s: float | None = None  # when to look at replicas that refused for their streams' sake
         self._full_since: dict[str, int] = {}  # by model: the epoch in which nobody had room
         self._columns = Columns()
@@ -160,6 +166,8 @@ class Fleet:
         live.opened(record)
         self.leases[record.lease.id] = record
         request = record.lease.request
+        if request.service_tier is not _BATCH:
+            self._load(request.model).add(record.prefill_s, record.placed_s)
         if request.prefix_hashes:
             self.prefixes.record(
                 live.profile.id, request.prefix_hashes, live.cached_chunks(request.prefix_chunk_tokens)
@@ -263,6 +271,19 @@ class Fleet:
         self.note_paced(self.each_offer(model), now)
         return False
 
+    def spares(self, model: str, now: float) -> bool:
+        """Whether a prompt of batch may be prefilled: enough replicas stay free of such for those who are watched.
+
+        If not, it is asked again soon: their load falls without an event that says so.
+        """
+        serving = self._serving.get(model, {})
+        limit = self._load(model).batch_replicas(len(serving), now)
+        if limit == len(serving) or sum(1 for replica in self._batch_prefills if replica in serving) < limit:
+            return True
+        if self._spare_s is None:
+            self._spare_s = now + _SPARE_S
+        return False
+
     def note_paced(self, offers: Iterable[Offer], now: float) -> None:
         """Something was refused; if streams that have no time to spare were why, they are looked at again soon.
 
@@ -326,6 +347,9 @@ class Fleet:
                 live.elapse(now)
                 self._changed(live)
             self._repace_s = now + _REPACE_S if any(live.offer.wanted_due_s != inf for live in paced) else None
+        if self._spare_s is not None and self._spare_s <= now:
+            self._spare_s = None
+            self.grown_models.update(self._watched.keys() & self._serving.keys())
         while (entry := self._assumed.peek()) and entry[0][0] <= now:
             record = self._assumed.pop()
             live = self._replicas[record.lease.replica]
@@ -335,6 +359,8 @@ class Fleet:
     def next_deadline(self) -> float | None:
         """When `elapse` may make room."""
         time_s = min(self._stale_from_s, inf if self._repace_s is None else self._repace_s)
+        if self._spare_s is not None:
+            time_s = min(time_s, self._spare_s)
         if (entry := self._assumed.peek()) is not None:
             time_s = min(time_s, entry[0][0])
         return time_s if time_s < inf else None
@@ -370,13 +396,24 @@ class Fleet:
                 del self._roomy[model]
                 self.grown_models.add(model)  # its tickets have nobody left to wait for
 
+    def _load(self, model: str) -> WatchedLoad:
+        load = self._watched.get(model)
+        if load is None:
+            load = self._watched[model] = WatchedLoad()
+        return load
+
     def _forget(self, live: LiveReplica) -> None:
         del self._replicas[live.profile.id]
+        self._batch_prefills.discard(live.profile.id)
         self._columns.remove(live.profile.id)
 
     def _rewritten(self, live: LiveReplica) -> bool:
         replica = live.profile.id
         self._columns.change(replica)
+        if live.ledger.batch_prefill_tokens:
+            self._batch_prefills.add(replica)
+        else:
+            self._batch_prefills.discard(replica)
         grown = live.refresh()
         if not live.offer.has_slots:
             for model in live.profile.models:

@@ -9,10 +9,14 @@ from typing import TYPE_CHECKING
 
 from batching.audit import Forecast
 from batching.blocks import UNBOUNDED, blocks_for
+from batching.request import ServiceTier
 from batching.ticket import Lease, LeaseId
 
 if TYPE_CHECKING:
     from batching.estimators import KnownLength, Lengths
+
+
+_BATCH = ServiceTier.BATCH  # an enum's member costs a call to look up
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -64,12 +68,22 @@ class LeaseRecord:
 class Ledger:
     """All operations O(1) but `rebase` and `check`."""
 
-    __slots__ = ("held_blocks", "held_tokens", "leases", "prefill_s", "prefill_tokens", "reserved_blocks", "sequences")
+    __slots__ = (
+        "batch_prefill_tokens",
+        "held_blocks",
+        "held_tokens",
+        "leases",
+        "prefill_s",
+        "prefill_tokens",
+        "reserved_blocks",
+        "sequences",
+    )
 
     def __init__(self) -> None:
         self.leases: dict[LeaseId, LeaseRecord] = {}
         self.sequences = 0
         self.prefill_tokens = 0
+        self.batch_prefill_tokens = 0  # of them, those that nobody watches
         self.prefill_s = 0.0
         self.held_tokens = 0
         self.held_blocks = 0
@@ -85,6 +99,8 @@ class Ledger:
     def prefilled(self, record: LeaseRecord) -> None:
         """Its first token is out: the prompt no longer stands in anybody's way."""
         self.prefill_tokens -= record.prefill_tokens
+        if record.lease.request.service_tier is _BATCH:
+            self.batch_prefill_tokens -= record.prefill_tokens
         record.prefill_tokens = 0
         self.prefill_s = max(0.0, self.prefill_s - record.prefill_s) if self.prefill_tokens else 0.0
         record.prefill_s = 0.0
@@ -125,6 +141,8 @@ class Ledger:
         records = self.leases.values()
         assert self.sequences == sum(r.lease.request.sequences for r in records), "sequences"
         assert self.prefill_tokens == sum(r.prefill_tokens for r in records), "prefill_tokens"
+        batch = [r for r in records if r.lease.request.service_tier is _BATCH]
+        assert self.batch_prefill_tokens == sum(r.prefill_tokens for r in batch), "batch_prefill_tokens"
         assert self.held_tokens == sum(r.held_tokens for r in records), "held_tokens"
         assert self.held_blocks == sum(r.held_blocks for r in records), "held_blocks"
         assert self.reserved_blocks == sum(r.reserved_blocks for r in records), "reserved_blocks"
@@ -138,6 +156,8 @@ class Ledger:
 
     def _add(self, record: LeaseRecord, sign: int) -> None:
         self.prefill_tokens += sign * record.prefill_tokens
+        if record.lease.request.service_tier is _BATCH:
+            self.batch_prefill_tokens += sign * record.prefill_tokens
         # A sum of floats that must not creep: nothing outstanding is exactly nothing.
         self.prefill_s = max(0.0, self.prefill_s + sign * record.prefill_s) if self.prefill_tokens else 0.0
         self.held_tokens += sign * record.held_tokens

@@ -60,6 +60,7 @@ class Mechanism(StrEnum):
     PREFIX = "prefix"  # cached prefixes count as prefill saved
     COST = "cost"  # the cheapest replica that will do, not the fastest
     AUDIT = "audit"  # what was learned loses weight where it does worse than not learning
+    SPARING = "sparing"  # batch leaves replicas free of its prompts, as many as those who are watched need
     FLOORS = "floors"  # a guaranteed share for those whom strict order would starve
 
 

@@ -132,9 +132,14 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule(count=st.integers(1, 4))
     def look_past(self, count: int) -> None:
-        """Putting back what fitted nowhere leaves the order as it was, but among tenants served equally."""
+        """Putting back what fitted nowhere leaves the order of ranks as it was; tenants served equally take turns.
+
+        Whose floor's turn it is depends on the head's size, and so on whose turn it is.
+        """
         lane = self._lane()
+        lane.by_floor = False
         aside, again = self._out(lane, count), self._out(lane, count)
+        lane.by_floor = True
         assert [w.rank for w in again] == [w.rank for w in aside]
         assert len({id(w) for w in again}) == len(aside)
 

@@ -272,6 +272,13 @@ class SchedulerMachine(RuleBasedStateMachine):
         need, offer = waiting.need, live.offer
         request, new = need.request, need.request.prompt_tokens - cached_on(need, offer)
         fits = blocks_if_fits(need, offer, self.now) is not None
+        batch = request.service_tier is ServiceTier.BATCH
+        if (
+            batch
+            and Mechanism.SPARING not in self.without
+            and not self.scheduler._fleet.spares(request.model, self.now)
+        ):
+            return "enough of batch is being prefilled beside those who are watched"
         if live.lifecycle is not Lifecycle.READY or live.retired:
             return "not ready"
         if offer.protected_for not in {None, waiting.ticket.id}:
@@ -283,7 +290,7 @@ class SchedulerMachine(RuleBasedStateMachine):
                 return "sequences"
             if not prefill_fits(live, new, self.without):
                 return "prefill budget"
-            if request.service_tier is ServiceTier.BATCH and not offer.has_to_spare(new):
+            if batch and not offer.has_to_spare(new):
                 return "room spared for who is watched"
             if not kv_fits(live, request, need.forecast_tokens, need.lengths, need.output_bound, self.without):
                 return "KV blocks"

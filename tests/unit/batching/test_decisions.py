@@ -74,7 +74,7 @@ def test_records_are_found_by_request_replica_and_model():
 
 def test_of_many_candidates_the_choice_and_the_likeliest_are_kept():
     """A bounded record: the choice and its runner-up always, the rest counted, and it is decided alike."""
-    replicas = [profile(f"r{n:02}", usd_per_hour=9.0 - n / 10) for n in range(40)]
+    replicas = [profile(f"r{n:02}", usd_per_hour=9.0 * 0.8**n) for n in range(40)]
     kept = Kept(*replicas, decisions=Decisions(candidates=5))
     kept.place(request("a"))
     record = kept.last
@@ -101,7 +101,7 @@ def test_a_record_decides_again_as_it_did():
 
 def test_a_candidate_without_room_has_no_score():
     """What filtered it then filters it now."""
-    kept = Kept(profile("full", usd_per_hour=0.5, max_num_seqs=1), DEAR)
+    kept = Kept(profile("full", usd_per_hour=0.2, max_num_seqs=1), DEAR)
     kept.place(request("a"))
     kept.place(request("b"))
     scores = {offer.replica: score_on(kept.last, offer) for offer in offers_of(kept.last)}

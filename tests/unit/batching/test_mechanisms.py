@@ -124,6 +124,20 @@ def floors(without: Any):
     return "bulk" in taken
 
 
+def sparing(without: Any):
+    """While others are watched, batch is not prefilled everywhere."""
+    built = scheduler(*(profile(f"a{number}") for number in range(6)), scheduling={"without": without})
+    for number in range(60):
+        now = number / 30
+        built.submit(request(f"r{number}", prompt_tokens=4000, arrived_s=now), now)
+        for lease in leases(built.advance(now)):
+            built.on_first_token(lease.id, now)
+            built.finish(lease.id, now, outcome=Outcome.COMPLETED)
+    for number in range(12):
+        built.submit(request(f"b{number}", prompt_tokens=1000, service_tier=ServiceTier.BATCH), 2.0)
+    return len({lease.replica for lease in leases(built.advance(2.0))}) < 5
+
+
 def audit(without: Any):
     """A bound that is right nearly always is expected again, where the learned mean is seldom right."""
     built = scheduler(profile(), scheduling={"without": without})
@@ -150,6 +164,7 @@ BEHAVIOURS: dict[Mechanism, Callable[[Any], bool]] = {
     Mechanism.PREFIX: prefix,
     Mechanism.COST: cost,
     Mechanism.FLOORS: floors,
+    Mechanism.SPARING: sparing,
     Mechanism.AUDIT: audit,
 }
 

@@ -117,6 +117,11 @@ ROWS = {
         [offer("a"), offer("b", headroom_ratio=0.6)],  # b
         ("b", "kv_headroom"),
     ),
+    "of those that cost about the same the earliest": (
+        need(),
+        [offer("a", headroom_ratio=0.9, step_wait_s=0.05), offer("b", usd=3.8)],  # b: five per cent dearer
+        ("b", "kv_headroom"),
+    ),
     "equal in all: the id": (
         need(),
         [offer("b"), offer("a")],  # a
@@ -143,9 +148,9 @@ ROWS = {
     "learned slowness does not move the price": (
         need(),
         [
-            offer("a", learned=(0.8, 0.8)),
+            offer("a", learned=(1.25, 1.25)),
             offer("b", headroom_ratio=0.9),
-        ],  # b: a was merely idle a moment ago
+        ],  # b: as cheap, and sooner; a was merely busy a moment ago
         ("b", "kv_headroom"),
     ),
     "a prediction near the objective is no promise": (
