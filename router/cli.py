@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 
@@ -19,6 +19,8 @@ from router.simulation import command as simulation
 if TYPE_CHECKING:
     from config.problems import ConfigError
     from config.schema import Config
+
+ShapeChoice = Literal["8b", "70b"]  # config.gpus.ShapeName, without its numbers: a test keeps them in step
 
 EXIT_RUNTIME = 1
 EXIT_CONFIG = 78  # EX_CONFIG of sysexits.h: restarting will not help
@@ -60,6 +62,7 @@ _ENGINE_EXAMPLES = """\b
 Examples:
   penstock engine --port 8101 --gpu H100-80G
   penstock engine --port 8102 --gpu A100-80G --kv-blocks 2000 --seed 7
+  penstock engine --port 8103 --gpu A100-80G --gpu-count 4 --shape 70b --speculative-tokens 3
   penstock serve --backend a=http://127.0.0.1:8101 --backend b=http://127.0.0.1:8102
 """
 
@@ -150,6 +153,9 @@ def engine(
     port: Annotated[int, typer.Option(min=0, max=65535)] = 8101,
     model: Annotated[str, typer.Option(help="the one model it serves")] = "sim-8b",
     gpu: Annotated[str, typer.Option(help="a row of config/gpus.yaml; sets its speed and memory")] = "H100-80G",
+    gpu_count: Annotated[int, typer.Option(min=1, help="GPUs of the engine, tensor-parallel in each stage")] = 1,
+    pipeline_parallel: Annotated[int, typer.Option(min=1, help="stages that share the GPUs")] = 1,
+    shape: Annotated[ShapeChoice, typer.Option(help="the model's size")] = "8b",
     kv_blocks: Annotated[
         int | None, typer.Option(min=1, help="KV cache, in blocks  [default: what the GPU holds]")
     ] = None,
@@ -159,14 +165,29 @@ def engine(
     max_model_len: Annotated[int, typer.Option(min=1, help="prompt plus output, tokens")] = 32_768,
     speed: Annotated[float, typer.Option(min=0.001, help="2 runs twice as fast as the GPU")] = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="0: exact step times; else they vary, seeded")] = 0,
+    speculative_tokens: Annotated[int, typer.Option(min=0, max=32, help="drafted in each decode step")] = 0,
+    speculative_acceptance: Annotated[
+        float, typer.Option(min=0, max=1, help="chance that a draft is right, if those before it are")
+    ] = 0.7,
 ) -> None:
     """Run a simulated engine behind vLLM's HTTP API."""
     from backends.simulated.options import EngineOptions  # noqa: PLC0415
     from backends.simulated.server import serve_engine  # noqa: PLC0415
+    from config.gpus import MEMORY_RATIO, kv_bytes  # noqa: PLC0415
 
+    if gpu_count % pipeline_parallel:
+        raise typer.BadParameter(f"{gpu_count} GPUs cannot be shared evenly by {pipeline_parallel} stages")
+    if kv_blocks is None and kv_bytes(gpu, count=gpu_count, shape=shape, memory_ratio=MEMORY_RATIO) <= 0:
+        what = f"the weights of {shape} leave no memory for KV on {gpu_count} x {gpu}"
+        raise typer.BadParameter(f"{what}; raise --gpu-count or take a larger --gpu")
     options = EngineOptions(
         model=model,
         gpu=gpu,
+        gpu_count=gpu_count,
+        pipeline_parallel=pipeline_parallel,
+        shape=shape,
+        speculative_tokens=speculative_tokens,
+        speculative_acceptance=speculative_acceptance,
         kv_blocks=kv_blocks,
         block_size=block_size,
         max_num_seqs=max_num_seqs,

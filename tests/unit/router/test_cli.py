@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -17,9 +17,10 @@ from typer.testing import CliRunner, Result
 import backends.simulated.server
 import router.server
 from backends.simulated.options import EngineOptions
+from config.gpus import ShapeName
 from config.load import ConfigError, embedded_default, load
 from config.schema import Config
-from router.cli import build_app
+from router.cli import ShapeChoice, build_app
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -129,7 +130,8 @@ def test_engine_options_reach_the_engine(monkeypatch: pytest.MonkeyPatch):
     calls: list[tuple[EngineOptions, str, int]] = []
     monkeypatch.setattr(backends.simulated.server, "serve_engine", lambda *call: calls.append(call))
     flags = {"model": "m", "gpu": "L4-24G", "kv-blocks": 9, "block-size": 8, "max-num-seqs": 7, "max-num-batched-tokens": 6,
-             "max-model-len": 5, "speed": 2.5, "seed": 4}  # fmt: skip
+             "max-model-len": 5, "speed": 2.5, "seed": 4, "gpu-count": 4, "pipeline-parallel": 2, "shape": "70b",
+             "speculative-tokens": 3, "speculative-acceptance": 0.5}  # fmt: skip
     assert cli("engine").exit_code == 0
     assert (
         cli("engine", "--host", "::1", "--port", "1", *(f"--{key}={value}" for key, value in flags.items())).exit_code
@@ -137,9 +139,14 @@ def test_engine_options_reach_the_engine(monkeypatch: pytest.MonkeyPatch):
     )
     options = EngineOptions(
         model="m", gpu="L4-24G", kv_blocks=9, block_size=8, max_num_seqs=7, max_num_batched_tokens=6, max_model_len=5,
-        speed=2.5, seed=4,
+        speed=2.5, seed=4, gpu_count=4, pipeline_parallel=2, shape="70b", speculative_tokens=3, speculative_acceptance=0.5,
     )  # fmt: skip
     assert calls == [(EngineOptions(), "127.0.0.1", 8101), (options, "::1", 1)]
+
+
+def test_the_engine_s_shapes_are_those_there_are():
+    """The command line names them without loading what they mean."""
+    assert get_args(ShapeChoice) == get_args(ShapeName)
 
 
 @pytest.mark.parametrize(
@@ -153,6 +160,9 @@ def test_engine_options_reach_the_engine(monkeypatch: pytest.MonkeyPatch):
         (["serve", "--backend", "a"], "write NAME=URL"),
         (["serve", "-b", "a=http://h:1", "-b", "a=http://h:2"], "--backend a is given twice; keep one"),
         (["engine", "--speed", "0"], "--speed"),
+        (["engine", "--shape", "9b"], "'9b' is not one of '8b', '70b'"),
+        (["engine", "--gpu-count", "3", "--pipeline-parallel", "2"], "3 GPUs cannot be shared evenly by 2 stages"),
+        (["engine", "--shape", "70b"], "leave no memory for KV on 1 x H100-80G; raise --gpu-count"),
         (["check-config"], "Missing argument"),
         (["srve"], "No such command 'srve'"),
     ],
