@@ -11,13 +11,14 @@ from typing import Final
 
 from batching.request import ReplicaId
 
-# Chunks: about 250 bytes each, so 65 MB. At 64 tokens a chunk it remembers 16M tokens of distinct prompts, the prefix
+# Chunks: about 150 bytes each and 100 more for every holder, so 65 to 150 MB. At 64 tokens a chunk it remembers 16M tokens of distinct prompts, the prefix
 # caches of some forty 80 GB machines.
 MAX_CHUNKS: Final = 262_144
 # Of one prompt: a million-token prompt must not cost milliseconds a decision, nor sweep the index.
 MAX_CHUNKS_PER_PROMPT: Final = 1024
 _MAX_ANSWERS: Final = 64  # kept to be given again: some 100 kB each with a thousand replicas
 _NOBODY: Final[Mapping[ReplicaId, int]] = {}
+_ENTRIES_RATIO: Final = 4  # (replica, chunk) pairs to chunks, at most: most prompts are on one replica, few on all
 _MAX_BITS: Final = 4096  # of the holders' masks: half a kilobyte; then the forgotten ones are squeezed out
 
 
@@ -33,6 +34,7 @@ class PrefixIndex:
         self._answers: dict[tuple[tuple[int, int], ...], dict[ReplicaId, int]] = {}  # given lately
         self._believed = 0  # all bits in `_bits`
         self._next_bit = 0
+        self._entries = 0  # in `_held`, all together
 
     def match(self, hashes: Sequence[int], unit: int = 1) -> Mapping[ReplicaId, int]:
         """How many leading chunks each replica is believed to hold, in units; replicas that hold none are absent.
@@ -61,6 +63,7 @@ class PrefixIndex:
             bit = self._admit(replica)
         # Deepest first, so that the shared beginnings are the youngest and the last to be evicted.
         held, holders = self._held[replica], self._holders
+        before = len(held)
         for chunk in reversed(hashes[:MAX_CHUNKS_PER_PROMPT]):
             held[chunk] = None
             held.move_to_end(chunk)
@@ -74,8 +77,9 @@ class PrefixIndex:
         limit = self._max_chunks if max_chunks is None else max_chunks
         while len(held) > limit:
             self._lose(bit, held.popitem(last=False)[0])
-        while len(holders) > self._max_chunks:
-            holders.popitem(last=False)
+        self._entries += len(held) - before
+        while len(holders) > self._max_chunks or self._entries > _ENTRIES_RATIO * self._max_chunks:
+            self._evict_oldest()
 
     def drop(self, replica: ReplicaId, hashes: Iterable[int]) -> None:
         """Its engine has evicted these chunks: what lies behind them is not matched any more either."""
@@ -83,16 +87,18 @@ class PrefixIndex:
         if bit is None:
             return
         held = self._held[replica]
+        before = len(held)
         for chunk in hashes:
             held.pop(chunk, None)
             self._lose(bit, chunk)
+        self._entries += len(held) - before
 
     def forget(self, replica: ReplicaId) -> None:
         """Its cache is gone: it went down, slept or was replaced."""
         bit = self._bits.pop(replica, None)
         if bit is not None:
             del self._owners[bit]
-            del self._held[replica]
+            self._entries -= len(self._held.pop(replica))
             self._believed &= ~bit
 
     def __len__(self) -> int:
@@ -100,6 +106,15 @@ class PrefixIndex:
 
     def __repr__(self) -> str:
         return f"<PrefixIndex {len(self)} of {self._max_chunks} chunks, {len(self._bits)} replicas>"
+
+    def _evict_oldest(self) -> None:
+        chunk, mask = self._holders.popitem(last=False)
+        mask &= self._believed
+        while mask:
+            bit = mask & -mask
+            del self._held[self._owners[bit]][chunk]
+            self._entries -= 1
+            mask ^= bit
 
     def _lose(self, bit: int, chunk: int) -> None:
         left = self._holders.get(chunk, 0) & ~bit
