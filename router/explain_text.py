@@ -12,7 +12,7 @@ from batching.audit import Judged, Signal
 from batching.blocks import UNBOUNDED
 from batching.decision_record import DecisionRecord, judged, need_of, offers_of, score_on
 from batching.offer import Offer
-from batching.placement import Need, Score, blocks_needed, cached_on, could_ever_hold
+from batching.placement import EQUAL_RATIO, PRICE_RATIO, Need, Score, blocks_needed, cached_on, could_ever_hold
 from batching.request import ServiceTier
 from config.schema import CostTier
 
@@ -21,7 +21,7 @@ _SHOWN: Final = 12  # candidates; the rest are counted
 _REASONS: Final = {
     "prefix_hit": "the cheapest of those sure to be in time, because it holds the beginning of the prompt in its cache",
     "cost": "the cheapest of those sure to be in time",
-    "kv_headroom": "as cheap as others that are sure to be in time, and with the most room left",
+    "kv_headroom": "about as cheap as others that are sure to be in time, and of those the soonest, or with the most room left",
     "fallback": "none was sure to be in time, so the one with the earliest first token",
     "policy": "another router's rule decides here (scheduling.policy), and gives no reasons",
 }
@@ -158,16 +158,16 @@ def _verdict(record: DecisionRecord, need: Need, score: Score) -> str:
     if score.ttft_s > left_s and best.ttft_s <= left_s:
         return "too late"
     if record.placement.reason == "fallback":
-        return "later" if score.ttft_s > best.ttft_s * 1.01 else "as early, less room"
-    if score.usd > best.usd * 1.01:
+        return "later" if score.ttft_s > best.ttft_s * EQUAL_RATIO else "as early, less room"
+    if score.usd > best.usd * PRICE_RATIO:
         return "dearer" if best.usd == 0 else f"{score.usd / best.usd - 1:.0%} dearer"
-    if score.usd < best.usd / 1.01:
+    if score.usd < best.usd / PRICE_RATIO:
         return "cheaper, but not surely in time"
-    if score.machine_s > best.machine_s * 1.01:
+    if score.machine_s > best.machine_s * PRICE_RATIO:
         return f"as cheap, {score.machine_s / best.machine_s - 1:.0%} more of a machine"
-    if score.machine_s < best.machine_s / 1.01:
+    if score.machine_s < best.machine_s / PRICE_RATIO:
         return "less of a machine, but not surely in time"
-    return "as good, less room"
+    return "about as cheap, later" if score.ttft_s > best.ttft_s * EQUAL_RATIO else "as good, less room"
 
 
 def _why_no_room(record: DecisionRecord, need: Need, offer: Offer) -> str:
