@@ -12,6 +12,7 @@ _MEMORY_S: Final = 1.0  # the load of the last second: a burst must be felt at o
 # Of the square root. Measured with bursts of 8 requests/s and replica (`benchmarks.shared_fleet`): 1, 1.5 and 2 raise the 95th
 # percentile of their TTFT to 1.5, 1.3 and 1.3 times what it is without batch, which has 92, 90 and 87 % of its throughput between them.
 _SPARE: Final = 1.5
+_NEGLIGIBLE: Final = 0.5  # replicas: who needs no more leaves all of them to batch
 
 
 class WatchedLoad:
@@ -33,7 +34,8 @@ class WatchedLoad:
     def batch_replicas(self, serving: int, now: float) -> int:
         """On how many of `serving` replicas batch may prefill at a time; one at least, so that it never stands still."""
         busy = self.replicas(now)
-        return max(1, round(serving - busy - _SPARE * sqrt(busy)))
+        needed = busy + _SPARE * sqrt(busy)
+        return serving if needed < _NEGLIGIBLE else max(1, int(serving - needed))
 
     def _left(self, now: float) -> float:
         return self._seconds * exp(-max(0.0, now - self._seen_s) / _MEMORY_S)

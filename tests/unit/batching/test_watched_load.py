@@ -22,7 +22,7 @@ def test_batch_has_all_replicas_while_nobody_is_watched_and_one_at_least():
     load = WatchedLoad()
     assert load.batch_replicas(8, 0.0) == 8
     load.add(1.0, 0.0)  # one replica's worth
-    assert load.batch_replicas(8, 0.0) == 6
+    assert load.batch_replicas(8, 0.0) == 5
     load.add(20.0, 0.0)
     assert load.batch_replicas(8, 0.0) == load.batch_replicas(1, 0.0) == 1
 
