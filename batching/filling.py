@@ -88,7 +88,7 @@ class Filling:
         """When the request can no longer meet its objective, even on an idle replica; None: that is never said of it."""
         if not self._late_last or need.ttft_objective_s == inf:
             return None
-        quickest_s = self._fleet.quickest_s(need, now)
+        quickest_s = self._fleet.kinds.quickest_s(need, now)
         return None if quickest_s is None else need.first_token_due_s - need.slack_s - quickest_s
 
     def fill(self, now: float) -> list[Placed]:

@@ -8,9 +8,10 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import takewhile
 from math import inf
-from typing import Final, NamedTuple
+from typing import Final
 
 from batching.columns import Columns, Mask
+from batching.kinds import Kinds
 from batching.lazy_heap import LazyHeap
 from batching.ledger import LeaseRecord
 from batching.live_replica import LiveReplica
@@ -28,31 +29,8 @@ HOPEFUL = frozenset({Lifecycle.READY, Lifecycle.STARTING, Lifecycle.WARMING, Lif
 _REPACE_S = 0.5
 _SPARE_S = 0.25  # the load that batch makes way for has fallen by an eighth then
 _BATCH = ServiceTier.BATCH
-_KINDS_S = 0.5  # a new kind of replica, or what was learned of one, may be noticed so late
 _NONE: Final[Mapping[ReplicaId, Offer]] = {}
 CACHE_LOST = frozenset({Lifecycle.DOWN, Lifecycle.ASLEEP, Lifecycle.STARTING})
-
-
-class _Kind(NamedTuple):
-    """What replicas of one GPU type and size have in common; rounded, so that learned factors do not tell them all apart."""
-
-    token_s: float
-    attention_s: float
-    step_s: float
-    decode_s: float
-    longest_tokens: int
-
-
-def _kind(offer: Offer) -> _Kind:
-    step_s = max(offer.weights_s, 0.0) + offer.step_wait_s
-    alone_s = offer.decode_s if offer.empty else offer.weights_s
-    return _Kind(
-        float(f"{offer.token_s:.2g}"),
-        float(f"{offer.attention_s:.2g}"),
-        float(f"{step_s:.1g}"),
-        float(f"{alone_s:.2g}"),
-        offer.longest_tokens,
-    )
 
 
 class Fleet:
@@ -69,7 +47,7 @@ class Fleet:
         self._stale_at: dict[ReplicaId, float] = {}  # of replicas with foreign blocks: when to stop believing in them
         self._stale_from_s = inf  # none of them sooner: they are looked through when it has come
         self._assumed: LazyHeap[tuple[float, int], LeaseRecord] = LazyHeap(self._awaits_first_token)
-        self._kinds: dict[str, tuple[float, tuple[_Kind, ...]]] = {}
+        self.kinds = Kinds(lambda model: self._serving.get(model, _NONE).values())
         self._watched: dict[str, WatchedLoad] = {}  # by model
         self._batch_prefills: set[ReplicaId] = set()  # replicas where a prompt of batch is being prefilled
         self._spare_s: float | None = None  # when to look again at batch that made way
@@ -291,28 +269,6 @@ class Fleet:
         """
         if self._repace_s is None and any(offer.wanted_due_s != inf for offer in offers):
             self._repace_s = now + _REPACE_S
-
-    def quickest_s(self, need: Need, now: float) -> float | None:
-        """The first token's time if a replica had nothing else to prefill, the quickest that meets the TPOT objective; None: none does.
-
-        By the kinds of replicas that are ready, which are looked up at most every `_KINDS_S`: O(kinds), not O(replicas).
-        """
-        model, prompt = need.request.model, need.request.prompt_tokens
-        looked_s, kinds = self._kinds.get(model, (-inf, ()))
-        if not looked_s <= now < looked_s + _KINDS_S:
-            kinds = tuple(
-                sorted({_kind(live.offer) for live in self.serving(model) if live.offer.open}, key=lambda k: k.token_s)
-            )
-            self._kinds[model] = (now, kinds)
-        new, longest = prompt, prompt + need.min_output_tokens
-        if need.cached_tokens:
-            new -= min(max(need.cached_tokens.values()), prompt - 1)
-        quickest_s = inf
-        for kind in kinds:
-            if kind.decode_s <= need.tpot_objective_s and longest <= kind.longest_tokens:
-                time_s = kind.step_s + kind.token_s * new + kind.attention_s * new * (prompt - new / 2)
-                quickest_s = min(quickest_s, time_s)
-        return quickest_s if quickest_s < inf else None
 
     def soonest(self, need: Need) -> ReplicaId | None:
         """The replica that would fit it first, of those not protected for somebody else."""

@@ -154,7 +154,7 @@ def test_ablations_are_a_table_with_a_row_a_run(tmp_path: Path):
     assert ablations.main([*words, "--json", str(out)]) == 0
     tails = document(out)["figures"]["ttft_p99_s"]
     assert list(tails) == ["penstock", "without cost", "oracle"]
-    assert len(set(tails.values())) == 3
+    assert tails["without cost"] != tails["penstock"]
 
 
 @pytest.mark.parametrize(
