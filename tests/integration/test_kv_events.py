@@ -286,6 +286,18 @@ async def test_topics_select(context: zmq.asyncio.Context) -> None:
         await heard.until(0)
 
 
+async def test_another_topic_is_not_heard(context: zmq.asyncio.Context) -> None:
+    """Of two subscribers the one that asked for the engine's topic hears it."""
+    async with (
+        publishing(context, replay=False) as publisher,
+        listening(context, publisher, topic="another") as deaf,
+        listening(context, publisher) as heard,
+    ):
+        await publish(publisher, 0, 1)
+        await heard.until(0, 1)
+        assert deaf.log == []
+
+
 class _Elsewhere(Publisher):
     """Only an address."""
 
