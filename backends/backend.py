@@ -3,7 +3,9 @@
 Every backend (vLLM over HTTP, Triton over gRPC, simulated) passes `tests/conformance/test_backend_contract.py`.
 """
 
-from collections.abc import AsyncIterator, Mapping
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -24,11 +26,30 @@ class EngineCall:
     headers: Mapping[str, str] = field(default_factory=dict)  # already cleaned; W3C trace context and the like
 
 
+class Sink(Protocol):
+    """Where an answer's bytes go as they come."""
+
+    @property
+    def full(self) -> bool:
+        """It has more than it should keep: nothing is fed until it has called back."""
+
+    @property
+    def closed(self) -> bool:
+        """It has all it needs."""
+
+    def feed(self, data: bytes) -> None:
+        """What this raises ends the pouring and comes out of `pour`."""
+
+    def when_room(self, resume: Callable[[], None]) -> None:
+        """Called once, as soon as `full` is false again."""
+
+
 class EngineReply(Protocol):
     """An engine's answer: a status, and a body of OpenAI-shaped bytes.
 
     For a stream, `body()` yields SSE bytes cut anywhere (the relay finds the events) and ends when the engine ends; for the rest it
-    yields one JSON document in any number of pieces. Errors of the engine arrive as a status >= 400 with an OpenAI error object, or,
+    yields one JSON document in any number of pieces. `pour` does the same without a reader between: it returns when the body has
+    ended or the sink is closed; `body()` then gives what is left. Errors of the engine arrive as a status >= 400 with an OpenAI error object, or,
     once the stream runs, as an in-stream `data: {"error": ...}` event; a broken connection raises `StreamCut`.
     `aclose` may be called at any time, more than once, from `finally`; it stops the engine's work.
     """
@@ -39,7 +60,26 @@ class EngineReply(Protocol):
 
     def body(self) -> AsyncIterator[bytes]: ...
 
+    async def pour(self, sink: Sink) -> None: ...
+
     async def aclose(self) -> None: ...
+
+
+class PulledReply(ABC):
+    """A reply whose body is read piece by piece: pouring is reading, and writing, in turn."""
+
+    @abstractmethod
+    def body(self) -> AsyncIterator[bytes]: ...
+
+    async def pour(self, sink: Sink) -> None:
+        async for data in self.body():
+            sink.feed(data)
+            if sink.closed:
+                return
+            if sink.full:
+                room = asyncio.Event()
+                sink.when_room(room.set)
+                await room.wait()
 
 
 class Backend(Protocol):

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import httpx
 import msgspec
 
-from backends.backend import EngineCall, ProbeResult, ServedModel
+from backends.backend import EngineCall, ProbeResult, ServedModel, Sink
 from backends.engine_metrics import EngineFigures, figures
 from backends.upstream.pool import Pool, PoolStatistics
 from backends.upstream.response import Response
@@ -44,6 +44,9 @@ class HttpReply:
 
     def body(self) -> AsyncIterator[bytes]:
         return _Body(self._response)
+
+    async def pour(self, sink: Sink) -> None:
+        await self._response.pour(sink)
 
     async def aclose(self) -> None:
         self._response.close()

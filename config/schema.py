@@ -64,6 +64,13 @@ class Mechanism(StrEnum):
     FLOORS = "floors"  # a guaranteed share for those whom strict order would starve
 
 
+class DataPlane(StrEnum):
+    """What carries hot requests between a client's connection and their handler."""
+
+    WIRE = "wire"  # the connection itself
+    ASGI = "asgi"  # the ASGI interface: slower, and independent of the server's internals
+
+
 class ModelKind(StrEnum):
     """Which endpoint a model answers; `chat` models answer chat and plain completions."""
 
@@ -216,6 +223,9 @@ class Server(Section):
         15.0, description="SSE comment to a silent stream, so that no proxy cuts it"
     )
     drain_timeout_s: NonNegativeFloat = Field(120.0, description="after SIGTERM, running streams may go on for so long")
+    data_plane: DataPlane = Field(
+        DataPlane.WIRE, description="asgi: slower, for when a release of the HTTP server breaks the default"
+    )
     cors_origins: tuple[str, ...] = Field((), description="browser origins allowed; empty: CORS off")
     trusted: bool = Field(
         False, description="pass on the request fields that are stripped for strangers (see docs/api.md)"

@@ -19,7 +19,8 @@ from metrics.exposition import render
 from router.admin import add_admin
 from router.gateway import Gateway
 from router.health import readiness
-from router.ingress import HotPath, request_id
+from router.inbound import request_id
+from router.ingress import HotPath
 from router.openai.errors import ApiError, from_http_status, internal_error, model_not_found
 from router.openai.models import ModelEntry, model_document, model_list, near
 from router.openai.shapes import (

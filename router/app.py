@@ -3,8 +3,11 @@
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
+from config.schema import Config
 from router.api import build_api
 from router.gateway import Gateway
+from router.hot_cycle import HotPlane
+from router.inbound import Handler
 from router.ingress import HotPath, Ingress
 
 _EXPOSED = (
@@ -20,7 +23,7 @@ _EXPOSED = (
 def create_app(gateway: Gateway, version: str) -> ASGIApp:
     """CORS (only where configured) -> ingress (hot paths leave here) -> FastAPI (the rest, and the lifespan)."""
     server = gateway.config.server
-    hot = HotPath(gateway.dispatcher, server)
+    hot = HotPath(gateway.dispatcher, server, gateway.config.upstream.buffer_bytes)
     app: ASGIApp = Ingress(build_api(gateway, hot, version), hot)
     if server.cors_origins:
         app = CORSMiddleware(
@@ -31,3 +34,15 @@ def create_app(gateway: Gateway, version: str) -> ASGIApp:
             expose_headers=_EXPOSED,
         )
     return app
+
+
+def hot_plane(config: Config, handler: Handler) -> HotPlane:
+    """For `router.protocol`: hot requests by their own connection, past ASGI."""
+    server = config.server
+    return HotPlane(
+        handler=handler,
+        max_body_bytes=server.max_body_bytes,
+        body_timeout_s=server.body_timeout_s,
+        buffer_bytes=config.upstream.buffer_bytes,
+        cors=bool(server.cors_origins),
+    )

@@ -8,7 +8,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 
-from backends.backend import Backend, ConnectFailed, EngineCall, EngineReply, UpstreamError
+from backends.backend import Backend, ConnectFailed, EngineCall, EngineReply, PulledReply, UpstreamError
 from batching.request import Outcome, ReplicaId
 from batching.ticket import Lease, Placed
 from config.schema import Config
@@ -21,13 +21,24 @@ from router.openai.errors import ApiError, upstream_failed, upstream_timeout
 from router.openai.request import upstream_body, upstream_fields
 from router.openai.usage import Usage
 from router.race import Opened, Race, Superseded
-from router.relay import KeepAlive, RelayFailed, drain_tail, read_beginning, read_document, read_error, relay_stream
+from router.relay import (
+    KeepAlive,
+    Relay,
+    RelayFailed,
+    drain_tail,
+    read_beginning,
+    read_document,
+    read_error,
+    relay_stream,
+)
 from router.report import Report
 
 # Engine refusals that another replica may not share; the rest (400, 404, ...) are the request's own.
 _REPEATABLE_STATUS = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 # Forwarded to engines: tracing context only. Everything else of a client's head stays here (docs/api.md, "Headers").
 _PASSED_HEADERS = ("traceparent", "tracestate")
+# How far the ledger may be behind a stream: half a block of most engines, so that each boundary is seen in time.
+_LEDGER_STEP_TOKENS = 8
 
 
 class AttemptFailed(Exception):
@@ -244,42 +255,45 @@ class Attempts:
         # Engine and ledger are free now; the client may take its time to read.
         self._give_back(exchange, lease, Outcome.COMPLETED)
         exchange.status = 200
-        await exchange.client.respond(200, document.body, exchange.document_headers(loop.time()))
+        exchange.client.respond(200, document.body, exchange.document_headers(loop.time()))
 
     async def _stream(
         self, exchange: Exchange, lease: Lease, reply: EngineReply, silence: KeepAlive, claim: Callable[[], None]
     ) -> None:
         chunks = _chunks(exchange)
-        loop = asyncio.get_running_loop()
         timeline = exchange.timeline
+        told = 0
 
-        def progress(tokens: int) -> None:
+        def progress(tokens: int, now: float) -> None:
+            nonlocal told
             if timeline.output_tokens == 0:
                 self._report.phase(exchange, "streaming")
                 self._admission.first_token(lease)
-            self._report.tokens(exchange, tokens, loop.time())
-            self._admission.tokens(lease, timeline.output_tokens)
+            self._report.tokens(exchange, tokens, now)
+            if timeline.output_tokens >= told:
+                told = timeline.output_tokens + _LEDGER_STEP_TOKENS
+                self._admission.tokens(lease, timeline.output_tokens)
 
         timeline.output_tokens = 0
+        relay = Relay(
+            exchange.client,
+            chunks,
+            headers=exchange.stream_headers,
+            begins=claim,
+            progress=progress,
+            silence=silence,
+        )
         try:
-            tail = await relay_stream(
-                reply,
-                exchange.client,
-                chunks,
-                headers=exchange.stream_headers,
-                begins=claim,
-                progress=progress,
-                silence=silence,
-            )
+            tail = await relay_stream(reply, relay, chunks)
         finally:
             exchange.usage = chunks.usage
         self._give_back(exchange, lease, Outcome.COMPLETED)
         exchange.status = 200
-        await exchange.client.end(tail)
+        exchange.client.end(tail)
         await drain_tail(reply)
 
 
-class _Resumed:
+class _Resumed(PulledReply):
     """A reply whose beginning was read already: it is given once more, then the rest."""
 
     def __init__(self, reply: EngineReply, beginning: list[bytes], rest: AsyncIterator[bytes]) -> None:

@@ -1,12 +1,11 @@
-"""The caller's side of one exchange: start, write, end, over ASGI, with a bound on how long a client may refuse to read.
+"""The caller's side of one exchange: start, write, end. Plain calls, because a write never waits.
 
-Decides when a client counts as gone; knows nothing of engines or of what the bytes mean.
+What the client's socket does not take is kept, and `full` says when that is enough: whoever feeds the client stops then and asks
+to be told of `room`. Two kinds exist: `router.wire_client` on a connection of its own, `router.asgi_client` behind any ASGI server.
 """
 
-import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-
-from starlette.types import Scope, Send
 
 Headers = Sequence[tuple[bytes, bytes]]
 
@@ -23,45 +22,51 @@ class ClientGone(Exception):
     """The client hung up, or stopped reading for longer than it may; nothing more can be said to it."""
 
 
-class Client:
-    """One exchange. Bytes go out in the order of the calls; a write waits while the client's socket is full."""
+class Client(ABC):
+    """One exchange. Bytes go out in the order of the calls; to a client that has gone they go nowhere."""
 
-    def __init__(self, scope: Scope, send: Send, *, request_id: str, write_stall_s: float) -> None:
+    def __init__(self, request_id: str) -> None:
         self.request_id = request_id
         self.started = False
         self.ended = False
-        self._send = send
-        self._write_stall_s = write_stall_s
-        self._abort: Callable[[], None] | None = scope.get("extensions", {}).get("penstock.abort")
+        self.full = False  # more is kept for the client than it should be
+        self._resume: Callable[[], None] | None = None
 
-    async def start(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
+    def start(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        """A body of unknown length follows, unless `headers` tell its length."""
         assert not self.started, "a response starts once"
         self.started = True
-        own = (b"x-request-id", self.request_id.encode("ascii"))
-        await self._emit({"type": "http.response.start", "status": status, "headers": [own, *headers]})
+        self._head(status, [(b"x-request-id", self.request_id.encode("ascii")), *headers])
 
-    async def write(self, data: bytes) -> None:
+    def write(self, data: bytes) -> None:
         if data and not self.ended:
-            await self._emit({"type": "http.response.body", "body": data, "more_body": True})
+            self._body(data)
 
-    async def end(self, data: bytes = b"") -> None:
+    def end(self, data: bytes = b"") -> None:
         if not self.ended:
             self.ended = True
-            await self._emit({"type": "http.response.body", "body": data, "more_body": False})
+            self._last(data)
 
-    async def respond(self, status: int, body: bytes, headers: Iterable[tuple[bytes, bytes]] = JSON_HEADERS) -> None:
+    def respond(self, status: int, body: bytes, headers: Iterable[tuple[bytes, bytes]] = JSON_HEADERS) -> None:
         """A whole answer at once."""
-        await self.start(status, [*headers, (b"content-length", b"%d" % len(body))])
-        await self.end(body)
+        self.start(status, [*headers, (b"content-length", b"%d" % len(body))])
+        self.end(body)
 
-    async def _emit(self, message: dict[str, object]) -> None:
-        try:
-            async with asyncio.timeout(self._write_stall_s):
-                await self._send(message)
-        except TimeoutError:
-            # The server would wait for ever to flush what the client does not read.
-            if self._abort is not None:
-                self._abort()
-            raise ClientGone from None
-        except OSError:
-            raise ClientGone from None
+    def when_room(self, resume: Callable[[], None]) -> None:
+        """Called once, as soon as `full` is false again. One feeder at a time."""
+        self._resume = resume
+
+    def _room(self) -> None:
+        self.full = False
+        resume, self._resume = self._resume, None
+        if resume is not None:
+            resume()
+
+    @abstractmethod
+    def _head(self, status: int, headers: Headers) -> None: ...
+
+    @abstractmethod
+    def _body(self, data: bytes) -> None: ...
+
+    @abstractmethod
+    def _last(self, data: bytes) -> None: ...

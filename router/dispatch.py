@@ -16,7 +16,7 @@ from router.admission import Admission, EvictedError
 from router.attempt import AttemptFailed, Attempts
 from router.client import Client, ClientGone
 from router.exchange import Exchange
-from router.ingress import Inbound
+from router.inbound import Inbound
 from router.openai.body import Body, parse_object
 from router.openai.errors import (
     ApiError,
@@ -85,7 +85,7 @@ class Dispatcher:
         try:
             await self._serve(exchange)
         except ApiError as error:
-            await self._refuse(exchange, error)
+            self._refuse(exchange, error)
         except ClientGone:
             exchange.outcome = Outcome.CANCELLED
             raise
@@ -94,7 +94,7 @@ class Dispatcher:
                 exchange.outcome = Outcome.CANCELLED
                 raise
             exchange.task.uncancel()
-            await self._refuse(exchange, exchange.aborted)
+            self._refuse(exchange, exchange.aborted)
         finally:
             self._active.discard(exchange)
             self._report.ended(exchange, asyncio.get_running_loop().time())
@@ -108,9 +108,7 @@ class Dispatcher:
         if not spec.stream:
             await self._attempts(exchange, body, None)
             return
-        silence = KeepAlive(
-            exchange.client, limits.keepalive_comment_s, exchange.inbound.spawn, exchange.stream_headers
-        )
+        silence = KeepAlive(exchange.client, limits.keepalive_comment_s, exchange.stream_headers)
         try:
             await self._attempts(exchange, body, silence)
         finally:
@@ -175,7 +173,7 @@ class Dispatcher:
         self._report.placed(exchange, waited_s)
         return placed
 
-    async def _refuse(self, exchange: Exchange, error: ApiError) -> None:
+    def _refuse(self, exchange: Exchange, error: ApiError) -> None:
         """Say what went wrong, in the only form that this point of the response still allows."""
         exchange.error = error
         if exchange.outcome is Outcome.COMPLETED:
@@ -185,7 +183,7 @@ class Dispatcher:
             return
         if client.started:
             exchange.status = 200
-            await client.end(stream_error_event(error, client.request_id))
+            client.end(stream_error_event(error, client.request_id))
             return
         exchange.status = error.status
         raise error

@@ -10,7 +10,7 @@ from batching.request import Outcome, Request
 from batching.ticket import Placed
 from metrics.timeline import Timeline
 from router.client import JSON_HEADERS, SSE_HEADERS, Client, Headers
-from router.ingress import Inbound
+from router.inbound import Inbound
 from router.openai.errors import ApiError
 from router.openai.request import CallSpec
 from router.openai.usage import Usage

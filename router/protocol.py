@@ -12,6 +12,8 @@ import httptools
 from starlette.types import Message
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from router.hot_cycle import HotCycle, HotPlane
+from router.inbound import HOT_PATHS
 from router.openai.errors import ApiError, bad_http, head_timeout, head_too_large
 
 # Docs of OpenAI ask clients to stay below 64 KiB of headers; 100 is what common proxies allow.
@@ -20,14 +22,20 @@ MAX_HEADERS = 100
 KEEP_ALIVE_IDLE_S = 75  # longer than the usual 60 s of a load balancer, so that it closes first
 _LINGER_S = 2.0  # for a refused client to stop sending and read why
 _UPGRADE_HEADERS = frozenset({b"connection", b"upgrade", b"http2-settings"})
+_HOT_TARGETS = {path.encode(): path for path in HOT_PATHS}
+# Requests with these need what only the ASGI way does: chunked bodies, 100-continue, refusals.
+_SLOW_HEADERS = frozenset({b"content-encoding", b"transfer-encoding", b"expect", b"upgrade"})
 
 
-def protocol_with(header_timeout_s: float, write_stall_timeout_s: float = 60.0) -> type[HttpToolsProtocol]:
-    """The protocol class for `uvicorn.Config(http=...)`."""
+def protocol_with(
+    header_timeout_s: float, write_stall_timeout_s: float = 60.0, plane: HotPlane | None = None
+) -> type[HttpToolsProtocol]:
+    """The protocol class for `uvicorn.Config(http=...)`; with a `plane`, hot requests are served by their connection."""
 
     class PenstockProtocol(_HeadGuard):
         _head_timeout_s = header_timeout_s
         _flush_timeout_s = write_stall_timeout_s
+        _plane = plane
 
     return PenstockProtocol
 
@@ -35,8 +43,11 @@ def protocol_with(header_timeout_s: float, write_stall_timeout_s: float = 60.0) 
 class _HeadGuard(HttpToolsProtocol):
     _head_timeout_s: float
     _flush_timeout_s: float
+    _plane: HotPlane | None = None
+    _collecting: HotCycle | None = None  # its body is not whole yet
     _head_timer: asyncio.TimerHandle | None = None
     _flush_timer: asyncio.TimerHandle | None = None
+    _stall_timer: asyncio.TimerHandle | None = None
     _head_bytes = 0  # of what the parser has made names and values of
     _later_bytes = 0  # of reads that lie wholly within one head: a line without an end is no header yet
     _in_head = False
@@ -44,16 +55,23 @@ class _HeadGuard(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)  # type: ignore[arg-type]
-        self._unanswered: deque[RequestResponseCycle] = deque()
+        self.default_headers = self.server_state.default_headers
+        if self._plane is not None:
+            self.transport.set_write_buffer_limits(high=self._plane.buffer_bytes)
+        self._unanswered: deque[RequestResponseCycle | HotCycle] = deque()
         self._arm()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
-        if self._flush_timer is not None:
-            self._flush_timer.cancel()
+        for timer in (self._flush_timer, self._stall_timer):
+            if timer is not None:
+                timer.cancel()
         for cycle in self._unanswered:  # uvicorn tells the last one only
-            cycle.disconnected = True
-            cycle.message_event.set()
+            if isinstance(cycle, HotCycle):
+                cycle.hang_up()
+            else:
+                cycle.disconnected = True
+                cycle.message_event.set()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -72,6 +90,22 @@ class _HeadGuard(HttpToolsProtocol):
         if in_head and self._in_head:
             self._later_bytes += len(data)
             self._check_size()
+        if self._collecting is not None and self._head_timer is None:
+            assert self._plane is not None
+            self._head_timer = self.loop.call_later(self._plane.body_timeout_s, self._body_overdue)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if isinstance(self.cycle, HotCycle):
+            self.cycle.pause()
+            self._watch_stall(self.transport.get_write_buffer_size())
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
+        if isinstance(self.cycle, HotCycle):
+            self.cycle.resume()
 
     # Parser callbacks.
 
@@ -98,16 +132,30 @@ class _HeadGuard(HttpToolsProtocol):
         self._disarm()
         if self._refused or self.parser.should_upgrade():
             return
+        if (path := self._hot_path()) is not None:
+            assert self._plane is not None
+            keep_alive = self.parser.should_keep_alive()
+            self._collecting = HotCycle(self, self._plane, path, self.headers, keep_alive=keep_alive)
+            self.cycle = self._collecting  # type: ignore[assignment]  # it has what uvicorn asks of a cycle
+            self._unanswered.append(self._collecting)
+            return
         super().on_headers_complete()
         self._unanswered.append(self.cycle)
         if self.scope["http_version"] == "1.0":
             self.cycle.__class__ = _UntilClose
 
     def on_body(self, body: bytes) -> None:
-        if not self._refused:
+        if self._collecting is not None:
+            self._collecting.feed(body)
+        elif not self._refused:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self._collecting is not None:
+            cycle, self._collecting = self._collecting, None
+            self._disarm()
+            cycle.begin()
+            return
         if self._refused or self.parser.should_upgrade():
             return
         super().on_message_complete()
@@ -122,6 +170,21 @@ class _HeadGuard(HttpToolsProtocol):
         super().on_response_complete()
         if self._flush_timer is None:
             self._flush_timer = self.loop.call_later(self._flush_timeout_s, self._flush_overdue)
+
+    def _hot_path(self) -> str | None:
+        """Of a request that its connection serves itself; None: it takes the ASGI way."""
+        plane = self._plane
+        if plane is None or self._unanswered or self.parser.get_method() != b"POST":
+            return None
+        length = b""
+        for name, value in self.headers:
+            if name == b"content-length":
+                length = value
+            elif name in _SLOW_HEADERS or (name == b"origin" and plane.cors):
+                return None
+        if not length.isdigit() or int(length) > plane.max_body_bytes or self.parser.get_http_version() != "1.1":
+            return None
+        return _HOT_TARGETS.get(self.url)
 
     def _decline_upgrade(self, rest: bytes) -> None:
         """Read the same request without its offer: the parser takes what follows the head for another protocol.
@@ -158,6 +221,23 @@ class _HeadGuard(HttpToolsProtocol):
             self._arm()
         else:
             self._refuse(head_timeout(self._head_timeout_s))
+
+    def _body_overdue(self) -> None:
+        self._head_timer = None
+        cycle, self._collecting = self._collecting, None
+        if cycle is not None:
+            cycle.body_overdue()
+
+    def _watch_stall(self, unread_bytes: int) -> None:
+        """A client that has read nothing of `unread_bytes` when we look again is cut off; a slow one is not."""
+        self._stall_timer = self.loop.call_later(self._flush_timeout_s, self._stalled, unread_bytes)
+
+    def _stalled(self, unread_bytes: int) -> None:
+        left = self.transport.get_write_buffer_size()
+        if left < unread_bytes:
+            self._watch_stall(left)
+        else:
+            self.transport.abort()
 
     def _flush_overdue(self) -> None:
         """An answer that its client does not read holds no socket for ever, finished or not."""

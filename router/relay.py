@@ -1,14 +1,13 @@
 """From an engine's bytes to the client's: whole events only, edits by the chunk filter, silence filled with comments.
 
 Decides when a stream counts as whole; what an event means is `router.openai.chunks`', which replica sends it the dispatcher's.
-Memory: one read of the upstream buffer at a time; a client that reads slowly leaves the rest with the engine.
+Memory: one read of the upstream at a time; a client that reads slowly leaves the rest with the engine.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 
 from backends.backend import EngineReply, UpstreamError
-from backends.upstream.sse import SseSplitter
 from router.client import Client, Headers
 from router.openai.chunks import ChunkFilter, Document, check_document
 from router.openai.errors import ApiError, from_engine, upstream_garbled, upstream_lost
@@ -37,16 +36,9 @@ class KeepAlive:
     It says nothing before `begin`, the first placement: a request that was never placed can still be refused with a status.
     """
 
-    def __init__(
-        self,
-        client: Client,
-        interval_s: float,
-        spawn: Callable[[Callable[[], Awaitable[None]]], None],
-        headers: Callable[[], Headers],
-    ) -> None:
+    def __init__(self, client: Client, interval_s: float, headers: Callable[[], Headers]) -> None:
         self._client = client
         self._interval_s = interval_s
-        self._spawn = spawn
         self._headers = headers
         self._loop = asyncio.get_running_loop()
         self._last_s = 0.0
@@ -77,68 +69,94 @@ class KeepAlive:
         if now >= due_s:
             self._last_s = now
             due_s = now + self._interval_s
-            self._spawn(self._write)
+            self._write()
         self._timer = self._loop.call_at(due_s, self._fire)
 
-    async def _write(self) -> None:
+    def _write(self) -> None:
         if not self._client.started:
-            await self._client.start(200, self._headers())
-        await self._client.write(KEEP_ALIVE)
+            self._client.start(200, self._headers())
+        if not self._client.full:  # what is kept for it will do
+            self._client.write(KEEP_ALIVE)
 
 
-async def relay_stream(
-    reply: EngineReply,
-    client: Client,
-    chunks: ChunkFilter,
-    *,
-    headers: Callable[[], Headers],
-    begins: Callable[[], None],
-    progress: Callable[[int], None],
-    silence: KeepAlive,
-) -> bytes:
-    """Pass a stream on until its end; raises `RelayFailed` where it has none. `progress(n)`: n more tokens came in one read.
+class Relay:
+    """A stream's way to its client: what `EngineReply.pour` feeds. `progress(n)`: n more tokens came in one read.
 
     `begins` is called before anything is passed on; if it raises, nothing is.
+    """
+
+    __slots__ = ("_begins", "_chunks", "_client", "_headers", "_loop", "_progress", "_silence", "closed", "forwarded")
+
+    def __init__(
+        self,
+        client: Client,
+        chunks: ChunkFilter,
+        *,
+        headers: Callable[[], Headers],
+        begins: Callable[[], None],
+        progress: Callable[[int, float], None],
+        silence: KeepAlive,
+    ) -> None:
+        self._client = client
+        self._chunks = chunks
+        self._headers = headers
+        self._begins = begins
+        self._progress = progress
+        self._silence = silence
+        self._loop = asyncio.get_running_loop()
+        self.closed = False
+        self.forwarded = False
+
+    @property
+    def full(self) -> bool:
+        return self._client.full
+
+    def when_room(self, resume: Callable[[], None]) -> None:
+        self._client.when_room(resume)
+
+    def feed(self, data: bytes) -> None:
+        chunks = self._chunks
+        before = chunks.tokens
+        out = chunks.read(data)
+        now = self._loop.time()
+        self._silence.touch(now)
+        if out and not self.forwarded:
+            self._begins()
+            if not self._client.started:
+                self._client.start(200, self._headers())
+            self.forwarded = True
+        if chunks.tokens != before:
+            self._progress(chunks.tokens - before, now)
+        if out:
+            self._client.write(out)
+        if chunks.done or chunks.error is not None:
+            self.closed = True
+
+
+async def relay_stream(reply: EngineReply, relay: Relay, chunks: ChunkFilter) -> bytes:
+    """Pass a stream on until its end; raises `RelayFailed` where it has none.
 
     Returns the last bytes, `[DONE]` among them: the caller ends the response with them once the lease is given back.
     """
-    splitter = SseSplitter()
-    forwarded = begun = False
-    loop = asyncio.get_running_loop()
     try:
-        async for data in reply.body():
-            before = chunks.tokens
-            out = _filtered(splitter, chunks, data)
-            silence.touch(loop.time())
-            if out and not begun:
-                begun = True
-                begins()
-            if chunks.tokens != before:
-                progress(chunks.tokens - before)
-            if out:
-                if not client.started:
-                    await client.start(200, headers())
-                forwarded = True
-                await client.write(out)
-            if chunks.error is not None:
-                raise RelayFailed(chunks.error, forwarded=forwarded, outcome="error_event")
-            if chunks.done:
-                break
+        await reply.pour(relay)
     except UpstreamError as error:
-        raise RelayFailed(upstream_lost(), forwarded=forwarded, outcome=error.outcome) from error
+        raise RelayFailed(upstream_lost(), forwarded=relay.forwarded, outcome=error.outcome) from error
+    if chunks.error is not None:
+        raise RelayFailed(chunks.error, forwarded=relay.forwarded, outcome="error_event")
     end = chunks.end()
     if end.error is not None:
-        raise RelayFailed(end.error, forwarded=forwarded, outcome="stream_cut")
+        raise RelayFailed(end.error, forwarded=relay.forwarded, outcome="stream_cut")
     return end.tail
 
 
 async def read_beginning(reply: EngineReply, chunks: ChunkFilter) -> tuple[list[bytes], AsyncIterator[bytes]]:
     """A stream as far as its first token: what was read, and what gives the rest. Raises `RelayFailed` where it fails before that."""
-    splitter, read, rest = SseSplitter(), [], reply.body()
+    read, rest = [], reply.body()
     try:
         async for data in rest:
             read.append(data)
-            _filtered(splitter, chunks, data)
+            chunks.read(data)
             if chunks.error is not None:
                 raise RelayFailed(chunks.error, forwarded=False, outcome="error_event")
             if chunks.tokens or chunks.done:
@@ -195,14 +213,3 @@ async def read_error(reply: EngineReply) -> ApiError:
     except UpstreamError:
         pass  # the status alone says enough
     return from_engine(reply.status, b"".join(parts), reply.headers)
-
-
-def _filtered(splitter: SseSplitter, chunks: ChunkFilter, data: bytes) -> bytes:
-    out: list[bytes] = []
-    for event in splitter.feed(data):
-        kept = chunks.feed(event)
-        if kept:
-            out.append(kept)
-        if chunks.error is not None or chunks.done:
-            break
-    return out[0] if len(out) == 1 else b"".join(out)

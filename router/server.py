@@ -18,8 +18,8 @@ from types import FrameType
 import uvicorn
 
 from config.load import ConfigError
-from config.schema import Config
-from router.app import create_app
+from config.schema import Config, DataPlane
+from router.app import create_app, hot_plane
 from router.gateway import Gateway
 from router.protocol import KEEP_ALIVE_IDLE_S, protocol_with
 
@@ -87,7 +87,11 @@ class PenstockServer(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 create_app(gateway, version),
-                http=protocol_with(server.header_timeout_s, server.write_stall_timeout_s),
+                http=protocol_with(
+                    server.header_timeout_s,
+                    server.write_stall_timeout_s,
+                    hot_plane(gateway.config, gateway.dispatcher) if server.data_plane is DataPlane.WIRE else None,
+                ),
                 ws="none",
                 lifespan="on",
                 log_config=None,

@@ -6,6 +6,7 @@ Served by `backend.py` in process and by `server.py` over HTTP; both get the sam
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 
+from backends.backend import PulledReply
 from backends.simulated.answers import GenerationAnswer, embedding_document
 from backends.simulated.bodies import EmbeddingJob, GenerationJob, chat_job, completion_job, embedding_job
 from backends.simulated.choice import TokenBlocks
@@ -26,7 +27,7 @@ SSE = "text/event-stream; charset=utf-8"
 _TOKENS_PER_PIECE = 64  # events joined at most in one piece of a stream that was read late: some 16 KiB
 
 
-class Reply:
+class Reply(PulledReply):
     """An answer that may still be in the making; has the shape of `backends.backend.EngineReply`."""
 
     def __init__(

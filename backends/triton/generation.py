@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping
 
-from backends.backend import ClosedEarly, EngineCall, EngineReply, FirstByteTimeout, StreamCut
+from backends.backend import ClosedEarly, EngineCall, EngineReply, FirstByteTimeout, PulledReply, StreamCut
 from backends.chat_template import ChatTemplate, TemplateError
 from backends.triton.errors import Refusal
 from backends.triton.inference import EngineFault, InferenceClient, Outputs, ResponseStream
@@ -148,7 +148,7 @@ def _completion_prompt(value: object) -> str:
     )
 
 
-class GenerationStream:
+class GenerationStream(PulledReply):
     """A running generation as SSE. Closing it cancels the request in the engine."""
 
     def __init__(self, reader: "_Reader", transcript: Transcript, reshaper: Reshaper) -> None:

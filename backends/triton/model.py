@@ -7,7 +7,7 @@ remembered here as a suspicion, and the probe asks the model itself (`check`) un
 from collections.abc import AsyncIterator, Mapping
 from typing import Protocol
 
-from backends.backend import EngineCall, EngineReply, UpstreamError
+from backends.backend import EngineCall, EngineReply, PulledReply, UpstreamError
 from backends.triton.errors import Refusal, interpret, is_dead_stub
 from backends.triton.inference import EngineFault, InferenceClient, ModelInfo
 
@@ -61,7 +61,7 @@ class ModelHealth:
         return meaning
 
 
-class Document:
+class Document(PulledReply):
     """An answer that is there as a whole."""
 
     def __init__(self, status: int, document: bytes, headers: Mapping[str, str] | None = None) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from backends.backend import FirstByteTimeout, StreamCut, UpstreamError
+from backends.backend import FirstByteTimeout, Sink, StreamCut, UpstreamError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +50,8 @@ class Response:
         "_loop",
         "_patience",
         "_paused",
+        "_refusal",
+        "_sink",
         "_timer",
         "_underway",
         "_waiter",
@@ -73,6 +75,8 @@ class Response:
         self._complete = False
         self._paused = False
         self._error: UpstreamError | None = None
+        self._sink: Sink | None = None  # while the body is poured, no reader stands between
+        self._refusal: Exception | None = None  # what the sink raised
         self._waiter: asyncio.Future[None] | None = None
         self._began_s = loop.time()
         self._waiting_since_s = self._began_s
@@ -109,6 +113,25 @@ class Response:
                 self._wire.resume()
         return data
 
+    async def pour(self, sink: Sink) -> None:
+        """The body into `sink`, each read as it arrives, until it has ended or the sink is closed; the rest is there for `read`.
+
+        Raises FirstByteTimeout, StreamCut, and whatever the sink raises. While the sink is full the engine is not read.
+        """
+        if self._chunks and not sink.closed:
+            sink.feed(await self.read())
+            self._hold_back(sink)
+        self._sink = sink
+        try:
+            while not (sink.closed or self._complete):
+                if self._error is not None:
+                    raise self._error
+                await self._wait()
+                if self._refusal is not None:
+                    raise self._refusal
+        finally:
+            self._sink = None
+
     def close(self) -> None:
         """Idempotent. An answer that is not complete is aborted; what is buffered is forgotten."""
         self._chunks.clear()
@@ -127,12 +150,42 @@ class Response:
         if not self._underway:
             self._underway = True
             self._disarm()  # the clock of stalls runs from the next wait on
+        if self._sink is not None and not self._sink.closed:
+            self._pass_on(self._sink, data)
+            return
         self._chunks.append(data)
         self._buffered_bytes += len(data)
         if self._buffered_bytes > self._buffer_bytes and not self._paused and self._wire is not None:
             self._paused = True
             self._wire.pause()
         self._wake()
+
+    def _pass_on(self, sink: Sink, data: bytes) -> None:
+        self._waiting_since_s = self._loop.time()
+        if self._timer is None:
+            self._timer = self._loop.call_at(self._due_s(), self._check_silence)
+        try:
+            sink.feed(data)
+        except Exception as error:  # noqa: BLE001 - it is the pourer's to handle
+            self._refusal, self._sink = error, None
+            self._wake()
+            return
+        if sink.closed:
+            self._wake()
+        elif sink.full:
+            self._hold_back(sink)
+
+    def _hold_back(self, sink: Sink) -> None:
+        if sink.full and not self._paused and self._wire is not None:
+            self._paused = True
+            self._wire.pause()
+            sink.when_room(self._go_on)
+
+    def _go_on(self) -> None:
+        self._paused = False
+        self._waiting_since_s = self._loop.time()  # until now it was we who did not read
+        if self._wire is not None:
+            self._wire.resume()
 
     def complete(self) -> None:
         """The whole answer is here."""
@@ -185,7 +238,9 @@ class Response:
         if self._waiter is None or self._waiter.done():
             return  # the reader is what we wait for; its next wait arms the timer again
         due_s = self._due_s()
-        if self._loop.time() < due_s:
+        if self._paused and self._sink is not None:
+            self._timer = self._loop.call_later(self._patience.stall_timeout_s, self._check_silence)
+        elif self._loop.time() < due_s:
             self._timer = self._loop.call_at(due_s, self._check_silence)
         elif self._underway:
             self.fail(StreamCut(f"stalled: nothing for {self._patience.stall_timeout_s:g} s"))

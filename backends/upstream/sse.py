@@ -29,6 +29,11 @@ class SseSplitter:
         """What came after the last whole event."""
         return bytes(self._partial)
 
+    @property
+    def idle(self) -> bool:
+        """Between two events: what comes next begins one."""
+        return not (self._partial or self._after_cr)
+
     def feed(self, data: bytes) -> list[bytes]:
         """Whole events that `data` completes. Raises EventTooLarge; do not feed it again then."""
         if self._after_cr or b"\r" in data:

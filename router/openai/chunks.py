@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from backends.upstream.sse import SseSplitter
 from router.openai.documents import Document, check_document
 from router.openai.errors import ApiError, from_stream_event, stream_error_event, upstream_garbled, upstream_lost
 from router.openai.events import DONE, read_event, write_event, write_json
@@ -53,7 +54,8 @@ class ChunkFilter:
         self._strip_usage = strip_usage
         self._expected = expected_choices
         self._chat = chat
-        self._plain = (_PLAIN_CHAT if chat else _PLAIN_TEXT).fullmatch
+        self._plain = (_PLAIN_CHAT if chat else _PLAIN_TEXT).match
+        self._splitter = SseSplitter()
         self._head: bytes | None = None  # of this stream's events up to the choices, once a chunk showed it
         self._identity: dict[str, Any] | None = None
         self._begun: set[int] = set()
@@ -72,14 +74,40 @@ class ChunkFilter:
         """The client may be told that this was the whole answer."""
         return self.finished and self.error is None
 
+    def read(self, data: bytes) -> bytes:
+        """The bytes to forward for what was read of the stream, cut anywhere. Raises EventTooLarge.
+
+        Whole plain deltas at its beginning, mostly all of it, are passed on without being taken apart.
+        """
+        end = self._plain_until(data) if self._splitter.idle else 0
+        if end == len(data):
+            return data
+        out = [data[:end]]
+        for event in self._splitter.feed(data[end:]):
+            kept = self.feed(event)
+            if kept:
+                out.append(kept)
+            if self.error is not None or self.done:
+                break
+        return b"".join(out)
+
+    def _plain_until(self, data: bytes) -> int:
+        """Where the plain deltas at its beginning end; they are counted."""
+        head, end = self._head, 0
+        if head is None:
+            return 0
+        while data.startswith(head, end):
+            plain = self._plain(data, end + len(head))
+            if plain is None or int(plain[1]) not in self._begun:
+                break
+            self.tokens += plain.start(2) != plain.end(2)
+            end = plain.end()
+        return end
+
     def feed(self, event: bytes) -> bytes | None:
         """The bytes to forward for one whole event; None: nothing. After an error or [DONE] nothing passes any more."""
-        head = self._head
-        if head is not None and event.startswith(head):
-            plain = self._plain(event, len(head))
-            if plain is not None and int(plain[1]) in self._begun:
-                self.tokens += plain.start(2) != plain.end(2)
-                return event
+        if self._plain_until(event) == len(event):
+            return event
         if self.error is not None or self.done:
             return None
         return self._look(event)

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from backends.backend import EngineCall, ProbeResult, ServedModel
+from backends.backend import EngineCall, ProbeResult, PulledReply, ServedModel
 
 
 def sse(payload: object) -> bytes:
@@ -78,7 +78,7 @@ class Script:
     error: Exception | None = None
 
 
-class FakeReply:
+class FakeReply(PulledReply):
     def __init__(self, script: Script, engine: "FakeEngine") -> None:
         self.status = script.status
         self.content_type = script.content_type

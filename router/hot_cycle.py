@@ -1,0 +1,152 @@
+"""A hot request served by its own connection: body in, one task for the handler, answer out. ASGI is not involved.
+
+Stands where uvicorn's protocol keeps its RequestResponseCycle, and has what the protocol asks of one. Which requests come here is
+`router.protocol`'s business: those whose framing leaves no question open. All others take the ASGI way, to the same handler.
+"""
+
+import asyncio
+from dataclasses import dataclass
+from typing import Protocol
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
+
+from router.client import JSON_HEADERS, Client, Headers
+from router.inbound import Handler, Inbound, answer, header_map, request_id
+from router.openai.errors import body_timeout
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HotPlane:
+    """What a connection needs to serve hot requests itself. Bytes and seconds."""
+
+    handler: Handler
+    max_body_bytes: int
+    body_timeout_s: float
+    buffer_bytes: int  # kept for a client that reads slowly, before its engine is asked to wait
+    cors: bool = False  # what browsers of other origins send belongs to a middleware
+
+
+class Connection(Protocol):
+    """uvicorn's protocol, as far as a cycle needs it."""
+
+    transport: asyncio.Transport
+    loop: asyncio.AbstractEventLoop
+    tasks: set[asyncio.Task[None]]
+    default_headers: list[tuple[bytes, bytes]]  # date, renewed each second
+
+    def on_response_complete(self) -> None: ...
+
+
+class _Nobody:
+    """uvicorn wakes its own cycles by an event; nothing waits here."""
+
+    def set(self) -> None:
+        pass
+
+
+class HotCycle(Client):
+    """One request on one connection. `feed` its body, then `begin`; `hang_up` when the connection is lost."""
+
+    waiting_for_100_continue = False
+    message_event = _Nobody()
+
+    def __init__(
+        self, connection: Connection, plane: HotPlane, path: str, headers: Headers, *, keep_alive: bool
+    ) -> None:
+        super().__init__(request_id(headers))
+        self.keep_alive = keep_alive
+        self.disconnected = False
+        self._connection = connection
+        self._transport = connection.transport
+        self._plane = plane
+        self._path = path
+        self._headers = headers
+        self._received_s = connection.loop.time()
+        self._parts: list[bytes] = []
+        self._task: asyncio.Task[None] | None = None
+        self._unsent = b""  # a head: it goes with the first bytes of its body
+        self._chunked = True
+
+    @property
+    def response_complete(self) -> bool:
+        return self.ended
+
+    def feed(self, body: bytes) -> None:
+        self._parts.append(body)
+
+    def begin(self) -> None:
+        """The body is whole."""
+        parts, self._parts = self._parts, []
+        inbound = Inbound(
+            request_id=self.request_id,
+            path=self._path,
+            body=parts[0] if len(parts) == 1 else b"".join(parts),
+            headers=header_map(self._headers),
+            received_s=self._received_s,
+        )
+        tasks = self._connection.tasks  # uvicorn waits for them when it stops
+        self._task = task = self._connection.loop.create_task(self._serve(inbound))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    def body_overdue(self) -> None:
+        """The rest of the body did not come in time."""
+        error = body_timeout(self._plane.body_timeout_s)
+        self._plane.handler.refused(self._path, error)
+        self.keep_alive = False
+        self.respond(error.status, error.to_body(self.request_id), [*JSON_HEADERS, *error.headers()])
+
+    def hang_up(self) -> None:
+        """The connection is gone."""
+        self.disconnected = True
+        if self._task is not None and not self.ended:
+            self._task.cancel()
+
+    def pause(self) -> None:
+        """The socket takes no more for now."""
+        self.full = True
+
+    def resume(self) -> None:
+        self._room()
+
+    async def _serve(self, inbound: Inbound) -> None:
+        try:
+            await answer(self._plane.handler, inbound, self)
+        except asyncio.CancelledError:
+            if not self.disconnected:
+                raise
+
+    def _head(self, status: int, headers: Headers) -> None:
+        lines = [STATUS_LINE[status]]
+        for name, value in (*self._connection.default_headers, *headers):
+            if name == b"content-length":
+                self._chunked = False
+            lines.append(b"%b: %b\r\n" % (name, value))
+        if self._chunked:
+            lines.append(b"transfer-encoding: chunked\r\n")
+        if not self.keep_alive:
+            lines.append(b"connection: close\r\n")
+        lines.append(b"\r\n")
+        head = b"".join(lines)
+        if head.count(b"\n") != len(lines):
+            raise ValueError("a header may not contain a line break")
+        self._unsent = head
+
+    def _body(self, data: bytes) -> None:
+        if self._chunked:
+            data = b"%x\r\n%b\r\n" % (len(data), data)
+        if self._unsent:
+            data, self._unsent = self._unsent + data, b""
+        if not self._transport.is_closing():
+            self._transport.write(data)
+
+    def _last(self, data: bytes) -> None:
+        if data:
+            self._body(data)
+        if not self._transport.is_closing():
+            end = b"0\r\n\r\n" if self._chunked else b""
+            if end or self._unsent:
+                self._transport.write(self._unsent + end)
+            if not self.keep_alive:
+                self._transport.close()
+        self._connection.on_response_complete()

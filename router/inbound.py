@@ -1,0 +1,76 @@
+"""One hot request as it came in, whatever carried it, and what its client is told where its handler fails.
+
+Knows neither sockets nor ASGI: `router.hot_cycle` and `router.ingress` bring requests here.
+"""
+
+import logging
+import re
+import secrets
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from router.client import JSON_HEADERS, Client, ClientGone
+from router.openai.errors import ApiError, internal_error, stream_error_event
+
+log = logging.getLogger("penstock")
+
+HOT_PATHS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings"})
+_ID_HEADERS = (b"x-request-id", b"x-client-request-id")  # the first counts before the second
+_VISIBLE_ASCII = re.compile(rb"[\x21-\x7e]{1,128}")
+
+
+@dataclass(slots=True, kw_only=True)
+class Inbound:
+    """`headers` has lower-case names, the last of each counts. `received_s`: when the body was whole, on the loop's clock."""
+
+    request_id: str
+    path: str
+    body: bytes
+    headers: Mapping[str, str]
+    received_s: float
+
+
+class Handler(Protocol):
+    """What serves a hot path; raises ApiError as long as nothing was sent."""
+
+    async def __call__(self, inbound: Inbound, client: Client) -> None: ...
+
+    def refused(self, path: str, error: ApiError) -> None:
+        """A request ended before the handler saw it."""
+
+
+async def answer(handler: Handler, inbound: Inbound, client: Client) -> None:
+    """Run the handler to the client's last byte; what it could not say is said here. Raises ClientGone, and what cancels it."""
+    try:
+        await handler(inbound, client)
+    except ApiError as error:
+        assert not client.started, "the handler says it in the stream itself"
+        client.respond(error.status, error.to_body(client.request_id), [*JSON_HEADERS, *error.headers()])
+    except ClientGone:
+        raise
+    except Exception:  # the outermost boundary: a bug of ours must look like an error, not like an end
+        log.exception("request %s failed unexpectedly", client.request_id)
+        _own_up(client)
+
+
+def header_map(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    """As `Inbound.headers`; the names are lower-case already."""
+    return {name.decode("latin-1"): value.decode("latin-1") for name, value in headers}
+
+
+def request_id(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    """The client's own id where it is short visible ASCII, else a fresh one."""
+    told = {name: value for name, value in headers if name in _ID_HEADERS and _VISIBLE_ASCII.fullmatch(value)}
+    for name in _ID_HEADERS:
+        if name in told:
+            return told[name].decode("ascii")
+    return f"req-{secrets.token_hex(12)}"
+
+
+def _own_up(client: Client) -> None:
+    error = internal_error()
+    if not client.started:
+        client.respond(error.status, error.to_body(client.request_id))
+    elif not client.ended:
+        client.end(stream_error_event(error, client.request_id))
