@@ -7,8 +7,9 @@ integers). Does not know any OpenAI field. A member that is not edited keeps its
 import json
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple
+
+import msgspec
 
 from router.openai.errors import ApiError, invalid_request
 
@@ -16,6 +17,7 @@ _SPACE = re.compile(r"[ \t\n\r]*")
 _KEY = re.compile(r'[ \t\n\r]*+"((?:[^"\\\x00-\x1f]|\\.)*+)"[ \t\n\r]*+:[ \t\n\r]*+')
 _NEXT = re.compile(r"[ \t\n\r]*+([,}])")
 # A cheap hint that a `\ud800`-like escape may stand alone; whether it does is looked at only then.
+_KEY_END = re.compile(rb'"[ \t\n\r]*+:')
 _SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -27,13 +29,24 @@ class Member(NamedTuple):
     end: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Body:
-    """A JSON object: its bytes, its parsed members, and the bytes each member stands on."""
+    """A JSON object: its bytes, its parsed members, and, for whoever edits, the bytes each member stands on."""
 
-    raw: bytes
-    fields: Mapping[str, Any]
-    members: Mapping[str, Member]
+    __slots__ = ("_members", "fields", "raw")
+
+    def __init__(self, raw: bytes, fields: Mapping[str, Any]) -> None:
+        self.raw = raw
+        self.fields = fields
+        self._members: Mapping[str, Member] | None = None
+
+    @property
+    def members(self) -> Mapping[str, Member]:
+        """Found when first asked for: most bodies go on as they came."""
+        if self._members is None:
+            text = self.raw.decode()
+            _, spans = _read_members(text)
+            self._members = spans if text.isascii() else _in_bytes(text, spans)
+        return self._members
 
     def text_of(self, name: str) -> str:
         """The JSON text of one member's value, as the client wrote it."""
@@ -43,10 +56,15 @@ class Body:
     def edit(self, set_: Mapping[str, bytes], drop: Collection[str] = ()) -> bytes:
         """The body with the members of `set_` (name -> JSON) replaced or added, and those of `drop` gone.
 
-        The rest keeps order and bytes; only the whitespace between members is lost. Nothing to change returns `raw` itself.
+        The rest keeps order and bytes; only whitespace between members may be lost. Nothing to change returns `raw` itself.
         """
-        if not set_ and not any(name in self.members for name in drop):
-            return self.raw
+        fields = self.fields
+        if not any(name in fields for name in drop):
+            if not set_:
+                return self.raw
+            if fields and not any(name in fields for name in set_):
+                added = [json.dumps(name).encode() + b":" + value for name, value in set_.items()]
+                return b"".join((self.raw[: self.raw.rindex(b"}")], b",", b",".join(added), b"}"))
         view = memoryview(self.raw)
         parts: list[bytes | memoryview] = []
         for name, member in self.members.items():
@@ -60,23 +78,60 @@ class Body:
 
 def parse_object(raw: bytes, *, max_depth: int) -> Body:
     """Raises an ApiError (400) that says where and why, for anything but one well-formed JSON object."""
-    text = _decode(raw)
-    try:
-        fields, spans = _read_members(text)
-    except json.JSONDecodeError as e:
-        raise _malformed(text, e.msg, e.pos) from None
-    except RecursionError:
-        raise _too_deep(max_depth) from None
-    except ValueError as e:  # int() refuses more digits than sys.get_int_max_str_digits(): quadratic time
-        raise invalid_request("An integer in the request body has too many digits; shorten it.") from e
+    fields = _read_plain(raw)
+    if fields is None:
+        fields = _read_warily(raw, max_depth)
     if raw.count(b"{") + raw.count(b"[") > max_depth and _deeper_than(fields, max_depth):
         raise _too_deep(max_depth)
     if _SURROGATE_ESCAPE.search(raw) and not _encodable(fields):
         raise invalid_request(
             "The request body has a lone UTF-16 surrogate (such as \\ud800); send whole characters, or replace it."
         )
-    members = spans if text.isascii() else _in_bytes(text, spans)
-    return Body(raw=raw, fields=fields, members=members)
+    return Body(raw, fields)
+
+
+def _read_plain(raw: bytes) -> dict[str, Any] | None:
+    """The fast reading, of bodies in which no key can occur twice; None: it cannot tell, or something is wrong.
+
+    Each key is followed by what `_KEY_END` finds, so that as many keys as finds are all there are. Text that looks alike adds to the
+    finds only: such a body is read warily.
+    """
+    try:
+        fields = msgspec.json.decode(raw)
+    except (ValueError, RecursionError):
+        return None
+    if type(fields) is not dict or _count_keys(fields, raw.count(b"{")) != len(_KEY_END.findall(raw)):
+        return None
+    return fields
+
+
+def _count_keys(fields: dict[str, Any], braces: int) -> int:
+    """Of all objects. `braces`: at least as many as there are objects."""
+    total = 0
+    level: list[Any] = [fields]
+    while level:
+        container = level.pop()
+        if type(container) is dict:
+            total += len(container)
+            braces -= 1
+        if braces == 0:
+            break
+        inside = container.values() if type(container) is dict else container
+        level += [child for child in inside if type(child) is dict or type(child) is list]
+    return total
+
+
+def _read_warily(raw: bytes, max_depth: int) -> dict[str, Any]:
+    """The reading that sees keys that occur twice, and says what is wrong and where."""
+    text = _decode(raw)
+    try:
+        return _read(text)
+    except json.JSONDecodeError as e:
+        raise _malformed(text, e.msg, e.pos) from None
+    except RecursionError:
+        raise _too_deep(max_depth) from None
+    except ValueError as e:  # int() refuses more digits than sys.get_int_max_str_digits(): quadratic time
+        raise invalid_request("An integer in the request body has too many digits; shorten it.") from e
 
 
 def _decode(raw: bytes) -> str:
@@ -86,6 +141,15 @@ def _decode(raw: bytes) -> str:
         return raw.decode()
     except UnicodeDecodeError as e:
         raise invalid_request(f"The request body is not valid UTF-8 at byte {e.start}; encode it as UTF-8.") from None
+
+
+def _read(text: str) -> dict[str, Any]:
+    """One pass of the C scanner; where that fails, the reading by hand says better why."""
+    try:
+        fields = _VALUE.decode(text)
+    except json.JSONDecodeError:
+        fields = None
+    return fields if type(fields) is dict else _read_members(text)[0]
 
 
 def _read_members(text: str) -> tuple[dict[str, Any], dict[str, Member]]:

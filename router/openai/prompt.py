@@ -6,10 +6,11 @@ same way. Hashes are chained, so that equal hash k means equal text up to chunk 
 
 from array import array
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
 from zlib import crc32
+
+import msgspec
 
 from router.openai.body import Body
 from router.openai.checks import objects, out_of_range, wrong
@@ -27,8 +28,7 @@ MAX_INPUTS = 2048  # OpenAI's bound for embeddings; each is a sequence of its ow
 _MAX_TOKEN_ID = 2**32 - 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prompt:
+class Prompt(msgspec.Struct, frozen=True, kw_only=True):
     """Size and identity of what is to be read. `token_count`: exact, where the client sent token ids; else None."""
 
     chars: int

@@ -5,9 +5,10 @@ above all. Knows no queue and no replica.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
+
+import msgspec
 
 from batching.request import ServiceTier
 from config.schema import ModelKind
@@ -34,6 +35,7 @@ SERVICE_TIERS: Mapping[str, ServiceTier] = MappingProxyType(
         "flex": ServiceTier.FLEX,
     }
 )
+_TIER_NAMES = tuple(SERVICE_TIERS)
 
 # They let a stranger read files, run code paths, poison or probe caches of an engine (docs/api.md); stripped unless trusted.
 RISKY_FIELDS = frozenset(
@@ -52,14 +54,27 @@ _ADDRESS_FIELDS = frozenset(
     {"api_base", "api_host", "api_url", "azure_endpoint", "base_url", "custom_host", "endpoint_url", "host_url"}
 )
 # The strongest first; None of them: the prefix itself decides.
-_AFFINITY_BODY_FIRST = ("prompt_cache_key",)
-_AFFINITY_HEADERS = ("x-openwebui-chat-id", "x-claude-code-session-id", "session-id", "thread-id")
-_AFFINITY_BODY_LAST = ("safety_identifier", "user")
+_AFFINITY = (
+    ("body", "prompt_cache_key"),
+    ("head", "x-session-id"),
+    ("body", "session_id"),
+    ("head", "x-openwebui-chat-id"),
+    ("head", "x-claude-code-session-id"),
+    ("head", "session-id"),
+    ("head", "thread-id"),
+    ("body", "safety_identifier"),
+    ("body", "user"),
+)
+_PRIORITY = frozenset({"priority"})
+_RISKY_OR_PRIORITY = RISKY_FIELDS | _PRIORITY
+_NO_FIELDS: frozenset[str] = frozenset()
+_USAGE_ASKED = b'{"include_usage":true}'
+# OpenAI's ranges; engines that allow more get their own names for it (`top_k`, `min_p`, ...).
+_SAMPLING = (("temperature", 0, 2), ("top_p", 0, 1), ("presence_penalty", -2, 2), ("frequency_penalty", -2, 2))
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CallSpec:
+class CallSpec(msgspec.Struct, frozen=True, kw_only=True):
     """What the gateway knows of a call from its body and headers."""
 
     model: str
@@ -132,9 +147,10 @@ def upstream_body(body: Body, spec: CallSpec, *, trusted: bool, priority_ok: boo
     """
     set_: dict[str, bytes] = {}
     if spec.strip_usage:
-        options = b"{}" if body.fields.get("stream_options") is None else body.text_of("stream_options").encode()
-        asked = parse_object(options, max_depth=len(options)).edit({"include_usage": b"true"})
-        set_["stream_options"] = asked
+        set_["stream_options"] = _USAGE_ASKED
+        if body.fields.get("stream_options"):
+            options = body.text_of("stream_options").encode()
+            set_["stream_options"] = parse_object(options, max_depth=len(options)).edit({"include_usage": b"true"})
     return body.edit(set_, stripped_fields(body, trusted=trusted, priority_ok=priority_ok))
 
 
@@ -151,10 +167,9 @@ def upstream_fields(body: Body, spec: CallSpec, *, trusted: bool, priority_ok: b
 
 def stripped_fields(body: Body, *, trusted: bool, priority_ok: bool) -> frozenset[str]:
     """The members of this body that its engine must not see."""
-    banned = frozenset() if trusted else RISKY_FIELDS
-    if not (trusted and priority_ok):
-        banned |= {"priority"}
-    return banned & body.fields.keys()
+    if not trusted:
+        return _NO_FIELDS if _RISKY_OR_PRIORITY.isdisjoint(body.fields) else _RISKY_OR_PRIORITY & body.fields.keys()
+    return _PRIORITY & body.fields.keys() if not priority_ok else _NO_FIELDS
 
 
 def _generation(
@@ -187,7 +202,9 @@ def _spec(
     n: int = 1,
     max_output_tokens: int | None = None,
 ) -> CallSpec:
-    checks.metadata(fields)
+    if "metadata" in fields:
+        checks.metadata(fields)
+    asked_tier = checks.one_of(fields, "service_tier", _TIER_NAMES) if "service_tier" in fields else None
     return CallSpec(
         model=model,
         kind=kind,
@@ -199,13 +216,14 @@ def _spec(
         prompt_token_count=prompt.token_count,
         prefix_chunks=prompt.chunks,
         prefix_chunk_tokens=prompt.chunk_tokens,
-        service_tier=SERVICE_TIERS[checks.one_of(fields, "service_tier", tuple(SERVICE_TIERS)) or "default"],
+        service_tier=SERVICE_TIERS[asked_tier or "default"],
         affinity_key=_affinity_key(fields, headers),
     )
 
 
 def _model(fields: Mapping[str, Any]) -> str:
-    for name in _ADDRESS_FIELDS & fields.keys():
+    if not _ADDRESS_FIELDS.isdisjoint(fields):
+        name = min(_ADDRESS_FIELDS & fields.keys())
         raise invalid_request(
             f"`{name}` is not accepted: the gateway alone decides where requests go. Remove it.", param=name
         )
@@ -218,12 +236,11 @@ def _model(fields: Mapping[str, Any]) -> str:
 
 
 def _sampling(fields: Mapping[str, Any]) -> None:
-    """OpenAI's ranges; engines that allow more get their own names for it (`top_k`, `min_p`, ...)."""
-    checks.number(fields, "temperature", 0, 2)
-    checks.number(fields, "top_p", 0, 1)
-    checks.number(fields, "presence_penalty", -2, 2)
-    checks.number(fields, "frequency_penalty", -2, 2)
-    checks.stop(fields, MAX_STOP)
+    for name, low, high in _SAMPLING:
+        if name in fields:
+            checks.number(fields, name, low, high)
+    if "stop" in fields:
+        checks.stop(fields, MAX_STOP)
 
 
 def _max_tokens(fields: Mapping[str, Any]) -> int | None:
@@ -249,11 +266,8 @@ def _include_usage(fields: Mapping[str, Any], *, stream: bool) -> bool:
 
 def _affinity_key(fields: Mapping[str, Any], headers: Mapping[str, str]) -> str | None:
     """What binds the calls of one conversation together, the strongest sign first; what is no string is no key."""
-    candidates = (
-        *(fields.get(name) for name in _AFFINITY_BODY_FIRST),
-        headers.get("x-session-id"),
-        fields.get("session_id"),
-        *(headers.get(name) for name in _AFFINITY_HEADERS),
-        *(fields.get(name) for name in _AFFINITY_BODY_LAST),
-    )
-    return next((key[:MAX_KEY_CHARS] for key in candidates if type(key) is str and key), None)
+    for source, name in _AFFINITY:
+        told = fields if source == "body" else headers
+        if name in told and type(key := told[name]) is str and key:
+            return key[:MAX_KEY_CHARS]
+    return None

@@ -9,7 +9,7 @@ import pytest
 from backends.backend import ProbeResult
 from backends.simulated.bodies import chat_text
 from backends.simulated.tokens import expected_text
-from config.schema import Config
+from config.schema import Config, DataPlane
 from tests.support.asgi import chat
 from tests.support.conditions import at_rest, until, until_at_rest
 from tests.support.fake_engine import FakeEngine
@@ -25,9 +25,10 @@ def engine() -> FakeEngine:
     return FakeEngine()
 
 
-@pytest.fixture
-async def gateway(engine: FakeEngine) -> AsyncIterator[Running]:
-    config = fake_config({"a": engine}, server={"max_body_bytes": MAX_BODY_BYTES, "body_timeout_s": 0.3})
+@pytest.fixture(params=list(DataPlane))
+async def gateway(engine: FakeEngine, request: pytest.FixtureRequest) -> AsyncIterator[Running]:
+    server = {"max_body_bytes": MAX_BODY_BYTES, "body_timeout_s": 0.3, "data_plane": request.param}
+    config = fake_config({"a": engine}, server=server)
     async with listening(config, {"a": engine}) as running:
         yield running
 

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from config.schema import Config
+from config.schema import Config, DataPlane
 from tests.support.asgi import chat
 from tests.support.conditions import until, until_at_rest
 from tests.support.fake_engine import FakeEngine, Script, chunk, document
@@ -25,9 +25,9 @@ def engine() -> FakeEngine:
     return FakeEngine()
 
 
-@pytest.fixture
-async def gateway(engine: FakeEngine) -> AsyncIterator[Running]:
-    async with listening(config_for(engine), {"a": engine}) as running:
+@pytest.fixture(params=list(DataPlane))
+async def gateway(engine: FakeEngine, request: pytest.FixtureRequest) -> AsyncIterator[Running]:
+    async with listening(config_for(engine, data_plane=request.param), {"a": engine}) as running:
         yield running
 
 
