@@ -8,7 +8,9 @@ Label values: models through `metrics.labels`, the rest from enums and the confi
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, Self, get_args, get_type_hints
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge
+
+from metrics.histogram import Histogram
 
 PREFIX = "penstock_"
 

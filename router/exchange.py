@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from batching.request import Outcome, Request
 from batching.ticket import Placed
+from metrics.handles import StreamHandles
 from metrics.timeline import Timeline
 from router.client import JSON_HEADERS, SSE_HEADERS, Client, Headers
 from router.inbound import Inbound
@@ -28,6 +29,8 @@ class Exchange:
     request: Request | None = None
     task: "asyncio.Task[object] | None" = None
     phase: str = "queued"  # queued | dispatched | streaming
+    labels: tuple[str, str] | None = None  # (model, service tier), of its metrics; None: not read yet
+    meters: StreamHandles | None = None  # of the replica it was placed on
     placed: Placed | None = None
     attempts: int = 0
     queue_s: float = 0.0  # all its waits in the queue, of repeated attempts too

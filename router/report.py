@@ -6,12 +6,10 @@ Label values are bounded: models by the names that replicas serve (else `other`)
 import logging
 from collections.abc import Callable
 
-from prometheus_client import Gauge
-
 from batching.request import Outcome, ReplicaId
 from batching.scheduler import Scheduler
 from metrics.catalog import Metrics
-from metrics.handles import HandleCache, StreamHandles, TokenKind, TokenSource
+from metrics.handles import Children, HandleCache, StreamHandles, TokenKind, TokenSource
 from metrics.labels import OTHER
 from router.exchange import ENDPOINTS, Exchange
 from router.openai.errors import ApiError, Case
@@ -43,43 +41,48 @@ class Report:
         self._scheduler = scheduler
         self._gpu_of = gpu_of
         self._handles = HandleCache(metrics)
-        self._in_flight: dict[Exchange, Gauge] = {}
-        self._meters: dict[Exchange, StreamHandles] = {}
+        self._requests = Children(metrics.requests_total.labels)
+        self._phases = Children(metrics.requests_in_flight.labels)
+        self._waits = Children(metrics.queue_wait_seconds.labels)
+        self._routed = Children(metrics.routing_decisions_total.labels)
+        self._attempts = Children(metrics.upstream_attempts_total.labels)
+        self._durations = Children(metrics.request_duration_seconds.labels)
 
     def refused(self, path: str, error: ApiError) -> None:
         """It ended before it was read."""
-        self._metrics.requests_total.labels(ENDPOINTS[path], OTHER, "default", str(error.status), error.label).inc()
+        self._requests.get(ENDPOINTS[path], OTHER, "default", str(error.status), error.label).inc()
 
     def began(self, exchange: Exchange) -> None:
-        self.phase(exchange, "queued")
+        """It was read: from now on it has a model and a tier."""
+        spec = exchange.spec
+        assert spec is not None
+        model = spec.model if spec.model in self._scheduler.models() else OTHER
+        exchange.labels = (model, spec.service_tier.label)
+        self._phases.get(*exchange.labels, exchange.phase).inc()
 
     def phase(self, exchange: Exchange, phase: str) -> None:
-        before = self._in_flight.pop(exchange, None)
-        if before is not None:
-            before.dec()
+        labels = self._class(exchange)
+        self._phases.get(*labels, exchange.phase).dec()
         exchange.phase = phase
-        gauge = self._metrics.requests_in_flight.labels(*self._class(exchange), phase)
-        gauge.inc()
-        self._in_flight[exchange] = gauge
+        self._phases.get(*labels, phase).inc()
 
     def placed(self, exchange: Exchange, waited_s: float) -> None:
         model, tier = self._class(exchange)
-        self._metrics.queue_wait_seconds.labels(model, tier, "dispatched").observe(waited_s)
+        self._waits.get(model, tier, "dispatched").observe(waited_s)
         self.routed(exchange)
 
     def routed(self, exchange: Exchange) -> None:
         """It has a replica, or another one."""
         assert exchange.placed is not None
         placement = exchange.placed.placement
-        self._metrics.routing_decisions_total.labels(
-            self._class(exchange)[0], placement.replica, placement.cost_tier.value, placement.reason
-        ).inc()
-        self._meters[exchange] = self._handles.get(*self._where(exchange))
+        self._routed.get(self._class(exchange)[0], placement.replica, placement.cost_tier.value, placement.reason).inc()
+        exchange.meters = self._handles.get(*self._where(exchange))
 
     def tokens(self, exchange: Exchange, count: int, now: float) -> None:
         """`count` tokens arrived in one read."""
         gap_s = exchange.timeline.on_tokens(count, now)
-        meters = self._meters[exchange]
+        meters = exchange.meters
+        assert meters is not None, "placed before it has tokens"
         if gap_s is None:
             meters.observe_ttft(now - exchange.inbound.received_s)
         else:
@@ -87,12 +90,12 @@ class Report:
 
     def attempted(self, exchange: Exchange, outcome: str) -> None:
         if exchange.placed is not None:
-            self._metrics.upstream_attempts_total.labels(exchange.placed.placement.replica, outcome).inc()
+            self._attempts.get(exchange.placed.placement.replica, outcome).inc()
             self._on_attempt(exchange)
 
     def second_ended(self, replica: ReplicaId, outcome: str) -> None:
         """An attempt beside the first one, of which the client has seen nothing."""
-        self._metrics.upstream_attempts_total.labels(replica, outcome).inc()
+        self._attempts.get(replica, outcome).inc()
 
     def hedged(self, exchange: Exchange, outcome: str) -> None:
         """A second replica was asked: won, lost, failed, cancelled."""
@@ -104,14 +107,12 @@ class Report:
     def ended(self, exchange: Exchange, now: float) -> None:
         """Once per request, whatever became of it."""
         exchange.timeline.finished_s = now
-        gauge = self._in_flight.pop(exchange, None)
-        if gauge is not None:
-            gauge.dec()
-        self._meters.pop(exchange, None)
         model, tier = self._class(exchange)
+        if exchange.labels is not None:
+            self._phases.get(model, tier, exchange.phase).dec()
         status = CLIENT_CLOSED if exchange.outcome is Outcome.CANCELLED else exchange.status
         code = exchange.error.label if exchange.error else "none"
-        self._metrics.requests_total.labels(exchange.endpoint, model, tier, str(status), code).inc()
+        self._requests.get(exchange.endpoint, model, tier, str(status), code).inc()
         if exchange.outcome is Outcome.CANCELLED:
             self._metrics.client_disconnects_total.labels(model, exchange.phase).inc()
         if exchange.placed is None:
@@ -124,16 +125,15 @@ class Report:
         if exchange.request is None:
             return
         outcome = "cancelled" if exchange.error is None else _QUEUE_OUTCOME.get(exchange.error.case, "no_replica")
-        self._metrics.queue_wait_seconds.labels(model, tier, outcome).observe(now - exchange.request.arrived_s)
+        self._waits.get(model, tier, outcome).observe(now - exchange.request.arrived_s)
 
     def _served(self, exchange: Exchange) -> None:
-        labels = self._where(exchange)
-        handles = self._handles.get(*labels)
-        spec = exchange.spec
+        model, tier, *machine = self._where(exchange)
+        spec, handles = exchange.spec, exchange.meters
         assert spec is not None
-        self._metrics.request_duration_seconds.labels(
-            labels[0], labels[1], "true" if spec.stream else "false", *labels[2:]
-        ).observe(exchange.timeline.e2e_s or 0.0)
+        assert handles is not None
+        stream = "true" if spec.stream else "false"
+        self._durations.get(model, tier, stream, *machine).observe(exchange.timeline.e2e_s or 0.0)
         self._count_tokens(exchange, handles)
         if (tpot_s := exchange.timeline.tpot_s) is not None:
             handles.observe_tpot(tpot_s)
@@ -155,11 +155,7 @@ class Report:
 
     def _class(self, exchange: Exchange) -> tuple[str, str]:
         """(model, service tier) as labels."""
-        spec = exchange.spec
-        if spec is None:
-            return OTHER, "default"
-        model = spec.model if spec.model in self._scheduler.models() else OTHER
-        return model, spec.service_tier.label
+        return exchange.labels or (OTHER, "default")
 
     def _where(self, exchange: Exchange) -> tuple[str, str, str, str, str]:
         """(model, service tier, replica, gpu, cost tier) as labels."""

@@ -5,10 +5,11 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.parser import text_string_to_metric_families
 
 from metrics.catalog import DURATION_BUCKETS_S, ITL_BUCKETS_S, TPOT_BUCKETS_S, TTFT_BUCKETS_S, Metrics
+from metrics.histogram import Histogram
 
 CLASS = ("model", "service_tier")
 MACHINE = ("replica", "gpu", "cost_tier")
