@@ -70,13 +70,11 @@ class Histogram(Collector):
         family = HistogramMetricFamily(self._name, self._documentation, labels=self._labelnames)
         for values, series in self._series.items():
             cumulated = accumulate(series.counts)
-            buckets = [
-                (floatToGoString(bound), float(count)) for bound, count in zip(self._bounds, cumulated, strict=True)
-            ]
+            buckets = [(_bound(bound), float(count)) for bound, count in zip(self._bounds, cumulated, strict=True)]
             family.add_metric(values, buckets, series.total)
         return [family]
 
 
 def _bound(value: float) -> str:
-    text: str = floatToGoString(value)  # type: ignore[no-untyped-call]  # the library's own spelling of bounds
-    return text
+    """The library's own spelling."""
+    return str(floatToGoString(value))  # type: ignore[no-untyped-call]

@@ -48,7 +48,6 @@ class _HeadGuard(HttpToolsProtocol):
     _head_timer: asyncio.TimerHandle | None = None
     _flush_timer: asyncio.TimerHandle | None = None
     _stall_timer: asyncio.TimerHandle | None = None
-    _head_bytes = 0  # of what the parser has made names and values of
     _later_bytes = 0  # of reads that lie wholly within one head: a line without an end is no header yet
     _in_head = False
     _refused = False
@@ -78,8 +77,6 @@ class _HeadGuard(HttpToolsProtocol):
         if self._refused:
             return
         self._unset_keepalive_if_required()
-        if self._head_timer is None and not self._unanswered:
-            self._arm()  # also for empty lines, which begin no message
         in_head = self._in_head
         try:
             self.parser.feed_data(data)
@@ -87,12 +84,11 @@ class _HeadGuard(HttpToolsProtocol):
             self._decline_upgrade(data[offer.args[0] :])
         except httptools.HttpParserError:
             self._refuse(bad_http("Invalid HTTP request received."))
-        if in_head and self._in_head:
-            self._later_bytes += len(data)
+        if self._in_head:
+            self._later_bytes += len(data) if in_head else 0
             self._check_size()
-        if self._collecting is not None and self._head_timer is None:
-            assert self._plane is not None
-            self._head_timer = self.loop.call_later(self._plane.body_timeout_s, self._body_overdue)
+        if self._head_timer is None:
+            self._watch_request()
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -110,26 +106,16 @@ class _HeadGuard(HttpToolsProtocol):
     # Parser callbacks.
 
     def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self.scope["extensions"] = {"penstock.abort": self.transport.abort}  # type: ignore[dict-item]
+        self.url = b""
+        self.headers = []
+        self.expect_100_continue = False
         self._in_head = True
-        self._head_bytes = self._later_bytes = 0
-        if self._head_timer is None:
-            self._arm()
-
-    def on_url(self, url: bytes) -> None:
-        super().on_url(url)
-        self._head_bytes += len(url)
-        self._check_size()
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        super().on_header(name, value)
-        self._head_bytes += len(name) + len(value)
-        self._check_size()
+        self._later_bytes = 0
 
     def on_headers_complete(self) -> None:
         self._in_head = False
         self._disarm()
+        self._check_size()
         if self._refused or self.parser.should_upgrade():
             return
         if (path := self._hot_path()) is not None:
@@ -139,7 +125,7 @@ class _HeadGuard(HttpToolsProtocol):
             self.cycle = self._collecting  # type: ignore[assignment]  # it has what uvicorn asks of a cycle
             self._unanswered.append(self._collecting)
             return
-        super().on_headers_complete()
+        self._begin_asgi()
         self._unanswered.append(self.cycle)
         if self.scope["http_version"] == "1.0":
             self.cycle.__class__ = _UntilClose
@@ -170,6 +156,15 @@ class _HeadGuard(HttpToolsProtocol):
         super().on_response_complete()
         if self._flush_timer is None:
             self._flush_timer = self.loop.call_later(self._flush_timeout_s, self._flush_overdue)
+
+    def _begin_asgi(self) -> None:
+        """What uvicorn does at a message's beginning and at its head's end; hot requests need neither."""
+        url, headers, expects = self.url, self.headers, self.expect_100_continue
+        super().on_message_begin()
+        self.url, self.headers, self.expect_100_continue = url, headers, expects
+        self.scope["headers"] = headers
+        self.scope["extensions"] = {"penstock.abort": self.transport.abort}  # type: ignore[dict-item]
+        super().on_headers_complete()
 
     def _hot_path(self) -> str | None:
         """Of a request that its connection serves itself; None: it takes the ASGI way."""
@@ -204,8 +199,17 @@ class _HeadGuard(HttpToolsProtocol):
     # Deadlines and sizes.
 
     def _check_size(self) -> None:
-        if max(self._head_bytes, self._later_bytes) > MAX_HEAD_BYTES or len(self.headers) > MAX_HEADERS:
+        read = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+        if max(read, self._later_bytes) > MAX_HEAD_BYTES or len(self.headers) > MAX_HEADERS:
             self._refuse(head_too_large(MAX_HEAD_BYTES, MAX_HEADERS))
+
+    def _watch_request(self) -> None:
+        """What a read leaves unfinished, a head or a body, must be finished in time; empty lines begin a head, too."""
+        if self._collecting is not None:
+            assert self._plane is not None
+            self._head_timer = self.loop.call_later(self._plane.body_timeout_s, self._body_overdue)
+        elif (self._in_head or not self._unanswered) and not self._refused:
+            self._arm()
 
     def _arm(self) -> None:
         self._head_timer = self.loop.call_later(self._head_timeout_s, self._head_overdue)
