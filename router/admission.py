@@ -129,12 +129,17 @@ class Admission:
         return f"<Admission {len(self._waiters)} waiting, {self.scheduler!r}>"
 
     def _rearm(self) -> None:
+        """A timer that is early enough stays: waking once for nothing costs less than moving it at every event."""
+        deadline = self.scheduler.next_deadline()
+        if deadline is None or (self._timer is not None and self._timer.when() <= deadline):
+            return
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
-        deadline = self.scheduler.next_deadline()
-        if deadline is not None:
-            self._timer = asyncio.get_running_loop().call_at(deadline, self.advance)
+        self._timer = asyncio.get_running_loop().call_at(deadline, self._wake)
+
+    def _wake(self) -> None:
+        self._timer = None
+        self.advance()
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()

@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from backends.backend import Backend, EngineReply
 from batching.request import ReplicaId
@@ -46,7 +46,8 @@ class Race:
         self._discard = discard
         self._give_back = give_back
         self._count = count
-        self._gate: asyncio.Timeout | None = None
+        self._first: asyncio.Task[Any] | None = None  # while the first attempt runs
+        self._cancelled_first = False
         self._task: asyncio.Task[None] | None = None
         self._placed: Placed | None = None
         self._opened: Opened | None = None
@@ -101,18 +102,16 @@ class Race:
             self._count(self._outcome())
 
     async def __aenter__(self) -> Self:
-        self._gate = asyncio.timeout(None)
-        await self._gate.__aenter__()
+        self._first = asyncio.current_task()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        gate, self._gate = self._gate, None
-        assert gate is not None
-        try:
-            await gate.__aexit__(kind, error, trace)
-        except TimeoutError:  # made of a cancellation that was the gate's own; any other error passes by itself
+        first, self._first = self._first, None
+        assert first is not None
+        # A cancellation that is the race's own ends here; somebody else's beside it goes on, as with asyncio.Timeout.
+        if self._cancelled_first and first.uncancel() == 0 and kind is asyncio.CancelledError:
             raise Superseded from None
 
     async def _run(self, placed: Placed) -> None:
@@ -120,8 +119,9 @@ class Race:
         if opened is None:
             return
         self._opened, self.superseded, self._over = opened, True, True
-        if self._gate is not None:
-            self._gate.reschedule(asyncio.get_running_loop().time())  # ends the first attempt, wherever it waits
+        if self._first is not None:
+            self._cancelled_first = True
+            self._first.cancel()  # wherever it waits
 
     def _call_off(self) -> None:
         if self._task is not None and not self._task.done():

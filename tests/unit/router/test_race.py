@@ -98,24 +98,28 @@ async def test_the_second_wins_wherever_the_first_waits() -> None:
 
 
 async def test_a_claim_that_comes_too_late_is_refused() -> None:
-    """The second has won, and the first one is just being told: it must not pass anything on in the same turn."""
+    """The second has won, and the first one is just being told: what its engine sends in the same turn must not be passed on."""
     tokens = asyncio.Event()  # of both, in one turn; the second is the first to hear of them
     second = Second(tokens.wait)
 
+    def engine_sends() -> None:
+        with pytest.raises(Superseded):
+            second.race.claim()
+        second.log.append("refused")
+
     async def first() -> None:
+        loop = asyncio.get_running_loop()
         async with second.race:
             second.race.offer(second.placed)
             await asyncio.sleep(0)
-            asyncio.get_running_loop().call_soon(tokens.set)
-            await tokens.wait()
-            second.log.append("claims")
-            second.race.claim()
-            second.log.append("has won")
+            loop.call_soon(tokens.set)
+            loop.call_soon(loop.call_soon, engine_sends)
+            await forever()
 
     with pytest.raises(Superseded):
         await first()
-    assert second.log == ["begun", "claims"]
     await second.race.close()
+    assert second.log == ["begun", "refused", "discarded", "won"]
 
 
 async def test_a_winner_that_nobody_takes_is_discarded() -> None:
