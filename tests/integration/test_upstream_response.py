@@ -1,6 +1,7 @@
 """One answer: its buffer, its silences, and when it gives its connection back. Silences pass on a clock that jumps."""
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
 
@@ -149,5 +150,129 @@ def test_a_slow_reader_is_not_a_stall():
         await asyncio.sleep(1000)
         wired.receive(b"1\r\nb\r\n", b"0\r\n\r\n")
         assert await rest_of(response) == b"b"
+
+    run_virtual(main())
+
+
+class Bucket:
+    """A sink of the test's making: full beyond `size` bytes, closed by a `stop` byte."""
+
+    def __init__(self, size: int = 1000, *, stop: bytes = b"!", broken: Exception | None = None) -> None:
+        self.held = b""
+        self.closed = False
+        self._size = size
+        self._stop = stop
+        self._broken = broken
+        self._resume: Callable[[], None] | None = None
+
+    @property
+    def full(self) -> bool:
+        return len(self.held) > self._size
+
+    def feed(self, data: bytes) -> None:
+        if self._broken is not None:
+            raise self._broken
+        self.held += data
+        self.closed = self._stop in data
+
+    def when_room(self, resume: Callable[[], None]) -> None:
+        self._resume = resume
+
+    def empty(self) -> None:
+        self.held, resume, self._resume = b"", self._resume, None
+        assert resume is not None, "nobody waits for room"
+        resume()
+
+
+async def test_pouring_passes_each_read_on_at_once():
+    """What came before, too; it returns at the end, and the connection has gone back."""
+    wired = Wired()
+    response = wired.start()
+    bucket = Bucket()
+    wired.receive(*chunked(b"a", end=False))
+    pouring = asyncio.get_running_loop().create_task(response.pour(bucket))
+    await asyncio.sleep(0)
+    wired.receive(b"1\r\nb\r\n")
+    assert bucket.held == b"ab"
+    wired.receive(b"0\r\n\r\n")
+    await pouring
+    assert (bucket.held, wired.log) == (b"ab", ["opened", "released"])
+
+
+async def test_a_full_sink_pauses_its_own_engine_until_there_is_room():
+    """Backpressure reaches the socket; nothing is lost, and the end may come meanwhile."""
+    wired = Wired()
+    response = wired.start()
+    bucket = Bucket(size=2)
+    pouring = asyncio.get_running_loop().create_task(response.pour(bucket))
+    await asyncio.sleep(0)
+    wired.receive(*chunked(b"abc", end=False))
+    assert not wired.transport.reading
+    bucket.empty()
+    assert wired.transport.reading
+    wired.receive(b"1\r\nd\r\n0\r\n\r\n")
+    await pouring
+    assert bucket.held == b"d"
+
+
+async def test_a_closed_sink_ends_the_pouring_and_the_rest_can_be_read():
+    """After [DONE] the relay wants no more; what follows belongs to whoever reads on."""
+    wired = Wired()
+    response = wired.start()
+    bucket = Bucket()
+    pouring = asyncio.get_running_loop().create_task(response.pour(bucket))
+    await asyncio.sleep(0)
+    wired.receive(*chunked(b"a!", end=False), b"4\r\nrest\r\n0\r\n\r\n")
+    await pouring
+    assert bucket.held == b"a!"
+    assert await rest_of(response) == b"rest"
+    assert wired.log == ["opened", "released"]
+
+
+async def test_what_a_sink_raises_comes_out_of_the_pouring():
+    """In the task that waits, not in the event loop's reader; nothing more is fed."""
+    wired = Wired()
+    response = wired.start()
+    pouring = asyncio.get_running_loop().create_task(response.pour(Bucket(broken=RuntimeError("no"))))
+    await asyncio.sleep(0)
+    wired.receive(*chunked(b"a", b"b"))
+    with pytest.raises(RuntimeError, match="no"):
+        await pouring
+    response.close()
+    assert wired.log[-1] == "released"
+
+
+async def test_a_cut_while_pouring():
+    """What came before the cut was passed on."""
+    wired = Wired()
+    response = wired.start()
+    bucket = Bucket()
+    pouring = asyncio.get_running_loop().create_task(response.pour(bucket))
+    await asyncio.sleep(0)
+    wired.receive(*chunked(b"a", end=False))
+    wired.transport.lose(ConnectionResetError())
+    with pytest.raises(StreamCut):
+        await pouring
+    assert bucket.held == b"a"
+
+
+def test_silence_while_pouring_is_a_stall_unless_the_sink_is_full():
+    """Each read starts the clock anew; while it is we who do not read, it stands."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        wired = Wired()
+        response = wired.start()
+        bucket = Bucket(size=2)
+        pouring = asyncio.get_running_loop().create_task(response.pour(bucket))
+        await asyncio.sleep(0)
+        wired.receive(*chunked(b"a", end=False))
+        loop.call_at(50, wired.receive, b"2\r\nbc\r\n")  # full from here
+        loop.call_at(500, bucket.empty)
+        loop.call_at(550, wired.receive, b"1\r\nd\r\n")
+        with pytest.raises(StreamCut, match="stalled"):
+            await pouring
+        assert loop.time() == 550 + 60
+        assert bucket.held == b"d"
 
     run_virtual(main())

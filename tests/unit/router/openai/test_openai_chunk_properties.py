@@ -1,6 +1,7 @@
 """Properties of whole streams, over everything an engine might send, and what OpenAI's own client makes of the result."""
 
 import json
+from itertools import pairwise
 from typing import Any
 
 from hypothesis import given
@@ -89,6 +90,34 @@ def test_content_is_kept_whatever_the_interleaving(
         roles_sent = [c["index"] for v in payloads(out) for c in v["choices"] if "role" in c["delta"]]
         assert sorted(roles_sent) == list(range(len(words)))
         as_the_sdk_reads_it(out, {i: "".join(w) for i, w in enumerate(words)})
+
+
+@given(interleaved(), st.booleans(), st.booleans(), st.sampled_from([b"\n", b"\r\n", b"\r"]), st.data())
+def test_any_cut_gives_the_same_stream(
+    plan: tuple[list[list[str]], list[tuple[int, str | None, str | None]]],
+    chat: bool,
+    spaced: bool,
+    newline: bytes,
+    data: st.DataObject,
+) -> None:
+    """However its bytes were cut, a stream is forwarded, counted and ended as if its events had come one by one."""
+    words, events = plan
+    stream: list[bytes] = [b": hello\n\n"]
+    for index, word, finish in events:
+        said: dict[str, Any] = {"delta": {"content": word or ""}} if chat else {"text": word or ""}
+        choice = {"index": index, **said, "logprobs": None, "finish_reason": finish}
+        stream.append(sse({**IDENTITY, "choices": [choice]}, spaced=spaced))
+    stream.append(DONE)
+    whole = b"".join(stream)
+    raw = whole.replace(b"\n", newline)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(raw)), max_size=8)))
+
+    by_event = ChunkFilter(strip_usage=False, expected_choices=len(words), chat=chat)
+    by_cut = ChunkFilter(strip_usage=False, expected_choices=len(words), chat=chat)
+    expected = b"".join(by_event.feed(event) or b"" for event in stream)
+    pieces = [raw[start:end] for start, end in pairwise([0, *cuts, len(raw)])]
+    assert b"".join(by_cut.read(piece) for piece in pieces) == expected
+    assert (by_cut.tokens, by_cut.done, by_cut.end()) == (by_event.tokens, by_event.done, by_event.end())
 
 
 def as_the_sdk_reads_it(stream: bytes, expected: dict[int, str]) -> None:
