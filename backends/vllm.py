@@ -96,15 +96,22 @@ class HttpBackend:
         pool: Pool | None = None,
     ) -> None:
         assert replica.url is not None, "the schema demands a url for HTTP replicas"
-        # OpenAI clients are given base URLs with /v1; our paths begin with it.
-        self._base_url = replica.url.rstrip("/").removesuffix("/v1")
-        self._base_path = urlsplit(self._base_url).path
+        parts = urlsplit(replica.url)
+        self._own_client: httpx.AsyncClient | None = None  # for probes over a socket of the engine's own
+        if parts.scheme == "unix":
+            self._base_url, self._base_path = "http://localhost", ""
+            transport = httpx.AsyncHTTPTransport(uds=parts.path)
+            self._own_client = probe_client = httpx.AsyncClient(transport=transport, trust_env=False)
+        else:
+            # OpenAI clients are given base URLs with /v1; our paths begin with it.
+            self._base_url = replica.url.rstrip("/").removesuffix("/v1")
+            self._base_path = urlsplit(self._base_url).path
         self._metrics_url = replica.metrics_url
         self._kinds = {model.name: model.kind.value for model in replica.models}
         self._authorization = {"authorization": f"Bearer {replica.api_key}"} if replica.api_key else {}
         self._probe_client = probe_client
         self._probe_timeout_s = probe_timeout_s
-        self._pool = pool or Pool(self._base_url, settings=upstream)
+        self._pool = pool or Pool(replica.url if parts.scheme == "unix" else self._base_url, settings=upstream)
 
     async def send(self, call: EngineCall) -> HttpReply:
         headers = {
@@ -144,6 +151,8 @@ class HttpBackend:
 
     async def aclose(self) -> None:
         await self._pool.aclose()
+        if self._own_client is not None:
+            await self._own_client.aclose()
 
     async def _get_metrics(self) -> _Page:
         if self._metrics_url is None:

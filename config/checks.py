@@ -47,7 +47,11 @@ def replica_problems(replica: "ReplicaConfig") -> Iterator[Problem]:
             yield ("url",), "a simulated replica runs in process; remove it, or set backend: vllm"
     else:
         schemes = ("grpc", "grpcs") if replica.backend == "triton" else ("http", "https")
-        problem = address_problem(replica.url, schemes, f"a {replica.backend} replica needs one")
+        local = replica.backend != "triton" and replica.url is not None and replica.url.startswith("unix:")
+        if local:
+            problem = _path_problem(replica.url or "")
+        else:
+            problem = address_problem(replica.url, schemes, f"a {replica.backend} replica needs one")
         if problem:
             yield ("url",), problem
     if replica.metrics_url is not None:
@@ -116,6 +120,14 @@ def _engine_problems(replica: "ReplicaConfig") -> Iterator[Problem]:
                 " or memory_ratio, or take a larger gpu.type"
             )
             yield ("simulated", "shape"), what
+
+
+def _path_problem(url: str) -> str | None:
+    """Why `url` is no Unix socket's."""
+    path = url.removeprefix("unix://")
+    if path == url or not path.startswith("/") or path.endswith("/") or any(c in path for c in "?#\0"):
+        return f"{url!r} is no Unix socket; write unix:// and its absolute path, such as unix:///run/vllm.sock"
+    return None
 
 
 def address_problem(url: str | None, schemes: tuple[str, str], who: str) -> str | None:
@@ -188,5 +200,7 @@ def policy_problems(policy: str) -> Iterator[Problem]:
 def _engine(url: str) -> str:
     """Two spellings of one address are equal; OpenAI base URLs may or may not end in /v1."""
     parts = urlsplit(url)
+    if parts.scheme == "unix":
+        return f"unix:{parts.path}"
     port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
     return f"{parts.hostname}:{port}{parts.path.rstrip('/').removesuffix('/v1')}"

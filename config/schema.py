@@ -169,7 +169,9 @@ class ReplicaConfig(Section):
 
     name: ReplicaName
     backend: BackendKind = BackendKind.VLLM
-    url: str | None = Field(None, description="http(s)://host:port, or grpc://host:port for triton; none for simulated")
+    url: str | None = Field(
+        None, description="http(s)://host:port, unix:///path, or grpc://host:port for triton; none for simulated"
+    )
     models: tuple[ModelSpec, ...] = Field(
         (), description="names or {name, kind}; empty: the engine is asked (GET /v1/models)"
     )

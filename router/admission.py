@@ -30,6 +30,7 @@ class Admission:
         self._waiters: dict[TicketId, asyncio.Future[Placed]] = {}
         self._seconds: dict[LeaseId, Callable[[Placed], None]] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._due_s = 0.0  # when it is to wake us; uvloop's handles do not always tell
         self._on_pass = on_pass
         self._advance_soon = False
 
@@ -131,10 +132,11 @@ class Admission:
     def _rearm(self) -> None:
         """A timer that is early enough stays: waking once for nothing costs less than moving it at every event."""
         deadline = self.scheduler.next_deadline()
-        if deadline is None or (self._timer is not None and self._timer.when() <= deadline):
+        if deadline is None or (self._timer is not None and self._due_s <= deadline):
             return
         if self._timer is not None:
             self._timer.cancel()
+        self._due_s = deadline
         self._timer = asyncio.get_running_loop().call_at(deadline, self._wake)
 
     def _wake(self) -> None:

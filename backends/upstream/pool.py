@@ -9,9 +9,12 @@ import contextlib
 import os
 import socket
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
+from ipaddress import ip_address
 from urllib.parse import urlsplit
+
+from aiohappyeyeballs import start_connection
 
 from backends.backend import ClosedEarly, ConnectFailed
 from backends.upstream.connection import Connection, encode_head
@@ -20,6 +23,8 @@ from config.schema import Upstream
 
 # uvicorn, and so vLLM, closes an idle connection after 5 s; a request that meets the close costs a retry.
 _IDLE_S = 4.0
+# RFC 8305: how long an address may keep silent before the next one is tried beside it.
+_NEXT_ADDRESS_S = 0.25
 _LAST_LOOK_S = 0.01  # any time but none: the sockets' turn comes between
 
 
@@ -35,16 +40,16 @@ class PoolStatistics:
 
 
 class Pool:
-    """Keep-alive connections to `url`. Owns them; `aclose` closes idle and busy ones alike."""
+    """Keep-alive connections to `url` (http, https, or unix:///path). Owns them; `aclose` closes idle and busy ones alike."""
 
     def __init__(
         self, url: str, *, settings: Upstream, tls: ssl.SSLContext | None = None, idle_s: float = _IDLE_S
     ) -> None:
         parts = urlsplit(url)
-        assert parts.hostname is not None, url
         secure = parts.scheme == "https"
-        self._address = (parts.hostname, parts.port or (443 if secure else 80))
-        self._host = parts.netloc.rpartition("@")[2]
+        self._path = parts.path if parts.scheme == "unix" else None
+        self._address = (parts.hostname or "localhost", parts.port or (443 if secure else 80))
+        self._host = parts.netloc.rpartition("@")[2] or "localhost"
         self._tls = (tls or ssl.create_default_context()) if secure else None
         self._settings = settings
         self._idle_s = idle_s
@@ -114,7 +119,10 @@ class Pool:
 
         try:
             async with _patient(loop, self._settings.connect_timeout_s):
-                transport, connection = await loop.create_connection(protocol, *self._address, ssl=self._tls)
+                if self._path is not None:
+                    _, connection = await loop.create_unix_connection(protocol, self._path)
+                else:
+                    connection = await self._connect_tcp(loop, protocol)
         except TimeoutError as error:
             raise ConnectFailed(f"no connection within {self._settings.connect_timeout_s:g} s") from error
         except OSError as error:
@@ -122,6 +130,20 @@ class Pool:
         if self._closed:
             connection.shut()
             raise ConnectFailed("the gateway is closing")
+        return connection
+
+    async def _connect_tcp(self, loop: asyncio.AbstractEventLoop, protocol: Callable[[], Connection]) -> Connection:
+        host, port = self._address
+        if _is_literal(host):
+            transport, connection = await loop.create_connection(protocol, host, port, ssl=self._tls)
+        else:
+            addresses = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            # By a library because uvloop, unlike asyncio, tries one address after the other.
+            wire = await start_connection(addresses, happy_eyeballs_delay=_NEXT_ADDRESS_S, loop=loop)
+            name = host if self._tls else None
+            transport, connection = await loop.create_connection(
+                protocol, sock=wire, ssl=self._tls, server_hostname=name
+            )
         # Events are small and each is wanted now; asyncio sets it too, other loops may not.
         transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return connection
@@ -186,6 +208,15 @@ async def _patient(loop: asyncio.AbstractEventLoop, timeout_s: float) -> AsyncIt
             yield
         finally:
             timer.cancel()
+
+
+def _is_literal(host: str) -> bool:
+    """An address, not a name."""
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _reason(error: OSError) -> str:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -63,6 +64,20 @@ def call(*, stream: bool = False) -> EngineCall:
         stream=stream,
         headers={"traceparent": "00-1-2-01"},
     )
+
+
+async def test_an_engine_on_a_unix_socket(probe_client: httpx.AsyncClient, tmp_path: Path) -> None:
+    """Requests and probes go through the file; closing the backend closes both."""
+    script = pages(
+        health=answer(b""), models=json_answer(MODELS), metrics=answer(METRICS.encode()), completions=answer(b"{}")
+    )
+    async with ScriptedServer(script, path=tmp_path / "engine") as server:
+        engine = backend(server.url, probe_client)
+        found = await engine.probe()
+        assert (found.ready, found.kv_blocks) == (True, 90)
+        reply = await engine.send(call())
+        assert b"".join([piece async for piece in reply.body()]) == b"{}"
+        await engine.aclose()
 
 
 async def probed(script: Script, client: httpx.AsyncClient, **replica: object) -> tuple[ProbeResult, ScriptedServer]:

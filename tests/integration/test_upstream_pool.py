@@ -4,6 +4,7 @@ import asyncio
 import socket
 import time
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -57,6 +58,56 @@ def test_a_request_goes_out_as_http(run: Run):
             assert await post_whole(pool) == b"ok"
             head = f"POST /v1/completions HTTP/1.1\r\nhost: {server.address}\r\nx-request-id: r1\r\ncontent-length: 2\r\n\r\n"
             assert server.requests == [head.encode() + b"{}"]
+            await pool.aclose()
+
+    run(scenario())
+
+
+def test_an_engine_on_a_unix_socket(run: Run, tmp_path: Path):
+    """The same protocol over a file; the host is localhost."""
+
+    async def scenario() -> None:
+        async with ScriptedServer(answers(answer(b"ok")), path=tmp_path / "s") as server:
+            pool = Pool(server.url, settings=Upstream())
+            assert [await post_whole(pool) for _ in range(2)] == [b"ok", b"ok"]
+            assert b"\r\nhost: localhost\r\n" in server.requests[0]
+            assert server.connections == 1
+            await pool.aclose()
+
+    run(scenario())
+
+
+def test_a_unix_socket_that_is_not_there(run: Run, tmp_path: Path):
+    """Refused as any other address, and the path is not told."""
+
+    async def scenario() -> None:
+        pool = Pool(f"unix://{tmp_path}/none", settings=Upstream())
+        with pytest.raises(ConnectFailed, match="no such file") as failed:
+            await post(pool)
+        assert str(tmp_path) not in str(failed.value)
+        await pool.aclose()
+
+    run(scenario())
+
+
+def test_a_name_with_several_addresses(run: Run, monkeypatch: pytest.MonkeyPatch):
+    """The first address that answers is taken: a dead one before it costs a fraction of the connect timeout."""
+
+    async def scenario() -> None:
+        async with ScriptedServer(answers(answer(b"ok"))) as server:
+            port = int(server.address.rpartition(":")[2])
+            kind = type(asyncio.get_running_loop())
+            resolve = kind.getaddrinfo
+
+            async def resolved(loop: Any, host: str, *rest: Any, **options: Any) -> list[Any]:
+                if host != "engine":
+                    return await resolve(loop, host, *rest, **options)
+                tcp = (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "")
+                return [(*tcp, ("127.0.0.2", port)), (*tcp, ("127.0.0.1", port))]
+
+            monkeypatch.setattr(kind, "getaddrinfo", resolved)
+            pool = Pool(f"http://engine:{port}", settings=Upstream())
+            assert await post_whole(pool) == b"ok"
             await pool.aclose()
 
     run(scenario())

@@ -5,6 +5,7 @@ import socket
 import ssl
 import struct
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -58,7 +59,9 @@ Script = Callable[[Peer], Awaitable[None]]
 class ScriptedServer:
     """Plays the first script on the first connection, and so on; the last one on all later ones. A context manager."""
 
-    def __init__(self, *scripts: Script, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, *scripts: Script, tls: ssl.SSLContext | None = None, path: Path | None = None) -> None:
+        """`path`: listen on a Unix socket there, not on a port."""
+        self._path = path
         self._scripts = scripts
         self._tls = tls
         self._server: asyncio.Server | None = None
@@ -69,9 +72,12 @@ class ScriptedServer:
 
     @property
     def url(self) -> str:
-        return f"{'https' if self._tls else 'http'}://{self.address}"
+        return f"unix://{self._path}" if self._path else f"{'https' if self._tls else 'http'}://{self.address}"
 
     async def __aenter__(self) -> Self:
+        if self._path is not None:
+            self._server = await asyncio.start_unix_server(self._accepted, self._path)
+            return self
         self._server = await asyncio.start_server(self._accepted, "127.0.0.1", 0, ssl=self._tls)
         self.address = f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
         return self
@@ -91,7 +97,8 @@ class ScriptedServer:
         self._playing.add(task)
         script = self._scripts[min(self.connections, len(self._scripts) - 1)]
         self.connections += 1
-        writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self._path is None:
+            writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
             await script(Peer(reader, writer, self.requests))
         except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):

@@ -57,6 +57,10 @@ REPLICA_PROBLEMS = [
         "replicas[0].url: 'http://h:1/?a=b' has a query, a fragment or a space; keep scheme, host, port and path",
     ),
     (
+        {"url": "unix:vllm.sock"},
+        "replicas[0].url: 'unix:vllm.sock' is no Unix socket; write unix:// and its absolute path, such as unix:///run/vllm.sock",
+    ),
+    (
         {"metrics_url": "grpc://h:1"},
         "replicas[0].metrics_url: 'grpc://h:1' is no http address; it must be one, such as http://127.0.0.1:8000",
     ),
