@@ -1,4 +1,4 @@
-"""vLLM, and any engine that speaks OpenAI's HTTP API: requests over our own connections, probes over httpx.
+"""vLLM, and any engine that speaks OpenAI's HTTP API: requests and probes over our own connections.
 
 Decides what goes upstream besides the body, what of the answer's head comes back, and when an engine counts as ready. Redirects
 are never followed, and nothing said here names an address.
@@ -11,10 +11,9 @@ from http import HTTPStatus
 from typing import Self
 from urllib.parse import urlsplit
 
-import httpx
 import msgspec
 
-from backends.backend import EngineCall, ProbeResult, ServedModel, Sink
+from backends.backend import ConnectFailed, EngineCall, ProbeResult, ServedModel, Sink, UpstreamError
 from backends.engine_metrics import EngineFigures, figures
 from backends.upstream.pool import Pool, PoolStatistics
 from backends.upstream.response import Response
@@ -84,34 +83,28 @@ class _Page:
 
 
 class HttpBackend:
-    """One engine behind an OpenAI-compatible HTTP API. Owns its connections; the probes' client is the caller's."""
+    """One engine behind an OpenAI-compatible HTTP API. Owns its connections."""
 
     def __init__(
         self,
         replica: ReplicaConfig,
         *,
         upstream: Upstream,
-        probe_client: httpx.AsyncClient,
         probe_timeout_s: float = 2.0,
         pool: Pool | None = None,
     ) -> None:
         assert replica.url is not None, "the schema demands a url for HTTP replicas"
-        parts = urlsplit(replica.url)
-        self._own_client: httpx.AsyncClient | None = None  # for probes over a socket of the engine's own
-        if parts.scheme == "unix":
-            self._base_url, self._base_path = "http://localhost", ""
-            transport = httpx.AsyncHTTPTransport(uds=parts.path)
-            self._own_client = probe_client = httpx.AsyncClient(transport=transport, trust_env=False)
-        else:
-            # OpenAI clients are given base URLs with /v1; our paths begin with it.
-            self._base_url = replica.url.rstrip("/").removesuffix("/v1")
-            self._base_path = urlsplit(self._base_url).path
-        self._metrics_url = replica.metrics_url
+        unix = replica.url.startswith("unix:")
+        # OpenAI clients are given base URLs with /v1; our paths begin with it.
+        base_url = replica.url if unix else replica.url.rstrip("/").removesuffix("/v1")
+        self._base_path = "" if unix else urlsplit(base_url).path
+        self._metrics: tuple[Pool, str] | None = None
+        if replica.metrics_url is not None:
+            self._metrics = Pool(replica.metrics_url, settings=upstream), urlsplit(replica.metrics_url).path or "/"
         self._kinds = {model.name: model.kind.value for model in replica.models}
         self._authorization = {"authorization": f"Bearer {replica.api_key}"} if replica.api_key else {}
-        self._probe_client = probe_client
         self._probe_timeout_s = probe_timeout_s
-        self._pool = pool or Pool(replica.url if parts.scheme == "unix" else self._base_url, settings=upstream)
+        self._pool = pool or Pool(base_url, settings=upstream)
 
     async def send(self, call: EngineCall) -> HttpReply:
         headers = {
@@ -128,8 +121,8 @@ class HttpBackend:
     async def probe(self) -> ProbeResult:
         """Three looks at once: alive, models, load. Only the first decides on `ready`, except that a refused key does too."""
         async with asyncio.TaskGroup() as looks:
-            health_look = looks.create_task(self._get(f"{self._base_url}/health"))
-            models_look = looks.create_task(self._get(f"{self._base_url}/v1/models"))
+            health_look = looks.create_task(self._get("/health"))
+            models_look = looks.create_task(self._get("/v1/models"))
             metrics_look = looks.create_task(self._get_metrics())
         health, models, metrics = health_look.result(), models_look.result(), metrics_look.result()
         if health.status == HTTPStatus.NOT_FOUND:  # an engine without /health
@@ -151,35 +144,39 @@ class HttpBackend:
 
     async def aclose(self) -> None:
         await self._pool.aclose()
-        if self._own_client is not None:
-            await self._own_client.aclose()
+        if self._metrics is not None:
+            await self._metrics[0].aclose()
 
     async def _get_metrics(self) -> _Page:
-        if self._metrics_url is None:
-            return await self._get(f"{self._base_url}/metrics")
-        return await self._get(self._metrics_url, headers={})  # perhaps another host: not the engine's key
+        if self._metrics is None:
+            return await self._get("/metrics")
+        pool, target = self._metrics
+        return await self._look(pool, target, {})  # perhaps another host: not the engine's key
 
-    async def _get(self, url: str, headers: Mapping[str, str] | None = None) -> _Page:
-        sent = self._authorization if headers is None else headers
+    async def _get(self, path: str) -> _Page:
+        return await self._look(self._pool, self._base_path + path, self._authorization)
+
+    async def _look(self, pool: Pool, target: str, headers: Mapping[str, str]) -> _Page:
+        """Over the connections that requests use, which so are warm; a look that takes too long costs its own only."""
+        body = bytearray()
         try:
-            async with (
-                asyncio.timeout(
-                    self._probe_timeout_s
-                ),  # httpx's own timeouts are per read: a dribble would outlast them
-                self._probe_client.stream("GET", url, headers=sent, follow_redirects=False) as response,
-            ):
-                body = bytearray()
-                async for piece in response.aiter_bytes():
-                    body += piece
-                    if len(body) > _MAX_PROBE_BYTES:
-                        return _Page(error="answered without end")
-                return _Page(status=response.status_code, body=bytes(body))
-        except (TimeoutError, httpx.TimeoutException):
+            async with asyncio.timeout(self._probe_timeout_s):
+                response = await pool.send("GET", target, headers={**headers, "accept-encoding": "identity"})
+                try:
+                    while data := await response.read():
+                        body += data
+                        if len(body) > _MAX_PROBE_BYTES:
+                            return _Page(error="answered without end")
+                finally:
+                    response.close()
+        except TimeoutError:
             return _Page(error=f"no answer within {self._probe_timeout_s:g} s")
-        except httpx.ConnectError:
-            return _Page(error="no connection")
-        except httpx.HTTPError:
+        except ConnectFailed as error:
+            late = isinstance(error.__cause__, TimeoutError)
+            return _Page(error=f"no answer within {self._probe_timeout_s:g} s" if late else "no connection")
+        except UpstreamError:
             return _Page(error="no readable answer")
+        return _Page(status=response.status, body=bytes(body))
 
 
 def _why_not_ready(health: _Page, models: _Page) -> str:

@@ -32,25 +32,19 @@ class TokenSource(StrEnum):
 class StreamHandles:
     """The instruments of one (model, service tier, replica)."""
 
-    __slots__ = ("_counters", "_itl", "_labels", "_metrics", "_tpot", "_ttft")
+    __slots__ = ("_counters", "_labels", "_metrics", "_tpot", "_ttft", "gaps")
 
     def __init__(self, metrics: Metrics, labels: tuple[str, str, str, str, str]) -> None:
         self._metrics = metrics
         self._labels = labels
         self._ttft = metrics.time_to_first_token_seconds.labels(*labels)
-        self._itl = metrics.inter_token_latency_seconds.labels(*labels)
+        self.gaps = metrics.inter_token_latency_seconds.labels(*labels)
         self._tpot = metrics.time_per_output_token_seconds.labels(*labels)
         # Most streams count two of the eight kinds and sources; the others would only be series of zeros.
         self._counters: dict[tuple[TokenKind, TokenSource], Counter] = {}
 
     def observe_ttft(self, seconds: float) -> None:
         self._ttft.observe(seconds)
-
-    def observe_itl(self, gap_s: float, tokens: int = 1) -> None:
-        """`tokens` that came at once after a gap: the first waited for it, the others for nothing, as the client sees them."""
-        self._itl.observe(gap_s)
-        for _ in range(tokens - 1):
-            self._itl.observe(0.0)
 
     def observe_tpot(self, seconds_per_token: float) -> None:
         self._tpot.observe(seconds_per_token)

@@ -37,8 +37,6 @@ from router.report import Report
 _REPEATABLE_STATUS = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 # Forwarded to engines: tracing context only. Everything else of a client's head stays here (docs/api.md, "Headers").
 _PASSED_HEADERS = ("traceparent", "tracestate")
-# How far the ledger may be behind a stream: half a block of most engines, so that each boundary is seen in time.
-_LEDGER_STEP_TOKENS = 8
 
 
 class AttemptFailed(Exception):
@@ -262,25 +260,25 @@ class Attempts:
     ) -> None:
         chunks = _chunks(exchange)
         timeline = exchange.timeline
-        told = 0
+        meters = exchange.meters
+        assert meters is not None, "placed before it is sent"
 
-        def progress(tokens: int, now: float) -> None:
-            nonlocal told
-            if timeline.output_tokens == 0:
-                self._report.phase(exchange, "streaming")
-                self._admission.first_token(lease)
-            self._report.tokens(exchange, tokens, now)
-            if timeline.output_tokens >= told:
-                told = timeline.output_tokens + _LEDGER_STEP_TOKENS
-                self._admission.tokens(lease, timeline.output_tokens)
+        def on_first(now: float) -> None:
+            self._report.phase(exchange, "streaming")
+            meters.observe_ttft(now - exchange.inbound.received_s)
+            self._admission.first_token(lease)
 
+        timeline.first_token_s = timeline.last_token_s = None  # of an attempt before
         timeline.output_tokens = 0
         relay = Relay(
             exchange.client,
             chunks,
+            timeline,
+            gaps=meters.gaps,
             headers=exchange.stream_headers,
             begins=claim,
-            progress=progress,
+            on_first=on_first,
+            on_step=lambda total: self._admission.tokens(lease, total),
             silence=silence,
         )
         try:

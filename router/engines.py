@@ -30,7 +30,7 @@ def build_backend(replica: ReplicaConfig, config: Config, http: httpx.AsyncClien
         )
     from backends.vllm import HttpBackend  # noqa: PLC0415
 
-    return HttpBackend(replica, upstream=config.upstream, probe_client=http, probe_timeout_s=config.probe.timeout_s)
+    return HttpBackend(replica, upstream=config.upstream, probe_timeout_s=config.probe.timeout_s)
 
 
 def engine_options(replica: ReplicaConfig) -> "EngineOptions":

@@ -8,11 +8,15 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 
 from backends.backend import EngineReply, UpstreamError
+from metrics.histogram import Series
+from metrics.timeline import Timeline
 from router.client import Client, Headers
 from router.openai.chunks import ChunkFilter, Document, check_document
 from router.openai.errors import ApiError, from_engine, upstream_garbled, upstream_lost
 
 KEEP_ALIVE = b": keep-alive\n\n"
+# How far the ledger may be behind a stream: half a block of most engines, so that each boundary is seen in time.
+_LEDGER_STEP_TOKENS = 8
 # After [DONE] an engine only has to close its framing; past this the connection is not worth keeping.
 _TAIL_TIMEOUT_S = 1.0
 # A whole document is held at once: 64 MiB are 768 embeddings of 4,096 floats, or any chat answer.
@@ -41,12 +45,12 @@ class KeepAlive:
         self._interval_s = interval_s
         self._headers = headers
         self._loop = asyncio.get_running_loop()
-        self._last_s = 0.0
+        self.last_s = 0.0  # when something came last, as the relay writes it
         self._timer: asyncio.TimerHandle | None = None
 
     def begin(self) -> None:
         """The request was placed: from now on silence counts. Again on a later attempt: what was committed stays."""
-        self._last_s = self._loop.time()
+        self.last_s = self._loop.time()
         if self._timer is None:
             self._timer = self._loop.call_later(self._interval_s, self._fire)
 
@@ -56,18 +60,15 @@ class KeepAlive:
             self._timer.cancel()
             self._timer = None
 
-    def touch(self, now: float) -> None:
-        self._last_s = now
-
     def close(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
 
     def _fire(self) -> None:
         now = self._loop.time()
-        due_s = self._last_s + self._interval_s
+        due_s = self.last_s + self._interval_s
         if now >= due_s:
-            self._last_s = now
+            self.last_s = now
             due_s = now + self._interval_s
             self._write()
         self._timer = self._loop.call_at(due_s, self._fire)
@@ -80,30 +81,41 @@ class KeepAlive:
 
 
 class Relay:
-    """A stream's way to its client: what `EngineReply.pour` feeds. `progress(n)`: n more tokens came in one read.
+    """A stream's way to its client: what `EngineReply.pour` feeds, once a token and more; so it is one flat stretch of code.
 
-    `begins` is called before anything is passed on; if it raises, nothing is.
+    `begins` is called before anything is passed on; if it raises, nothing is. `on_first`: the first token is here, at this time.
+    `on_step`: so many tokens came in all; called each time the ledger is to know.
     """
 
-    __slots__ = ("_begins", "_chunks", "_client", "_headers", "_loop", "_progress", "_silence", "closed", "forwarded")
+    __slots__ = (
+        "_begins", "_chunks", "_client", "_gaps", "_headers", "_on_first", "_on_step", "_silence", "_time", "_timeline", "_told",
+        "closed", "forwarded",
+    )  # fmt: skip
 
     def __init__(
         self,
         client: Client,
         chunks: ChunkFilter,
+        timeline: Timeline,
         *,
+        gaps: Series,
         headers: Callable[[], Headers],
         begins: Callable[[], None],
-        progress: Callable[[int, float], None],
+        on_first: Callable[[float], None],
+        on_step: Callable[[int], None],
         silence: KeepAlive,
     ) -> None:
         self._client = client
         self._chunks = chunks
+        self._timeline = timeline
+        self._gaps = gaps
         self._headers = headers
         self._begins = begins
-        self._progress = progress
+        self._on_first = on_first
+        self._on_step = on_step
         self._silence = silence
-        self._loop = asyncio.get_running_loop()
+        self._time = asyncio.get_running_loop().time
+        self._told = 1
         self.closed = False
         self.forwarded = False
 
@@ -118,19 +130,32 @@ class Relay:
         chunks = self._chunks
         before = chunks.tokens
         out = chunks.read(data)
-        now = self._loop.time()
-        self._silence.touch(now)
+        now = self._silence.last_s = self._time()
         if out and not self.forwarded:
             self._begins()
             if not self._client.started:
                 self._client.start(200, self._headers())
             self.forwarded = True
         if chunks.tokens != before:
-            self._progress(chunks.tokens - before, now)
+            self._count(chunks.tokens - before, now)
         if out:
             self._client.write(out)
         if chunks.done or chunks.error is not None:
             self.closed = True
+
+    def _count(self, tokens: int, now: float) -> None:
+        """`tokens` came at once: the first of them waited for it, the others for nothing, as the client sees them."""
+        timeline = self._timeline
+        gap_s = timeline.on_tokens(tokens, now)
+        if gap_s is None:
+            self._on_first(now)
+        else:
+            self._gaps.observe(gap_s)
+            for _ in range(tokens - 1):
+                self._gaps.observe(0.0)
+        if timeline.output_tokens >= self._told:
+            self._told = timeline.output_tokens + _LEDGER_STEP_TOKENS
+            self._on_step(timeline.output_tokens)
 
 
 async def relay_stream(reply: EngineReply, relay: Relay, chunks: ChunkFilter) -> bytes:

@@ -78,16 +78,6 @@ class Report:
         self._routed.get(self._class(exchange)[0], placement.replica, placement.cost_tier.value, placement.reason).inc()
         exchange.meters = self._handles.get(*self._where(exchange))
 
-    def tokens(self, exchange: Exchange, count: int, now: float) -> None:
-        """`count` tokens arrived in one read."""
-        gap_s = exchange.timeline.on_tokens(count, now)
-        meters = exchange.meters
-        assert meters is not None, "placed before it has tokens"
-        if gap_s is None:
-            meters.observe_ttft(now - exchange.inbound.received_s)
-        else:
-            meters.observe_itl(gap_s, count)
-
     def attempted(self, exchange: Exchange, outcome: str) -> None:
         if exchange.placed is not None:
             self._attempts.get(exchange.placed.placement.replica, outcome).inc()

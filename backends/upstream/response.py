@@ -150,8 +150,9 @@ class Response:
         if not self._underway:
             self._underway = True
             self._disarm()  # the clock of stalls runs from the next wait on
-        if self._sink is not None and not self._sink.closed:
-            self._pass_on(self._sink, data)
+        sink = self._sink
+        if sink is not None and not sink.closed:
+            self._pass_on(sink, data)
             return
         self._chunks.append(data)
         self._buffered_bytes += len(data)

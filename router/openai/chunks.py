@@ -19,16 +19,16 @@ from router.openai.usage import Usage, read_usage
 
 __all__ = ["ChunkFilter", "Document", "End", "Usage", "check_document"]
 
-_STRING = rb'"((?:[^"\\\x00-\x1f]|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*+)"'
+# The group is there where the string says something.
+_STRING = rb'"((?:[^"\\\x00-\x1f]|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))++)?"'
 # Members that say nothing: nulls, and the token ids of `return_token_ids`.
 _NOTHING = rb'(?:,"(?:[a-z_]{1,40}":null|token_ids":\[(?:\d+(?:,\d+)*+)?\]))*+'
 _END = _NOTHING + rb"\}\]" + rb'(?:,"[a-z_]{1,40}":null)*+' + rb"\}\n\n"
-# What follows `"choices":[{` in a delta that needs no look: one choice, one text, no finish reason, no usage.
-_PLAIN_CHAT = re.compile(
-    rb'"index":(\d{1,4}),"delta":\{"(?:content|reasoning|reasoning_content)":' + _STRING + rb"\}" + _END
-)
-_PLAIN_TEXT = re.compile(rb'"index":(\d{1,4}),"text":' + _STRING + _END)
-_CHOICES = b'"choices":[{'
+# What follows `"choices":[{"index":` in a delta that needs no look: one choice, one text, no finish reason, no usage.
+_PLAIN_CHAT = re.compile(rb'(\d{1,4}),"delta":\{"(?:content|reasoning|reasoning_content)":' + _STRING + rb"\}" + _END)
+_PLAIN_TEXT = re.compile(rb'(\d{1,4}),"text":' + _STRING + _END)
+_CHOICES = b'"choices":[{"index":'
+_SAYS_SOMETHING = 2  # the number of the string's group
 _IDENTITY = ("id", "object", "created", "model")
 # How vLLM ends a request that it gives up: no answer of the model's, though it looks like one.
 _BROKEN_OFF = frozenset({"abort", "error"})
@@ -56,9 +56,11 @@ class ChunkFilter:
         self._chat = chat
         self._plain = (_PLAIN_CHAT if chat else _PLAIN_TEXT).match
         self._splitter = SseSplitter()
-        self._head: bytes | None = None  # of this stream's events up to the choices, once a chunk showed it
+        self._cut = False  # in the middle of an event
+        self._head: bytes | None = None  # of this stream's events up to the choice's index, once a chunk showed it
         self._identity: dict[str, Any] | None = None
         self._begun: set[int] = set()
+        self._begun_names: set[bytes] = set()  # the same, as they are written
         self._finished: set[int] = set()
         self._usage_chunk: bytes | None = None  # held until every choice has finished: it comes last
         self._usage_sent = False
@@ -79,30 +81,18 @@ class ChunkFilter:
 
         Whole plain deltas at its beginning, mostly all of it, are passed on without being taken apart.
         """
-        end = self._plain_until(data) if self._splitter.idle else 0
-        if end == len(data):
+        plain = 0 if self._cut else self._plain_until(data)
+        if plain == len(data):
             return data
-        out = [data[:end]]
-        for event in self._splitter.feed(data[end:]):
+        out = [data[:plain]]
+        for event in self._splitter.feed(data[plain:]):
             kept = self.feed(event)
             if kept:
                 out.append(kept)
             if self.error is not None or self.done:
                 break
+        self._cut = not self._splitter.idle
         return b"".join(out)
-
-    def _plain_until(self, data: bytes) -> int:
-        """Where the plain deltas at its beginning end; they are counted."""
-        head, end = self._head, 0
-        if head is None:
-            return 0
-        while data.startswith(head, end):
-            plain = self._plain(data, end + len(head))
-            if plain is None or int(plain[1]) not in self._begun:
-                break
-            self.tokens += plain.start(2) != plain.end(2)
-            end = plain.end()
-        return end
 
     def feed(self, event: bytes) -> bytes | None:
         """The bytes to forward for one whole event; None: nothing. After an error or [DONE] nothing passes any more."""
@@ -111,6 +101,19 @@ class ChunkFilter:
         if self.error is not None or self.done:
             return None
         return self._look(event)
+
+    def _plain_until(self, data: bytes) -> int:
+        """Where the plain deltas at its beginning end; they are counted."""
+        head, end = self._head, 0
+        if head is None:
+            return 0
+        while data.startswith(head, end) and (plain := self._plain(data, end + len(head))) is not None:
+            if plain[1] not in self._begun_names:
+                break
+            if plain.lastindex == _SAYS_SOMETHING:
+                self.tokens += 1
+            end = plain.end()
+        return end
 
     def end(self) -> End:
         """The engine has no more to say: is the answer whole?"""
@@ -174,6 +177,7 @@ class ChunkFilter:
             # Clients index a list by it (openai-python's accumulator raises IndexError): lower ones appear first.
             before += [write_json(self._silent(i)) for i in range(index) if i not in self._begun]
             self._begun.update(range(index + 1))
+            self._begun_names.update(b"%d" % i for i in range(index + 1))
         if self._chat:
             edited |= repair_chat_choice(choice, first=first)
         self.tokens += has_content(choice)

@@ -4,7 +4,6 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 
-import httpx
 import pytest
 
 from backends.backend import EngineCall, ProbeResult, ServedModel
@@ -16,20 +15,16 @@ from tests.real.vllm_server import MODEL, VllmServer
 pytestmark = pytest.mark.real
 
 _PATIENCE_S = 30  # a busy machine's; what is waited for comes within milliseconds
-_ENDLESS = {
-    "max_tokens": 1900,
-    "n": 64,
-    "temperature": 1,
-}  # more than the cache holds at once: it runs on, however late we look
+# More than the cache holds at once: it runs on, however late we look.
+_ENDLESS = {"max_tokens": 1900, "n": 64, "temperature": 1}
 
 
 @pytest.fixture
 async def engine(vllm_pair: tuple[VllmServer, VllmServer]) -> AsyncIterator[HttpBackend]:
     config = ReplicaConfig(name="first", url=vllm_pair[0].url)
-    async with httpx.AsyncClient(trust_env=False) as client:
-        backend = HttpBackend(config, upstream=Upstream(), probe_client=client, probe_timeout_s=10)
-        yield backend
-        await backend.aclose()
+    backend = HttpBackend(config, upstream=Upstream(), probe_timeout_s=10)
+    yield backend
+    await backend.aclose()
 
 
 def completion(*, stream: bool, **fields: object) -> EngineCall:

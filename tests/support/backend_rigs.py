@@ -72,7 +72,7 @@ async def over_http() -> AsyncIterator[Rig]:
     config = uvicorn.Config(create_engine_app(_OPTIONS), log_level="warning", timeout_graceful_shutdown=1)
     async with in_this_loop(uvicorn.Server(config), listener), httpx.AsyncClient(trust_env=False) as client:
         replica = ReplicaConfig.model_validate({"name": "r", "url": url})
-        backend = HttpBackend(replica, upstream=Upstream(), probe_client=client)
+        backend = HttpBackend(replica, upstream=Upstream())
 
         async def busy() -> float:
             load: float = (await client.get(f"{url}/load")).json()["server_load"]

@@ -13,8 +13,8 @@ def test_a_stream_s_figures_land_in_its_series():
     registry = CollectorRegistry()
     handles = HandleCache(Metrics.create(registry)).get(*LABELS.values())
     handles.observe_ttft(0.3)
-    handles.observe_itl(0.004)
-    handles.observe_itl(0.02, tokens=3)
+    for gap_s in (0.004, 0.02, 0.0, 0.0):
+        handles.gaps.observe(gap_s)
     handles.observe_tpot(0.015)
     handles.add_tokens(7, TokenKind.OUTPUT, TokenSource.REPORTED)
     handles.add_tokens(2, TokenKind.OUTPUT, TokenSource.REPORTED)
