@@ -360,6 +360,7 @@ class Fleet:
 
     def _forget(self, live: LiveReplica) -> None:
         del self._replicas[live.profile.id]
+        self._stale_at.pop(live.profile.id, None)  # it may have reported while its last leases ran
         self._batch_prefills.discard(live.profile.id)
         self._columns.remove(live.profile.id)
 
