@@ -15,10 +15,11 @@ from batching.column_placement import MANY, place_among
 from batching.decisions import Decisions
 from batching.estimators import Estimators, KnownLength, LengthForecast
 from batching.fleet import Fleet
+from batching.lane import LATE, Lane, Order, Waiting
 from batching.ledger import LeaseRecord
 from batching.offer import Offer
 from batching.placement import Need, Placement, place, reserved_output
-from batching.queue import LATE, Lane, Order, Waiting, WaitingQueue
+from batching.queue import WaitingQueue
 from batching.request import Request, ServiceTier
 from batching.ticket import Lease, LeaseId, Placed, TicketState
 from config.schema import Mechanism, ModelKind, Objectives, Scheduling
@@ -93,7 +94,12 @@ class Filling:
 
     def fill(self, now: float) -> list[Placed]:
         """Places what fits; O(1) if nothing has arrived and no room has grown."""
-        placed: list[Placed] = []
+        if not self._fleet.grown_models and not self._queue.arrived:
+            return []
+        if not self._queue:
+            self._note_grown()
+            return []
+        placed = self._fill_lone(now)
         # Again when the pass itself made room: a protected head was placed and its replica is everybody's.
         while lanes := self._dirty_lanes():
             self._queue.lift(now)
@@ -107,6 +113,37 @@ class Filling:
                 placed += self._walk(walked, now)
             placed += self._try_fresh(lanes, now)
         return placed
+
+    def _fill_lone(self, now: float) -> list[Placed]:
+        """What a pass comes to for one that has just come and waits alone, where there is room: it needs no order."""
+        waiting = self._queue.lone(now)
+        if waiting is None or waiting.rank > LATE:
+            return []
+        lane, fleet = self._queue.lanes[waiting.ticket.request.model], self._fleet
+        walks = lane.grown or lane.model in fleet.grown_models
+        if not fleet.has_room(lane.model, now):
+            return []
+        self._note_grown()
+        self._queue.pass_by(waiting, walks=walks)
+        placed = self._try(waiting, now)
+        if walks:
+            fleet.has_room(lane.model, now)  # as before the next one: it notes whose streams are to be looked at again
+        if not placed:
+            self._block(lane, waiting, now)
+            self._queue.stay(waiting, walked=walks)
+        lane.grown = False
+        return placed
+
+    def _note_grown(self) -> None:
+        """Takes over where room has grown, for whoever comes next."""
+        fleet, queue = self._fleet, self._queue
+        for model in fleet.grown_models:
+            if (lane := queue.lanes.get(model)) is not None:
+                lane.grown = True
+        fleet.grown_models = set()
+        for model in queue.arrived:
+            queue.lanes[model].fresh.clear()
+        queue.arrived = set()
 
     def _try_fresh(self, lanes: list[Lane], now: float) -> list[Placed]:
         placed: list[Placed] = []

@@ -169,11 +169,12 @@ class Fleet:
         self._changed(live)
 
     def grow(self, record: LeaseRecord, emitted_tokens: int, now: float) -> None:
-        live = self._replicas[record.lease.replica]
+        replica = record.lease.replica
+        live = self._replicas[replica]
         if live.grew(record, emitted_tokens, now):
-            self._changed(live)
+            self._grew(live)
         else:
-            self._columns.change(live.profile.id)  # when its streams are due was written
+            self._columns.change(replica)
 
     def close(self, lease_id: LeaseId, now: float) -> LeaseRecord | None:
         """None if it is gone already."""

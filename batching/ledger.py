@@ -46,6 +46,7 @@ class LeaseRecord:
     last_token_s: float | None = None
     held_blocks: int = 0
     reserved_blocks: int = 0
+    sized_to: int = 0  # tokens emitted up to which none of these change
 
     @property
     def emitted_per_sequence(self) -> int:
@@ -63,6 +64,8 @@ class LeaseRecord:
         self.reserved_blocks = blocks_for(
             request.prompt_tokens, self.forecast_tokens, request.sequences, self.block_size
         )
+        if request.sequences == 1:
+            self.sized_to = min(self.held_blocks * self.block_size - request.prompt_tokens, self.forecast_tokens)
 
 
 class Ledger:
@@ -107,9 +110,13 @@ class Ledger:
 
     def grow(self, record: LeaseRecord, emitted_tokens: int) -> bool:
         """Whether a block boundary was crossed. Counts only rise: a late report of fewer tokens changes nothing."""
-        if emitted_tokens <= record.emitted_tokens:
+        more = emitted_tokens - record.emitted_tokens
+        if more <= 0:
             return False
-        self.held_tokens += emitted_tokens - record.emitted_tokens
+        self.held_tokens += more
+        if emitted_tokens <= record.sized_to:
+            record.emitted_tokens = emitted_tokens
+            return False
         before = record.held_blocks
         self.held_blocks -= record.held_blocks
         self.reserved_blocks -= record.reserved_blocks

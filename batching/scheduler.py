@@ -16,9 +16,10 @@ from batching.estimators import Estimators
 from batching.filling import Filling
 from batching.fleet import CACHE_LOST, Fleet
 from batching.hedging import Hedging, Refusal
+from batching.lane import Waiting
 from batching.ledger import LeaseRecord
 from batching.policies.policy import Policy
-from batching.queue import OUTPUT_TOKEN_WEIGHT, QueueStatistics, Waiting, WaitingQueue
+from batching.queue import OUTPUT_TOKEN_WEIGHT, QueueStatistics, WaitingQueue
 from batching.replica import EngineLoad, Lifecycle, ReplicaProfile, ReplicaState
 from batching.request import Outcome, Reason, Rejected, ReplicaId, Request, ServiceTier
 from batching.retry_budget import RetryBudget
@@ -95,17 +96,27 @@ class Scheduler:
     def advance(self, now: float) -> list[Decision]:
         """Evicts what has waited too long, then fills the room there is. O(1) when nothing has changed."""
         self._fleet.elapse(now)
-        decisions: list[Decision] = [self._evict(w, Reason.DEADLINE, now) for w in self._queue.expired(now)]
-        for model in [model for model in self._fleet.grown_models if not self._fleet.serves(model)]:
-            decisions += [
-                self._evict(w, Reason.NO_REPLICA, now) for w in self._queue if w.ticket.request.model == model
-            ]
-        self._queue.turn_late(now)
+        decisions: list[Decision] = []
+        if self._queue:
+            decisions += self._leave(now)
         placed = self._filling.fill(now)
         if self._hedging is not None:
             self._hedging.watch(placed)
             placed += self._hedging.advance(now)  # those who wait come first
         return decisions + placed
+
+    def _leave(self, now: float) -> list[Decision]:
+        """Those whose time is over, or whose last replica has gone; those who can no longer be in time make way."""
+        queue, fleet, left = self._queue, self._fleet, list[Decision]()
+        due = queue.soonest_s <= now
+        if due:
+            left += [self._evict(w, Reason.DEADLINE, now) for w in queue.expired(now)]
+        for model in [model for model in fleet.grown_models if not fleet.serves(model)]:
+            left += [self._evict(w, Reason.NO_REPLICA, now) for w in queue if w.ticket.request.model == model]
+        if due:
+            queue.turn_late(now)
+            queue.next_deadline()  # when to look again
+        return left
 
     def next_deadline(self) -> float | None:
         """When `advance` must be called even if nothing happens; None while nothing waits, for a replica or a first token."""
@@ -301,7 +312,7 @@ class Scheduler:
         if more > 0:
             record.charged_tokens = output_tokens
             request = record.lease.request
-            self._queue.lane(request.model).charge(record.rank, request.tenant, OUTPUT_TOKEN_WEIGHT * more)
+            self._queue.lanes[request.model].charge(record.rank, request.tenant, OUTPUT_TOKEN_WEIGHT * more)
 
     def _audit(self, record: LeaseRecord, now: float, cached: int | None, tokens: int) -> None:
         if record.forecast is not None:

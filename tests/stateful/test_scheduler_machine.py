@@ -11,10 +11,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from batching.blocks import blocks_for
 from batching.kv_forecast import HORIZONS
+from batching.lane import Waiting
 from batching.ledger import LeaseRecord
 from batching.live_replica import _TIGHT_RATIO, LiveReplica
 from batching.placement import blocks_if_fits, cached_on, could_ever_hold, place
-from batching.queue import Waiting
 from batching.replica import TRANSITIONS, EngineLoad, Lifecycle
 from batching.request import Outcome, Rejected, ReplicaId, Request, ServiceTier
 from batching.scheduler import Scheduler
