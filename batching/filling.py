@@ -18,7 +18,7 @@ from batching.fleet import Fleet
 from batching.lane import LATE, Lane, Order, Waiting
 from batching.ledger import LeaseRecord
 from batching.offer import Offer
-from batching.placement import Need, Placement, place, reserved_output
+from batching.placement import Need, Placement, place
 from batching.queue import WaitingQueue
 from batching.request import Request, ServiceTier
 from batching.ticket import Lease, LeaseId, Placed, TicketState
@@ -69,20 +69,18 @@ class Filling:
         ttft_s, tpot_s = _objectives(request, self._scheduling.objectives)
         looks = request.prefix_chunk_tokens and self._by_prefix
         return Need(
-            request=request,
-            ticket=ticket,
-            forecast_tokens=length.reserve,
-            expected_tokens=length.average,
-            learned_tokens=length.learned,
-            prior_tokens=length.prior,
-            ttft_objective_s=ttft_s,
-            tpot_objective_s=tpot_s,
-            min_output_tokens=0 if embeds else 1,
-            output_bound=UNBOUNDED if bound is None else bound,
-            lengths=outputs.lengths(request.model, bound) if known is None else KnownLength(known),
-            cached_tokens=self._fleet.prefixes.match(request.prefix_hashes, request.prefix_chunk_tokens)
-            if looks
-            else {},
+            request,
+            ticket,
+            length.reserve,
+            length.average,
+            ttft_s,
+            tpot_s,
+            length.learned,
+            length.prior,
+            0 if embeds else 1,
+            UNBOUNDED if bound is None else bound,
+            outputs.lengths(request.model, bound) if known is None else KnownLength(known),
+            self._fleet.prefixes.match(request.prefix_hashes, request.prefix_chunk_tokens) if looks else {},
         )
 
     def late_at_s(self, need: Need, now: float) -> float | None:
@@ -252,24 +250,26 @@ class Filling:
         return place_among(waiting.need, columns, tested, now, hold=hold, by_cost=self._by_cost)
 
     def _commit(self, waiting: Waiting, placement: Placement, offers: Sequence[Offer], now: float) -> Placed:
-        ticket, request = waiting.ticket, waiting.ticket.request
-        live = self._fleet[placement.replica]
-        lease = Lease(id=LeaseId(next(self._lease_ids)), replica=placement.replica, request=request)
-        score = placement.score
+        ticket, need, score = waiting.ticket, waiting.need, placement.score
+        request, replica = ticket.request, placement.replica
+        live = self._fleet[replica]
+        prompt, offer = request.prompt_tokens, live.offer
+        room = offer.max_model_len - prompt
+        lease = Lease(LeaseId(next(self._lease_ids)), replica, request)
         record = LeaseRecord(
-            lease=lease,
-            placed_s=now,
-            rank=waiting.rank,
-            block_size=live.block_size,
-            prefill_tokens=request.prompt_tokens - score.cached_tokens,
-            believed_cached_tokens=min(waiting.need.cached_tokens.get(placement.replica, 0), request.prompt_tokens - 1),
-            forecast_tokens=reserved_output(waiting.need, live.offer),
-            ttft_s=score.ttft_s,
-            tpot_s=score.tpot_s,
-            forecast=live.forecast(waiting.need, score),
-            prefill_s=score.prefill_s,
-            lengths=waiting.need.lengths,
-            output_bound=min(waiting.need.output_bound, live.offer.max_model_len - request.prompt_tokens),
+            lease,
+            now,
+            waiting.rank,
+            offer.block_size,
+            prompt - score.cached_tokens,
+            min(need.cached_tokens.get(replica, 0), prompt - 1),
+            min(need.forecast_tokens, room),  # as `reserved_output`
+            score.ttft_s,
+            score.tpot_s,
+            live.forecast(need, score),
+            score.prefill_s,
+            need.lengths,
+            min(need.output_bound, room),
         )
         self._note(waiting, placement, offers, record)
         live.least_output_tokens = request.known_output_tokens or self._estimators.outputs.least(
@@ -279,12 +279,12 @@ class Filling:
         lane = self._queue.lanes[request.model]
         self._queue.leave(waiting, TicketState.PLACED)
         self._fleet.open(record, None if request.streaming else now + score.ttft_s)
-        lane.charge(waiting.rank, request.tenant, request.prompt_tokens, dispatch=True)
+        lane.charge(waiting.rank, request.tenant, prompt, dispatch=True)
         self._estimators.note_placed(request.model, now)
         if protected_at is not None:
             self._fleet.protect(protected_at, None)
         self._note_passed(placement, request.tenant, now)
-        return Placed(ticket=ticket, placement=placement, lease=lease)
+        return Placed(ticket, placement, lease)
 
     def _note(self, waiting: Waiting, placement: Placement, offers: Sequence[Offer], record: LeaseRecord) -> None:
         if self._decisions is not None:

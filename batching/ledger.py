@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _BATCH = ServiceTier.BATCH  # an enum's member costs a call to look up
 
 
-@dataclass(slots=True, eq=False, kw_only=True)
+@dataclass(slots=True, eq=False)
 class LeaseRecord:
     """One lease as the ledger keeps it."""
 
@@ -58,14 +58,20 @@ class LeaseRecord:
 
     def size(self) -> None:
         """Blocks from tokens; never fewer reserved than held."""
-        request, emitted = self.lease.request, self.emitted_per_sequence
+        request, size = self.lease.request, self.block_size
+        prompt, sequences = request.prompt_tokens, request.sequences
+        if sequences == 1:  # as below
+            emitted = self.emitted_tokens
+            if emitted > self.forecast_tokens:
+                self.forecast_tokens = emitted
+            self.held_blocks = held = -(-(prompt + emitted) // size)
+            self.reserved_blocks = -(-(prompt + self.forecast_tokens) // size)
+            self.sized_to = min(held * size - prompt, self.forecast_tokens)
+            return
+        emitted = self.emitted_per_sequence
         self.forecast_tokens = max(self.forecast_tokens, emitted)
-        self.held_blocks = blocks_for(request.prompt_tokens, emitted, request.sequences, self.block_size)
-        self.reserved_blocks = blocks_for(
-            request.prompt_tokens, self.forecast_tokens, request.sequences, self.block_size
-        )
-        if request.sequences == 1:
-            self.sized_to = min(self.held_blocks * self.block_size - request.prompt_tokens, self.forecast_tokens)
+        self.held_blocks = blocks_for(prompt, emitted, sequences, size)
+        self.reserved_blocks = blocks_for(prompt, self.forecast_tokens, sequences, size)
 
 
 class Ledger:

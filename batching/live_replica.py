@@ -209,7 +209,7 @@ class LiveReplica:
         limit = self.profile.max_num_seqs or self.learned.limit
         offer.free_sequences = limit - ledger.sequences
         offer.spared_sequences = limit // 10
-        offer.batch = min(_TYPICAL_BATCH, limit)
+        offer.batch = limit if limit < _TYPICAL_BATCH else _TYPICAL_BATCH
         self._refresh_blocks()
         self._refresh_prefill()
         self._refresh_streams()
@@ -248,7 +248,7 @@ class LiveReplica:
         offer.prefill_tokens = ahead
         offer.free_prefill_tokens = UNBOUNDED if ahead <= self._prefill_free_to else self._prefill_budget - ahead
         ends_s, silent_s = self._prefill_end_s, self.silent_until_s
-        offer.prefill_end_s = max(ends_s, silent_s)
+        offer.prefill_end_s = ends_s if ends_s >= silent_s else silent_s
         offer.prefill_rest_s = _REST_RATIO * ahead_s
         if ahead_s and self._guards:
             given_s = self.pace.objective_s * ceil(ahead / offer.chunk_tokens)
@@ -265,7 +265,7 @@ class LiveReplica:
             held_tokens += self.foreign_blocks * self.block_size
         kv_s, compute_s = step.kv_token_s * held_tokens, step.token_s * (sequences + 1)
         weights_s = step.weights_s
-        price_s = offer.price_decode_s = step.overhead_s + (max(weights_s, compute_s)) + kv_s
+        price_s = offer.price_decode_s = step.overhead_s + (weights_s if weights_s >= compute_s else compute_s) + kv_s
         decode_s = offer.decode_s = factor * price_s
         offer.kv_token_s = factor * step.kv_token_s
         offer.chunk_s = self._prefill_factor * (step.overhead_s + kv_s + step.token_s * sequences)
