@@ -13,7 +13,7 @@ from math import inf
 from batching.blocks import UNBOUNDED
 from batching.column_placement import MANY, place_among
 from batching.decisions import Decisions
-from batching.estimators import Estimators, KnownLength, LengthForecast
+from batching.estimators import Estimators, KnownLength, LengthForecast, Lengths
 from batching.fleet import Fleet
 from batching.lane import LATE, Lane, Order, Waiting
 from batching.ledger import LeaseRecord
@@ -56,16 +56,16 @@ class Filling:
 
     def need(self, request: Request, ticket: int) -> Need:
         """What the request asks, by the estimates of this moment."""
-        outputs = self._estimators.outputs
         known = request.known_output_tokens
         bound = request.max_output_tokens if known is None else known
         embeds = request.kind is _EMBEDDING
+        lengths: Lengths | KnownLength
+        if known is None:
+            length, lengths = self._estimators.outputs.known(request.model, bound)
+        else:
+            length, lengths = LengthForecast(known, known, known, known), KnownLength(known)
         if embeds:
             length = LengthForecast(0, 0, 0, 0)
-        elif known is not None:
-            length = LengthForecast(known, known, known, known)
-        else:
-            length = outputs.forecast(request.model, bound)
         ttft_s, tpot_s = _objectives(request, self._scheduling.objectives)
         looks = request.prefix_chunk_tokens and self._by_prefix
         return Need(
@@ -79,7 +79,7 @@ class Filling:
             length.prior,
             0 if embeds else 1,
             UNBOUNDED if bound is None else bound,
-            outputs.lengths(request.model, bound) if known is None else KnownLength(known),
+            lengths,
             self._fleet.prefixes.match(request.prefix_hashes, request.prefix_chunk_tokens) if looks else {},
         )
 
@@ -300,6 +300,8 @@ class Filling:
 
     def _note_passed(self, placement: Placement, tenant: str, now: float) -> None:
         """Whoever is blocked and goes before this tenant is not passed by it for a while: it is its turn."""
+        if not self._queue:
+            return
         for model in self._fleet[placement.replica].profile.models:
             lane = self._queue.lanes.get(model)
             for blocked in () if lane is None else lane.blocked:

@@ -59,6 +59,7 @@ class Fleet:
         self.known_models: set[str] = set()  # ever served: the configured models and adapters
         self.epoch = 0
         self.grown_models: set[str] = set()  # since the scheduler last took them
+        self.lost_models: set[str] = set()  # whose last replica has gone since then; it may have come back
 
     # -- replicas ----------------------------------------------------------------------------------------------------
 
@@ -140,18 +141,16 @@ class Fleet:
 
     def open(self, record: LeaseRecord, assume_first_token_s: float | None) -> None:
         """`assume_first_token_s`: when to take the prompt for prefilled, if nobody will say so."""
-        live = self._replicas[record.lease.replica]
+        lease = record.lease
+        request, live = lease.request, self._replicas[lease.replica]
         live.opened(record)
-        self.leases[record.lease.id] = record
-        request = record.lease.request
+        self.leases[lease.id] = record
         if request.service_tier is not _BATCH:
             self._load(request.model).add(record.prefill_s, record.placed_s)
         if request.prefix_hashes:
-            self.prefixes.record(
-                live.profile.id, request.prefix_hashes, live.cached_chunks(request.prefix_chunk_tokens)
-            )
+            self.prefixes.record(lease.replica, request.prefix_hashes, live.cached_chunks(request.prefix_chunk_tokens))
         if assume_first_token_s is not None:
-            self._assumed.push((assume_first_token_s, record.lease.id), record)
+            self._assumed.push((assume_first_token_s, lease.id), record)
         self._rewritten(live)
 
     def first_token(self, record: LeaseRecord, now: float) -> None:
@@ -242,7 +241,7 @@ class Fleet:
         """Whether anything at all could be placed for this model; latest growth first, so usually O(1); once an epoch else."""
         if self._full_since.get(model) == self.epoch:
             return False  # only a new epoch brings room
-        if (roomy := self._roomy.get(model)) is not None:
+        if roomy := self._roomy.get(model):
             for offer in reversed(roomy.values()):
                 if offer.has_room(now):
                     return True
@@ -307,7 +306,7 @@ class Fleet:
         if self._spare_s is not None and self._spare_s <= now:
             self._spare_s = None
             self.grown_models.update(self._watched.keys() & self._serving.keys())
-        while (entry := self._assumed.peek()) and entry[0][0] <= now:
+        while self._assumed.entries and (entry := self._assumed.peek()) and entry[0][0] <= now:
             record = self._assumed.pop()
             live = self._replicas[record.lease.replica]
             live.prefilled(record, now)
@@ -352,6 +351,7 @@ class Fleet:
                 self._serving.pop(model, None)
                 del self._roomy[model]
                 self.grown_models.add(model)  # its tickets have nobody left to wait for
+                self.lost_models.add(model)
 
     def _load(self, model: str) -> WatchedLoad:
         load = self._watched.get(model)
@@ -366,12 +366,12 @@ class Fleet:
         self._columns.remove(live.profile.id)
 
     def _rewritten(self, live: LiveReplica) -> bool:
-        replica = live.profile.id
+        replica, batch_prefills = live.profile.id, self._batch_prefills
         self._columns.change(replica)
         if live.ledger.batch_prefill_tokens:
-            self._batch_prefills.add(replica)
-        else:
-            self._batch_prefills.discard(replica)
+            batch_prefills.add(replica)
+        elif batch_prefills:
+            batch_prefills.discard(replica)
         grown = live.refresh()
         if not live.offer.has_slots:
             for model in live.profile.models:

@@ -99,10 +99,11 @@ class Ledger:
         self.reserved_blocks = 0
 
     def open(self, record: LeaseRecord) -> None:
-        assert record.lease.id not in self.leases
+        lease = record.lease
+        assert lease.id not in self.leases
         record.size()
-        self.leases[record.lease.id] = record
-        self.sequences += record.lease.request.sequences
+        self.leases[lease.id] = record
+        self.sequences += lease.request.sequences
         self._add(record, 1)
 
     def prefilled(self, record: LeaseRecord) -> None:
@@ -168,11 +169,13 @@ class Ledger:
         )
 
     def _add(self, record: LeaseRecord, sign: int) -> None:
-        self.prefill_tokens += sign * record.prefill_tokens
-        if record.lease.request.service_tier is _BATCH:
-            self.batch_prefill_tokens += sign * record.prefill_tokens
+        request = record.lease.request
+        if record.prefill_tokens:
+            self.prefill_tokens += sign * record.prefill_tokens
+            if request.service_tier is _BATCH:
+                self.batch_prefill_tokens += sign * record.prefill_tokens
         # A sum of floats that must not creep: nothing outstanding is exactly nothing.
         self.prefill_s = max(0.0, self.prefill_s + sign * record.prefill_s) if self.prefill_tokens else 0.0
-        self.held_tokens += sign * record.held_tokens
+        self.held_tokens += sign * (request.prompt_tokens + record.emitted_tokens)
         self.held_blocks += sign * record.held_blocks
         self.reserved_blocks += sign * record.reserved_blocks

@@ -163,20 +163,21 @@ class LiveReplica:
 
     def grew(self, record: LeaseRecord, emitted_tokens: int, now: float) -> bool:
         """Some tokens more, and what they change of its offer; True if something that did not fit before may fit now."""
-        changed = self.ledger.grow(record, emitted_tokens)
+        changed, offer = self.ledger.grow(record, emitted_tokens), self.offer
+        stepped = record.first_token_s is not None and self.pace.advance(record)
         self._now = now
-        if record.first_token_s is not None and self.pace.advance(record):
+        if stepped:
             self._learn_step(now)
-            offer = self.offer
-            if self._guards:
-                offer.due_s = self.pace.due_s(now)  # for who arrives next; who was turned away is told below
-            if inf > offer.wanted_due_s <= offer.binding_s(now):
-                changed = True
+        if self._guards and (stepped or changed):
+            offer.due_s = self.pace.due_s(now)  # for who arrives next; who was turned away is told below
+        if stepped and inf > offer.wanted_due_s <= offer.binding_s(now):
+            changed = True
         if not changed:
             return False
-        offer = self.offer
         self._refresh_blocks()
-        self._refresh_streams()
+        self._refresh_decode()
+        if self._guards:
+            offer.coming_due_s = self.pace.coming_due_s(now, offer.held_up_ratio)
         return self._eased() and offer.open
 
     def closed(self, record: LeaseRecord, now: float) -> None:
@@ -212,7 +213,11 @@ class LiveReplica:
         offer.batch = limit if limit < _TYPICAL_BATCH else _TYPICAL_BATCH
         self._refresh_blocks()
         self._refresh_prefill()
-        self._refresh_streams()
+        self._refresh_decode()
+        if self._guards:
+            offer.pace_s = self.pace.objective_s
+            offer.due_s = self.pace.due_s(self._now)
+            offer.coming_due_s = self.pace.coming_due_s(self._now, offer.held_up_ratio)
         return (
             self._eased()
             or not was_open
@@ -254,8 +259,8 @@ class LiveReplica:
             given_s = self.pace.objective_s * ceil(ahead / offer.chunk_tokens)
             offer.held_up_ratio = max(0.0, 1 - given_s / ahead_s)
 
-    def _refresh_streams(self) -> None:
-        """What a token costs here, and how its streams fare: what tokens change."""
+    def _refresh_decode(self) -> None:
+        """What a token costs here."""
         offer, ledger, step, tpot = self.offer, self.ledger, self._step, self._trust[1]
         factor, sequences = self.speed.tpot_factor, ledger.sequences
         if tpot.weight != 1.0:
@@ -270,19 +275,14 @@ class LiveReplica:
         offer.kv_token_s = factor * step.kv_token_s
         offer.chunk_s = self._prefill_factor * (step.overhead_s + kv_s + step.token_s * sequences)
         offer.step_wait_s = 0.0 if offer.empty else decode_s / 2
-        if self._guards:
-            pace, now = self.pace, self._now
-            offer.pace_s = pace.objective_s
-            offer.due_s = pace.due_s(now)
-            offer.coming_due_s = pace.coming_due_s(now, offer.held_up_ratio)
 
     def _eased(self) -> bool:
         """Whether its streams can bear now what was refused for their sake; it is forgotten then."""
         offer = self.offer
-        eased = inf > offer.wanted_due_s <= offer.binding_s(self._now)
-        if eased:
-            offer.wanted_due_s = inf
-        return eased
+        if offer.wanted_due_s == inf or offer.wanted_due_s > offer.binding_s(self._now):
+            return False
+        offer.wanted_due_s = inf
+        return True
 
     def forecast(self, need: Need, score: Score) -> Forecast:
         """What is said of a request that is placed here now; factors enter the times as factors, and are exchanged as such."""

@@ -55,11 +55,12 @@ class Pace:
     `objective_s`: that each may take per token on average. `gain_s`: what it gains with a token while nothing is prefilled.
     """
 
-    __slots__ = ("_coming", "_growing", "_grown", "_young", "gain_s", "objective_s", "steps")
+    __slots__ = ("_coming", "_growing", "_grown", "_lost_s", "_young", "gain_s", "objective_s", "steps")
 
     def __init__(self, objective_s: float, gain_s: float) -> None:
         self.objective_s = objective_s
         self.gain_s = max(gain_s, 0.0)
+        self._lost_s = self.gain_s * _LOST_TOKENS
         self.steps = 0  # of the engine, as the furthest stream shows them
         # In order of admission: when their first tokens are expected, and what they are lent from then on.
         self._coming: dict[LeaseRecord, tuple[float, float]] = {}
@@ -107,10 +108,12 @@ class Pace:
 
         Streams that are too far behind are let go for good: protecting them would only hurt the others.
         """
-        lost_s, young, grown = now - self.gain_s * _LOST_TOKENS, self._young, self._grown
-        young_s = young.due_s(self.steps, lost_s) if young.alive else _NEVER
-        grown_s = grown.due_s(self.steps, lost_s) if grown.alive else _NEVER
-        return min(grown_s, young_s)
+        lost_s, due_s = now - self._lost_s, _NEVER
+        if self._young.alive:
+            due_s = self._young.due_s(self.steps, lost_s)
+        if self._grown.alive and (grown_s := self._grown.due_s(self.steps, lost_s)) < due_s:
+            due_s = grown_s
+        return due_s
 
     def coming_due_s(self, now: float, held_up_ratio: float) -> float:
         """The same of the stream that is expected first; past it, the expectation was wrong and binds nobody.

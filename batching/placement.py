@@ -149,9 +149,9 @@ def place(
 
 def explained(need: Need, shown: Sequence[Row], reason: str, considered: int, now: float) -> Placement:
     """The placement on the first of `shown`; the other is its runner-up."""
-    scores = tuple([_public(need, row, now) for row in shown])
-    offer = shown[0][_OFFER]
-    return Placement(offer.replica, offer.cost_tier, reason, scores[0], scores, considered)
+    offer, score = shown[0][_OFFER], _public(need, shown[0], now)
+    scores = (score,) if len(shown) == 1 else (score, _public(need, shown[1], now))
+    return Placement(offer.replica, offer.cost_tier, reason, score, scores, considered)
 
 
 def reserved_output(need: Need, offer: Offer) -> int:
@@ -284,13 +284,19 @@ def _fitting(need: Need, offers: Sequence[Offer], now: float) -> list[Row]:
     return rows
 
 
-def _near(rows: list[Row], at: int, ratio: float) -> list[Row]:
+def _near(rows: list[Any], at: int, ratio: float) -> list[Row]:
     """Those whose figure is about the least."""
     if len(rows) == 1:
         return rows
-    figures: list[Any] = [row[at] for row in rows]
-    limit = min(figures) * ratio
-    return [row for row, figure in zip(rows, figures, strict=True) if figure <= limit]
+    least = rows[0][at]
+    for row in rows:
+        if row[at] < least:
+            least = row[at]
+    limit, near = least * ratio, []
+    for row in rows:
+        if row[at] <= limit:
+            near.append(row)  # noqa: PERF401 - a comprehension is one more call
+    return near
 
 
 def _cheapest(need: Need, rows: list[Row]) -> tuple[Row, str]:

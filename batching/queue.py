@@ -143,11 +143,10 @@ class WaitingQueue:
 
     def settle(self) -> None:
         """Newcomers get their place and their timers."""
-        if self._newcomers:
-            newcomers, self._newcomers = self._newcomers, []
-            for waiting in newcomers:
-                self.lanes[waiting.ticket.request.model].push(waiting)
-                self._time(waiting)
+        newcomers, self._newcomers = self._newcomers, []
+        for waiting in newcomers:
+            self.lanes[waiting.ticket.request.model].push(waiting)
+            self._time(waiting)
 
     def pass_by(self, waiting: Waiting, *, walks: bool) -> None:
         """The lone one is tested next, and must `stay` if it is not placed. `walks`: by a pass in order, which would look at its lane."""
@@ -191,7 +190,8 @@ class WaitingQueue:
 
     def leave(self, waiting: Waiting, state: TicketState) -> None:
         """Placed, evicted or cancelled; heaps drop it when they meet it."""
-        self.settle()
+        if self._newcomers:
+            self.settle()
         waiting.ticket.state = state
         request = waiting.ticket.request
         lane = self.lanes[request.model]
@@ -203,6 +203,8 @@ class WaitingQueue:
         del self._members[waiting.ticket.id]
         group = self._groups[request.model, request.service_tier]
         del group.members[waiting.ticket.id]
+        if not self._members:
+            self.soonest_s = inf
         self._count(group, request, -1)
 
     def expired(self, now: float) -> Iterator[Waiting]:
