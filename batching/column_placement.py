@@ -10,6 +10,7 @@ from typing import Final
 
 import numpy as np
 
+from batching.blocks import blocks_for
 from batching.columns import Column, Columns, Mask, Numbers, Rows
 from batching.offer import SPARED_RATIO, Offer
 from batching.placement import (
@@ -41,7 +42,7 @@ class _Scored:
     ttft_s: Column
     tpot_s: Column
     cached: Column
-    blocks: Column
+    blocks: Column | int
     prefill_s: Column
     until_s: Column
 
@@ -52,7 +53,7 @@ class _Scored:
             float(self.ttft_s[at]),
             float(self.tpot_s[at]),
             int(self.cached[at]),
-            int(self.blocks[at]),
+            self.blocks if isinstance(self.blocks, int) else int(self.blocks[at]),
             offers[at],
             float(self.prefill_s[at]),
         )
@@ -62,8 +63,10 @@ def place_among(
     need: Need, columns: Columns, tested: Mask, now: float, *, hold: bool = False, by_cost: bool = True
 ) -> Placement | None:
     """What `place` answers for the offers of the rows in `tested`."""
-    cached, blocks = _cached(need, columns), _blocks(need, columns.numbers)
-    fitting = tested & _allowed(need, columns) & _within_budgets(need, columns.numbers, cached)
+    cached, blocks = _cached(need, columns), _blocks(need, columns)
+    fitting = tested & columns.open
+    _drop_unfit(need, columns, fitting)
+    fitting &= _within_budgets(need, columns, cached)
     _drop_full(need, columns, fitting, blocks)
     scored = _scored(need, columns, cached, blocks, now)
     _drop_held_up(columns, fitting, scored, now)
@@ -83,66 +86,76 @@ def place_among(
 
 def _cached(need: Need, columns: Columns) -> Column:
     """`placement.cached_on`."""
+    if not need.cached_tokens:
+        return columns.zeros
     hits = columns.spread(need.cached_tokens)
     return np.minimum(np.floor(hits * columns.numbers.prefix_trust_ratio), max(need.request.prompt_tokens - 1, 0))
 
 
-def _blocks(need: Need, numbers: Numbers) -> Column:
-    """`placement.blocks_needed`."""
-    prompt, size = need.request.prompt_tokens, numbers.block_size
-    output = np.minimum(need.forecast_tokens, numbers.max_model_len - prompt)
-    shared = np.floor(prompt / size)
-    blocks: Column = shared + need.request.sequences * np.ceil((prompt - shared * size + output) / size)
+def _blocks(need: Need, columns: Columns) -> Column | int:
+    """`placement.blocks_needed`; one figure where all replicas are alike."""
+    prompt, sequences = need.request.prompt_tokens, need.request.sequences
+    if columns.shape is not None:
+        size, context = columns.shape
+        return blocks_for(prompt, min(need.forecast_tokens, context - prompt), sequences, size)
+    sizes = columns.numbers.block_size
+    output = np.minimum(need.forecast_tokens, columns.numbers.max_model_len - prompt)
+    shared = np.floor(prompt / sizes)
+    blocks: Column = shared + sequences * np.ceil((prompt - shared * sizes + output) / sizes)
     return blocks
 
 
-def _allowed(need: Need, columns: Columns) -> Mask:
-    """Who may take it at all: `placement.could_ever_hold`, open and not kept for another."""
-    request, numbers, protected = need.request, columns.numbers, columns.numbers.protected_for
-    mask: Mask = (numbers.open != 0) & (request.prompt_tokens + need.min_output_tokens <= numbers.longest_tokens)
-    mask &= np.isnan(protected) | (protected == need.ticket)
+def _drop_unfit(need: Need, columns: Columns, fitting: Mask) -> None:
+    """Those that may not take it whatever room they have: `placement.could_ever_hold`, or they are kept for another."""
+    request, numbers = need.request, columns.numbers
+    fitting &= request.prompt_tokens + need.min_output_tokens <= numbers.longest_tokens
+    if columns.any_protected:
+        protected = numbers.protected_for
+        fitting &= np.isnan(protected) | (protected == need.ticket)
     if request.cost_tiers is not None:
-        mask &= columns.of_tiers(request.cost_tiers)
+        fitting &= columns.of_tiers(request.cost_tiers)
     if request.avoid:
-        mask &= columns.none_of(request.avoid)
-    return mask
+        fitting &= columns.none_of(request.avoid)
 
 
-def _within_budgets(need: Need, numbers: Numbers, cached: Column) -> Mask:
+def _within_budgets(need: Need, columns: Columns, cached: Column) -> Mask:
     """Sequences and prefill; an empty replica takes whatever it could hold at all."""
-    request, new = need.request, need.request.prompt_tokens - cached
+    request, numbers, new = need.request, columns.numbers, need.request.prompt_tokens - cached
     mask: Mask = (request.sequences <= numbers.free_sequences) & (new <= numbers.free_prefill_tokens)
     if request.service_tier is ServiceTier.BATCH:  # `Offer.has_to_spare`
         mask &= (numbers.headroom_ratio >= SPARED_RATIO) & (numbers.free_sequences > numbers.spared_sequences)
         mask &= numbers.prefill_tokens + new <= np.maximum(numbers.chunk_tokens, new)
-    mask |= numbers.empty != 0
+    mask |= ~columns.busy
     return mask
 
 
-def _drop_full(need: Need, columns: Columns, fitting: Mask, blocks: Column) -> None:
+def _drop_full(need: Need, columns: Columns, fitting: Mask, blocks: Column | int) -> None:
     """Those whose cache would not hold it, by reservations or by forecast."""
     free = columns.numbers.free_blocks
-    tight = fitting & (columns.numbers.empty == 0) & ((blocks > free) | (free <= 0))
-    for row in tight.nonzero()[0].tolist():
-        fitting[row] = fits_cache(need, columns.offers[row], int(blocks[row]))
+    tight = free < np.maximum(blocks, 1)
+    if tight.any():
+        for row in (tight & fitting & columns.busy).nonzero()[0].tolist():
+            needed = blocks if isinstance(blocks, int) else int(blocks[row])
+            fitting[row] = fits_cache(need, columns.offers[row], needed)
 
 
 def _drop_held_up(columns: Columns, fitting: Mask, scored: _Scored, now: float) -> None:
     """Those whose streams cannot bear so much prefill: `Offer.bears`, which also notes what they would have to bear."""
-    o = columns.numbers
-    due_s = np.where(now > o.coming_due_s, o.due_s, np.minimum(o.due_s, o.coming_due_s))
-    lent_s = np.where(np.isnan(o.protected_for), 0.0, LENT_TO_HEAD_TOKENS * (o.pace_s - o.decode_s))
-    wanted_s = scored.until_s - lent_s
-    late = fitting & (o.empty == 0) & (wanted_s > due_s)
-    for row in late.nonzero()[0].tolist():
-        columns.offers[row].want(float(wanted_s[row]))
-    fitting &= ~late
+    o, wanted_s = columns.numbers, scored.until_s
+    if columns.any_protected:
+        wanted_s = wanted_s - np.where(np.isnan(o.protected_for), 0.0, LENT_TO_HEAD_TOKENS * (o.pace_s - o.decode_s))
+    late = wanted_s > np.where(now > o.coming_due_s, o.due_s, np.minimum(o.due_s, o.coming_due_s))
+    if late.any():
+        late &= fitting & columns.busy
+        for row in late.nonzero()[0].tolist():
+            columns.offers[row].want(float(wanted_s[row]))
+        fitting &= ~late
 
 
 # -- score ---------------------------------------------------------------------------------------------------------------
 
 
-def _scored(need: Need, columns: Columns, cached: Column, blocks: Column, now: float) -> _Scored:
+def _scored(need: Need, columns: Columns, cached: Column, blocks: Column | int, now: float) -> _Scored:
     """The formulas of `placement.prefill_steps`, `Offer.held_up_until` and `placement._fitting`."""
     o, prompt, decode_tokens = columns.numbers, need.request.prompt_tokens, need.expected_tokens
     new = prompt - cached

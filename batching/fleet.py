@@ -173,7 +173,7 @@ class Fleet:
         if live.grew(record, emitted_tokens, now):
             self._grew(live)
         else:
-            self._columns.change(replica)
+            self._columns.move(replica)
 
     def close(self, lease_id: LeaseId, now: float) -> LeaseRecord | None:
         """None if it is gone already."""
