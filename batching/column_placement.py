@@ -70,15 +70,15 @@ def place_among(
     _drop_full(need, columns, fitting, blocks)
     scored = _scored(need, columns, cached, blocks, now)
     _drop_held_up(columns, fitting, scored, now)
-    rows = fitting.nonzero()[0]
-    if not rows.size:
+    considered = int(np.count_nonzero(fitting))
+    if not considered:
         return None
-    choice = _choose(need, scored, columns, rows, now, hold=hold, by_cost=by_cost)
+    choice = _choose(need, scored, columns, fitting, now, hold=hold, by_cost=by_cost)
     if choice is None:
         return None
     best, runner_up, reason = choice
     shown = [scored.row(row, columns.offers) for row in (best, runner_up) if row is not None]
-    return explained(need, shown, reason, len(rows), now)
+    return explained(need, shown, reason, considered, now)
 
 
 # -- filter --------------------------------------------------------------------------------------------------------------
@@ -132,7 +132,7 @@ def _within_budgets(need: Need, columns: Columns, cached: Column) -> Mask:
 def _drop_full(need: Need, columns: Columns, fitting: Mask, blocks: Column | int) -> None:
     """Those whose cache would not hold it, by reservations or by forecast."""
     free = columns.numbers.free_blocks
-    tight = free < np.maximum(blocks, 1)
+    tight = free < (max(blocks, 1) if isinstance(blocks, int) else np.maximum(blocks, 1))
     if tight.any():
         for row in (tight & fitting & columns.busy).nonzero()[0].tolist():
             needed = blocks if isinstance(blocks, int) else int(blocks[row])
@@ -179,50 +179,69 @@ def _scored(need: Need, columns: Columns, cached: Column, blocks: Column | int, 
 
 
 def _choose(
-    need: Need, scored: _Scored, columns: Columns, rows: Rows, now: float, *, hold: bool, by_cost: bool
+    need: Need, scored: _Scored, columns: Columns, fitting: Mask, now: float, *, hold: bool, by_cost: bool
 ) -> tuple[int, int | None, str] | None:
     """(the choice, its runner-up, the reason), or None where the request is held."""
     left_s, tpot_s = need.first_token_due_s - now, need.tpot_objective_s * TPOT_RATIO
-    ttft_s = scored.ttft_s[rows]
-    meets = (ttft_s <= left_s - need.slack_s) & (scored.tpot_s[rows] <= tpot_s)
-    with_ease = rows[meets & (ttft_s <= left_s * EASE_RATIO)] if by_cost else rows[:0]
-    meeting = with_ease if with_ease.size else rows[meets]
-    pool = meeting if meeting.size or hold else rows
+    meets = fitting & (scored.ttft_s <= left_s - need.slack_s)
+    meets &= scored.tpot_s <= tpot_s
+    if by_cost:
+        with_ease = (meets & (scored.ttft_s <= left_s * EASE_RATIO)).nonzero()[0]
+        if with_ease.size:
+            best, reason = _cheapest(need, scored, columns, with_ease)
+            return best, _runner_up(scored, with_ease, best), reason
+    pool = meets.nonzero()[0]
     if not pool.size:
-        return None
-    if with_ease.size:
-        best, reason = _cheapest(need, scored, columns, pool)
-    else:
-        best, reason = _roomiest(columns.numbers, pool[_near(scored.ttft_s[pool])]), "fallback"
-    others = pool[pool != best]
-    if not others.size:
-        return best, None, reason
-    others = others[scored.usd[others] == scored.usd[others].min()]
-    return best, int(others[scored.machine_s[others].argmin()]), reason
+        if hold:
+            return None
+        pool = fitting.nonzero()[0]
+    best = _roomiest(columns.numbers, _near(pool, scored.ttft_s))
+    return best, _runner_up(scored, pool, best), "fallback"
 
 
-def _near(figures: Column, ratio: float = EQUAL_RATIO) -> Mask:
-    near: Mask = figures <= figures.min() * ratio
+def _near(rows: Rows, figures: Column, ratio: float = EQUAL_RATIO) -> Rows:
+    """Those of `rows` whose figure is about the least."""
+    if rows.size == 1:
+        return rows
+    own = figures[rows]
+    near: Rows = rows[own <= own.min() * ratio]
     return near
 
 
 def _cheapest(need: Need, scored: _Scored, columns: Columns, pool: Rows) -> tuple[int, str]:
-    near = pool[_near(scored.usd[pool], PRICE_RATIO)]
-    near = near[_near(scored.machine_s[near], PRICE_RATIO)]
-    best = _roomiest(columns.numbers, near[_near(scored.ttft_s[near])])
+    near = _near(_near(pool, scored.usd, PRICE_RATIO), scored.machine_s, PRICE_RATIO)
+    best = _roomiest(columns.numbers, _near(near, scored.ttft_s))
+    if not need.cached_tokens:
+        return best, "kv_headroom" if near.size > 1 else "cost"
     cached = scored.cached[best]
-    if np.count_nonzero(scored.cached[near] >= cached) > 1:  # itself and another
+    if near.size > 1 and np.count_nonzero(scored.cached[near] >= cached) > 1:  # itself and another
         return best, "kv_headroom"
     return best, "prefix_hit" if cached and _prefix_decided(need, scored, columns, best, pool) else "cost"
 
 
 def _prefix_decided(need: Need, scored: _Scored, columns: Columns, best: int, pool: Rows) -> bool:
     """Had this replica held none of it, would one that holds less have been as good?"""
+    if pool.size == 1:
+        return True
+    less = pool[scored.cached[pool] < scored.cached[best]]
+    if not less.size:
+        return False
     usd, machine_s = without_prefix(need, scored.row(best, columns.offers))
-    cheaper = (scored.usd[pool] < usd) | ((scored.usd[pool] == usd) & (scored.machine_s[pool] <= machine_s))
-    return pool.size == 1 or bool((cheaper & (scored.cached[pool] < scored.cached[best])).any())
+    asked = scored.usd[less]
+    least = asked.min()
+    return bool(least < usd or (least == usd and (scored.machine_s[less[asked == usd]] <= machine_s).any()))
+
+
+def _runner_up(scored: _Scored, pool: Rows, best: int) -> int | None:
+    """The cheapest of the others."""
+    if pool.size == 1:
+        return None
+    others = pool[pool != best]
+    usd = scored.usd[others]
+    equal = others[usd == usd.min()]
+    return int(equal[0] if equal.size == 1 else equal[scored.machine_s[equal].argmin()])
 
 
 def _roomiest(numbers: Numbers, rows: Rows) -> int:
     # Rows are in the order of ids, which break ties.
-    return int(rows[numbers.headroom_ratio[rows].argmax()])
+    return int(rows[0] if rows.size == 1 else rows[numbers.headroom_ratio[rows].argmax()])

@@ -88,7 +88,7 @@ class Columns:
         self.open: Mask = np.empty(0, np.bool_)  # as `numbers` says, and
         self.busy: Mask = np.empty(0, np.bool_)  # the contrary of `empty`
         self.zeros: Column = np.zeros(0)
-        self.any_protected = False  # whether `protected_for` says anything
+        self._protected: set[int] = set()  # rows
 
     # -- what the fleet tells ----------------------------------------------------------------------------------------
 
@@ -149,6 +149,11 @@ class Columns:
             known = self._hits[id(held)] = held, column
         return known[1]
 
+    @property
+    def any_protected(self) -> bool:
+        """Whether `protected_for` says anything."""
+        return bool(self._protected)
+
     def of_tiers(self, tiers: frozenset[CostTier]) -> Mask:
         """Replicas of these cost tiers."""
         return np.array([tier in tiers for tier in self._tiers], np.bool_)
@@ -176,6 +181,8 @@ class Columns:
         self.spot = self.spot[:0]
         self.numbers = Numbers(*self._table)
         self.zeros = np.zeros(len(self.offers))
+        self.open, self.busy = np.zeros((2, len(self.offers)), np.bool_)
+        self._protected.clear()
         self._serving.clear()
         self._hits.clear()
         self._changed.clear()
@@ -188,6 +195,11 @@ class Columns:
         retiered = reshaped = False
         offers = [self.offers[row] for row in rows]
         for row, offer in zip(rows, offers, strict=True):
+            self.open[row], self.busy[row] = offer.open, not offer.empty
+            if offer.protected_for is not None:
+                self._protected.add(row)
+            else:
+                self._protected.discard(row)
             if self._tiers[row] is not offer.cost_tier:
                 self._tiers[row], retiered = offer.cost_tier, True
             shape = offer.block_size, offer.max_model_len
@@ -195,8 +207,6 @@ class Columns:
                 self._shapes[row], reshaped = shape, True
         told = np.array([_numbers_of(offer) for offer in offers], float)  # None becomes nan
         self._table[:, rows] = told.reshape(len(rows), len(Numbers._fields)).T
-        self.open, self.busy = self.numbers.open != 0, self.numbers.empty == 0
-        self.any_protected = bool((self.numbers.protected_for == self.numbers.protected_for).any())  # nan is not itself
         if retiered:
             self.spot = np.array([row for row, tier in enumerate(self._tiers) if tier is _SPOT], np.intp)
         if reshaped:

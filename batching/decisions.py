@@ -5,7 +5,7 @@ made (`python -m benchmarks.ledger` measures it); names, JSON and files are made
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import islice
 from operator import attrgetter
 from typing import Final
@@ -57,7 +57,7 @@ class Decisions:
         self,
         lease: LeaseRecord,
         need: Need,
-        offers: Sequence[Offer],
+        offers: Collection[Offer],
         placement: Placement,
         queued_s: float,
         *,
@@ -143,7 +143,7 @@ class Decisions:
             ):
                 yield record
 
-    def _narrowed(self, offers: Sequence[Offer], placement: Placement) -> list[Offer]:
+    def _narrowed(self, offers: Collection[Offer], placement: Placement) -> list[Offer]:
         """The choice, its runner-up, and the likeliest of the others that have a slot free."""
         shown = {score.replica for score in placement.candidates} | {placement.replica}
         first = [offer for offer in offers if offer.replica in shown]

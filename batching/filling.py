@@ -5,7 +5,7 @@ for a head that others kept passing. Near-linear in what it admits: a ticket tha
 against replicas where room has grown since.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from heapq import heappop, heappush
 from itertools import count
 from math import inf
@@ -217,7 +217,8 @@ class Filling:
         if waiting.rank > LATE and not self._may_prefill(waiting, now):
             return []
         ticket, since = waiting.ticket, waiting.tested_epoch
-        offers = self._fleet.offers(ticket.request.model, since=since)
+        fleet, model = self._fleet, ticket.request.model
+        offers = fleet.roomy(model) if since < 0 else fleet.offers(model, since=since)
         if not offers:
             return []
         if now >= waiting.estimated_s + _ESTIMATES_S:
@@ -227,29 +228,29 @@ class Filling:
             # A smaller need may fit where the greater one did not.
             if need.forecast_tokens < before.forecast_tokens or need.cached_tokens != before.cached_tokens:
                 since = -1
-                offers = self._fleet.offers(ticket.request.model)
+                offers = fleet.roomy(model)
         self.evaluations += len(offers)
         placement = self._choose(waiting, offers, since, now)
         if placement is None:
-            waiting.tested_epoch = self._fleet.epoch
-            self._fleet.note_paced(offers, now)
+            waiting.tested_epoch = fleet.epoch
+            fleet.note_paced(offers, now)
             return []
         if since < 0 and self._decisions is not None:
-            offers = list(self._fleet.each_offer(ticket.request.model))  # for the record, also those that are full
+            offers = fleet.each_offer(model)  # for the record, also those that are full
         return [self._commit(waiting, placement, offers, now)]
 
     def _may_prefill(self, waiting: Waiting, now: float) -> bool:
         """Batch makes way for the first tokens of those who are watched."""
         return not self._spares or self._fleet.spares(waiting.ticket.request.model, now)
 
-    def _choose(self, waiting: Waiting, offers: Sequence[Offer], since: int, now: float) -> Placement | None:
+    def _choose(self, waiting: Waiting, offers: Collection[Offer], since: int, now: float) -> Placement | None:
         hold = self._holds and waiting.may_hold
         if len(offers) < MANY:
             return place(waiting.need, offers, now, hold=hold, by_cost=self._by_cost)
         columns, tested = self._fleet.columns(waiting.need.request.model, since=since)
         return place_among(waiting.need, columns, tested, now, hold=hold, by_cost=self._by_cost)
 
-    def _commit(self, waiting: Waiting, placement: Placement, offers: Sequence[Offer], now: float) -> Placed:
+    def _commit(self, waiting: Waiting, placement: Placement, offers: Collection[Offer], now: float) -> Placed:
         ticket, need, score = waiting.ticket, waiting.need, placement.score
         request, replica = ticket.request, placement.replica
         live = self._fleet[replica]
@@ -286,7 +287,7 @@ class Filling:
         self._note_passed(placement, request.tenant, now)
         return Placed(ticket, placement, lease)
 
-    def _note(self, waiting: Waiting, placement: Placement, offers: Sequence[Offer], record: LeaseRecord) -> None:
+    def _note(self, waiting: Waiting, placement: Placement, offers: Collection[Offer], record: LeaseRecord) -> None:
         if self._decisions is not None:
             hold, queued_s = self._holds and waiting.may_hold, waiting.ticket.queued_s
             self._decisions.placed(record, waiting.need, offers, placement, queued_s, hold=hold, by_cost=self._by_cost)

@@ -5,7 +5,7 @@ only where something has changed. Decides nothing: who goes where is placement's
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import takewhile
 from math import inf
 from typing import Final
@@ -228,12 +228,16 @@ class Fleet:
             return list(roomy.values())
         return list(takewhile(lambda offer: offer.epoch > since, reversed(roomy.values())))
 
+    def roomy(self, model: str) -> Collection[Offer]:
+        """All with slots, in the order in which room grew, to look at before anything changes. O(1)."""
+        return self._roomy.get(model, _NONE).values()
+
     def columns(self, model: str, *, since: int = -1) -> tuple[Columns, Mask]:
         """The same as columns of the fleet, and which of their rows; some without slots are among them. O(changes)."""
         self._columns.read()
         return self._columns, self._columns.grown(model, self.each_offer(model), since)
 
-    def each_offer(self, model: str) -> Iterable[Offer]:
+    def each_offer(self, model: str) -> Collection[Offer]:
         """Of all that serve a model, to look at before anything changes."""
         return self._serving.get(model, _NONE).values()
 

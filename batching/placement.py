@@ -6,7 +6,7 @@ those that meet them at all; else, where some other replica could still meet the
 in time goes to the most headroom. Does not order requests, or remember anything.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -117,7 +117,7 @@ _OFFER: Final = 6
 
 
 def place(
-    need: Need, offers: Sequence[Offer], now: float = 0.0, *, hold: bool = False, by_cost: bool = True
+    need: Need, offers: Iterable[Offer], now: float = 0.0, *, hold: bool = False, by_cost: bool = True
 ) -> Placement | None:
     """The best of `offers` for `need`, or None where it fits none of them now. O(offers).
 
@@ -215,7 +215,7 @@ def fits_cache(need: Need, offer: Offer, blocks: int) -> bool:
     return fits(free, holder(need, offer.block_size))
 
 
-def _fitting(need: Need, offers: Sequence[Offer], now: float) -> list[Row]:
+def _fitting(need: Need, offers: Iterable[Offer], now: float) -> list[Row]:
     """Filter and score, in one flat loop with few calls: it runs for every replica and every decision.
 
     An empty replica takes whatever it could hold at all, so that a request wider than a budget still goes somewhere.
