@@ -29,8 +29,8 @@ from batching.placement import (
 )
 from batching.request import ServiceTier
 
-# Offers from which on columns are cheaper than the loop: numpy's calls cost as much as scoring some forty replicas.
-MANY: Final = 48
+# Offers from which on columns are cheaper than the loop: the calls of numpy cost as much as scoring so many replicas.
+MANY: Final = 120
 
 
 @dataclass(slots=True)
