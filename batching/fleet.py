@@ -171,6 +171,7 @@ class Fleet:
         replica = record.lease.replica
         live = self._replicas[replica]
         if live.grew(record, emitted_tokens, now):
+            self._columns.change(replica)
             self._grew(live)
         else:
             self._columns.move(replica)
@@ -390,7 +391,6 @@ class Fleet:
     def _grew(self, live: LiveReplica) -> None:
         self.epoch += 1
         live.offer.epoch = self.epoch
-        self._columns.change(live.profile.id)
         if live.retired:
             return
         if live.offer.has_slots:

@@ -88,8 +88,8 @@ class Admission:
         self.soon()
 
     def soon(self) -> None:
-        """Advance once at the end of this loop turn, however many events it brings."""
-        if not self._advance_soon:
+        """Advance once at the end of this loop turn, however many events it brings; where nobody waits, room interests nobody."""
+        if not self._advance_soon and self.scheduler.queued:
             self._advance_soon = True
             asyncio.get_running_loop().call_soon(self.advance)
 
@@ -129,12 +129,17 @@ class Admission:
         return f"<Admission {len(self._waiters)} waiting, {self.scheduler!r}>"
 
     def _rearm(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        deadline = self.scheduler.next_deadline()
-        if deadline is not None:
-            self._timer = asyncio.get_running_loop().call_at(deadline, self.advance)
+        """A timer that comes too soon may stay: it finds nothing due and sets the next. Most deadlines are met and only move on."""
+        deadline, timer = self.scheduler.next_deadline(), self._timer
+        if timer is not None:
+            if deadline is not None and timer.when() <= deadline:
+                return
+            timer.cancel()
+        self._timer = None if deadline is None else asyncio.get_running_loop().call_at(deadline, self._due)
+
+    def _due(self) -> None:
+        self._timer = None
+        self.advance()
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
