@@ -88,11 +88,21 @@ class Lengths:
             self._counts = [count / 2 for count in self._counts]
             self._total /= 2
             self._sum /= 2
-        self._below.clear()
+            self._below.clear()
+        self._count_below(place)
         self._quantiles.clear()
         if self.samples % _SURVIVAL_EVERY == 0:
             self._tails.clear()
             self._survivals.clear()
+
+    def _count_below(self, place: int) -> None:
+        """One answer more in a bin; where sums are known."""
+        below = self._below
+        if below:
+            while len(below) < self._used:
+                below.append(below[-1])
+            for index in range(place, self._used):
+                below[index] += 1
 
     def mean(self) -> int:
         return ceil(self._sum / self._total)

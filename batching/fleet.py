@@ -170,10 +170,11 @@ class Fleet:
     def grow(self, record: LeaseRecord, emitted_tokens: int, now: float) -> None:
         replica = record.lease.replica
         live = self._replicas[replica]
-        if live.grew(record, emitted_tokens, now):
+        grown = live.grew(record, emitted_tokens, now)
+        if grown:
             self._columns.change(replica)
             self._grew(live)
-        else:
+        elif grown is not None:
             self._columns.move(replica)
 
     def close(self, lease_id: LeaseId, now: float) -> LeaseRecord | None:

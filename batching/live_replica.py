@@ -161,14 +161,17 @@ class LiveReplica:
         if record.lease.request.service_tier is not ServiceTier.BATCH:  # nobody watches those
             self.pace.begin(record, now, least_tokens=self.least_output_tokens)
 
-    def grew(self, record: LeaseRecord, emitted_tokens: int, now: float) -> bool:
-        """Some tokens more, and what they change of its offer; True if something that did not fit before may fit now."""
-        changed, offer = self.ledger.grow(record, emitted_tokens), self.offer
+    def grew(self, record: LeaseRecord, emitted_tokens: int, now: float) -> bool | None:
+        """Some tokens more, and what they change of its offer: None, nothing; True, what did not fit before may fit now."""
+        changed = self.ledger.grow(record, emitted_tokens)
         stepped = record.first_token_s is not None and self.pace.advance(record)
         self._now = now
+        if not stepped and not changed:  # most streams of a batch only follow the first of them
+            return None
+        offer = self.offer
         if stepped:
             self._learn_step(now)
-        if self._guards and (stepped or changed):
+        if self._guards:
             offer.due_s = self.pace.due_s(now)  # for who arrives next; who was turned away is told below
         if stepped and inf > offer.wanted_due_s <= offer.binding_s(now):
             changed = True

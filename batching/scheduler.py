@@ -157,8 +157,11 @@ class Scheduler:
         if record is not None:
             record.last_token_s = now
             self._fleet.grow(record, emitted_total, now)
-            if record.emitted_tokens > record.charged_tokens:
-                self._charge_output(record, record.emitted_tokens)
+            more = record.emitted_tokens - record.charged_tokens
+            if more > 0:  # as `_charge_output`
+                record.charged_tokens += more
+                request = record.lease.request
+                self._queue.lanes[request.model].charge(record.rank, request.tenant, OUTPUT_TOKEN_WEIGHT * more)
 
     def finish(
         self,
