@@ -98,6 +98,8 @@ class Filling:
             self._note_grown()
             return []
         placed = self._fill_lone(now)
+        if placed and not self._fleet.grown_models:
+            return placed
         # Again when the pass itself made room: a protected head was placed and its replica is everybody's.
         while lanes := self._dirty_lanes():
             self._queue.lift(now)

@@ -334,8 +334,13 @@ def without_prefix(need: Need, row: Row) -> tuple[float, float]:
 
 def _prefix_decided(need: Need, best: Row, rows: list[Row]) -> bool:
     # Had this replica held none of it, would one that holds less have been as good?
-    without = without_prefix(need, best)
-    return len(rows) == 1 or any(row[_CACHED] < best[_CACHED] and (row[_USD], row[_MACHINE]) <= without for row in rows)
+    if len(rows) == 1:
+        return True
+    usd, machine_s = without_prefix(need, best)
+    for row in rows:
+        if row[_CACHED] < best[_CACHED] and (row[_USD] < usd or (row[_USD] == usd and row[_MACHINE] <= machine_s)):
+            return True
+    return False
 
 
 def _earliest(rows: list[Row]) -> Row:
