@@ -92,11 +92,6 @@ class _Rank:
             heappush(self.turns, (served, next(self._activations), tenant))
         heap.push(waiting.order, waiting)
 
-    def pass_by(self, tenant: str) -> None:
-        """One arrives and leaves at once, while nobody else waits."""
-        if tenant not in self.tenants:
-            self._counters.stand(tenant)
-
     def clear(self) -> None:
         """Nobody waits: what is left in the heaps is dead."""
         self.turns.clear()
@@ -164,7 +159,9 @@ class Lane:
 
     def pass_by(self, waiting: Waiting) -> None:
         """As `push`, `peek` and `take` for the only one that waits, if it leaves at once; else it must be pushed back."""
-        self._ranks[waiting.rank].pass_by(waiting.ticket.request.tenant)
+        tenant = waiting.ticket.request.tenant
+        if tenant not in self._ranks[waiting.rank].tenants:
+            self._counters[waiting.rank].stand(tenant)
         for rank in self._ranks:
             if rank.turns:
                 rank.clear()
