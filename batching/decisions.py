@@ -16,10 +16,10 @@ from batching.decision_record import (
     Ended,
     judged,
     need_values,
-    offer_values,
     request_values,
     survival_asked,
     thinned,
+    told,
 )
 from batching.ledger import LeaseRecord
 from batching.offer import Offer
@@ -67,7 +67,7 @@ class Decisions:
         """Before the lease changes what its replica offers: offers are read now, and change at once."""
         request = need.request
         kept = offers if len(offers) <= self._candidates else self._narrowed(offers, placement)
-        values = tuple(map(offer_values, kept))
+        values = told(kept)
         record = DecisionRecord(
             queued_s,
             lease.placed_s,

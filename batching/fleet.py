@@ -4,7 +4,7 @@ Keeps, per model, the offers with slots in the order in which room last grew, so
 only where something has changed. Decides nothing: who goes where is placement's business.
 """
 
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import takewhile
 from math import inf
@@ -48,7 +48,7 @@ class Fleet:
         self._stale_from_s = inf  # none of them sooner: they are looked through when it has come
         self._assumed: LazyHeap[tuple[float, int], LeaseRecord] = LazyHeap(self._awaits_first_token)
         self.kinds = Kinds(lambda model: self._serving.get(model, _NONE).values())
-        self._watched: dict[str, WatchedLoad] = {}  # by model
+        self._watched: defaultdict[str, WatchedLoad] = defaultdict(WatchedLoad)  # by model
         self._batch_prefills: set[ReplicaId] = set()  # replicas where a prompt of batch is being prefilled
         self._spare_s: float | None = None  # when to look again at batch that made way
         self._repace_s: float | None = None  # when to look at replicas that refused for their streams' sake
@@ -146,7 +146,7 @@ class Fleet:
         live.opened(record)
         self.leases[lease.id] = record
         if request.service_tier is not _BATCH:
-            self._load(request.model).add(record.prefill_s, record.placed_s)
+            self._watched[request.model].add(record.prefill_s, record.placed_s)
         if request.prefix_hashes:
             self.prefixes.record(lease.replica, request.prefix_hashes, live.cached_chunks(request.prefix_chunk_tokens))
         if assume_first_token_s is not None:
@@ -192,7 +192,7 @@ class Fleet:
         """Only `ticket` may be placed there; None lifts it, which is room for everybody else."""
         live = self._replicas.get(replica)
         if live is not None:
-            live.offer.protected_for = ticket
+            live.offer.protected_for, live.offer.told = ticket, None
             self._columns.change(replica)
             if ticket is None:
                 self._grew(live)
@@ -261,7 +261,7 @@ class Fleet:
         If not, it is asked again soon: their load falls without an event that says so.
         """
         serving = self._serving.get(model, {})
-        limit = self._load(model).batch_replicas(len(serving), now)
+        limit = self._watched[model].batch_replicas(len(serving), now)
         if limit == len(serving) or sum(1 for replica in self._batch_prefills if replica in serving) < limit:
             return True
         if self._spare_s is None:
@@ -358,12 +358,6 @@ class Fleet:
                 del self._roomy[model]
                 self.grown_models.add(model)  # its tickets have nobody left to wait for
                 self.lost_models.add(model)
-
-    def _load(self, model: str) -> WatchedLoad:
-        load = self._watched.get(model)
-        if load is None:
-            load = self._watched[model] = WatchedLoad()
-        return load
 
     def _forget(self, live: LiveReplica) -> None:
         del self._replicas[live.profile.id]

@@ -169,6 +169,7 @@ class LiveReplica:
         if not stepped and not changed:  # most streams of a batch only follow the first of them
             return None
         offer = self.offer
+        offer.told = None
         if stepped:
             self._learn_step(now)
         if self._guards:
@@ -208,6 +209,7 @@ class LiveReplica:
         was_open, was_empty, sequences, blocks, prefill = (
             offer.open, offer.empty, offer.free_sequences, offer.free_blocks, offer.prefill_tokens,
         )  # fmt: skip
+        offer.told = None
         offer.open = self.lifecycle is _READY and not self.retired
         offer.empty = not ledger.leases
         limit = self.profile.max_num_seqs or self.learned.limit

@@ -6,6 +6,7 @@ scoring a hundred replicas stays a tight loop. Decides nothing; only `LiveReplic
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from batching.blocks import DEFAULT_BLOCK_SIZE, UNBOUNDED
 from batching.request import ReplicaId
@@ -62,6 +63,8 @@ class Offer:
     price_factor: float = 1.0  # what makes `token_s` and `attention_s` those of the GPU type again
     batch: int = 32  # sequences a step is shared by when the replica is in use
     prefix_trust_ratio: float = 1.0  # learned: cached tokens reported over expected
+
+    told: tuple[Any, ...] | None = None  # its values as the decision ledger has them; None: something was written since
 
     @property
     def has_slots(self) -> bool:
@@ -135,5 +138,5 @@ class Offer:
         """Tokens free at each horizon of the forecast of the sum (kv_forecast); None: there is none. Made when first asked for."""
         if self.forecast is not None:
             self.known_free_tokens = self.forecast()
-            self.forecast = None
+            self.forecast = self.told = None
         return self.known_free_tokens
