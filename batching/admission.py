@@ -18,19 +18,17 @@ from config.schema import Queue as QueueConfig
 _RECOVERY_S: Final = (
     5.0  # a replica that is down is probed every second and warms up for some; asking again sooner is noise
 )
+_EMBEDDING: Final = (
+    ModelKind.EMBEDDING
+)  # beside the prompt one token must fit, of these none; a member costs a call to look up
 _SHORTEST_RETRY_S, _LONGEST_RETRY_S = 1.0, 60.0  # Retry-After is whole seconds; a prediction beyond a minute is a guess
-
-
-def min_output_tokens(request: Request) -> int:
-    """What must fit beside the prompt: one token, none for embeddings."""
-    return 0 if request.kind is ModelKind.EMBEDDING else 1
 
 
 def refuse_unservable(request: Request, fleet: Fleet) -> None:
     """Raises `Rejected` where no replica could ever, or none can soon, take it."""
     if request.model not in fleet.known_models:
         raise Rejected(Reason.UNKNOWN_MODEL)
-    minimum = min_output_tokens(request)
+    minimum = 0 if request.kind is _EMBEDDING else 1
     for offer in fleet.each_offer(request.model):  # the first that could is enough
         if offer.open and could_ever_hold(request, offer, min_output_tokens=minimum):
             return
@@ -46,12 +44,12 @@ def refuse_unservable(request: Request, fleet: Fleet) -> None:
     hopeful = [live for live in allowed if live.lifecycle in HOPEFUL]
     if not hopeful:
         raise Rejected(Reason.NO_REPLICA, retry_after_s=_RECOVERY_S)
-    _refuse_long(request, hopeful)
+    _refuse_long(request, hopeful, minimum)
 
 
-def _refuse_long(request: Request, serving: Sequence[LiveReplica]) -> None:
+def _refuse_long(request: Request, serving: Sequence[LiveReplica], min_output_tokens: int) -> None:
     limit = max(live.offer.longest_tokens for live in serving)
-    if limit < UNBOUNDED and request.prompt_tokens + min_output_tokens(request) > limit:
+    if limit < UNBOUNDED and request.prompt_tokens + min_output_tokens > limit:
         raise Rejected(Reason.CONTEXT_LENGTH, limit=limit)
 
 

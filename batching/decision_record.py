@@ -5,7 +5,7 @@ reads them, so that keeping a record costs next to nothing. Counts and hashes on
 A record can be decided again: `decide_again` calls the same `place` on the same values.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from operator import attrgetter
 from typing import Any, Final
@@ -23,7 +23,7 @@ PREFIX_TOKENS: Final = (
 _MAX_CHUNKS: Final = 1024  # of a prompt's hashes, as in the prefix index: a record stays small whatever the prompt
 
 # Bookkeeping between passes, and what `known_free_tokens` is made from: a decision that did not ask for it did not need it.
-_OFFER_EXTRAS: Final = frozenset({"epoch", "wanted_due_s", "forecast"})
+_OFFER_EXTRAS: Final = frozenset({"epoch", "wanted_due_s", "forecast", "told"})
 OFFER_FIELDS: Final = tuple(f.name for f in fields(Offer) if f.name not in _OFFER_EXTRAS)
 NEED_FIELDS: Final = tuple(f.name for f in fields(Need) if f.name not in {"request", "lengths", "cached_tokens"})
 REQUEST_FIELDS: Final = tuple(f.name for f in fields(Request) if f.name != "prefix_hashes")
@@ -34,6 +34,17 @@ request_values = attrgetter(*REQUEST_FIELDS)
 _FREE: Final = next(i for i, name in enumerate(OFFER_FIELDS) if name.endswith("free_tokens"))
 
 Values = tuple[Any, ...]
+
+
+def told(offers: Iterable[Offer]) -> tuple[Values, ...]:
+    """The values of each; whoever has not changed since the last record shares them with it."""
+    found: list[Values] = []
+    for offer in offers:
+        values = offer.told
+        if values is None:
+            values = offer.told = offer_values(offer)
+        found.append(values)
+    return tuple(found)
 
 
 @dataclass(frozen=True, slots=True)

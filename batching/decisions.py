@@ -5,7 +5,7 @@ made (`python -m benchmarks.ledger` measures it); names, JSON and files are made
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import islice
 from operator import attrgetter
 from typing import Final
@@ -16,10 +16,10 @@ from batching.decision_record import (
     Ended,
     judged,
     need_values,
-    offer_values,
     request_values,
     survival_asked,
     thinned,
+    told,
 )
 from batching.ledger import LeaseRecord
 from batching.offer import Offer
@@ -57,7 +57,7 @@ class Decisions:
         self,
         lease: LeaseRecord,
         need: Need,
-        offers: Sequence[Offer],
+        offers: Collection[Offer],
         placement: Placement,
         queued_s: float,
         *,
@@ -67,7 +67,7 @@ class Decisions:
         """Before the lease changes what its replica offers: offers are read now, and change at once."""
         request = need.request
         kept = offers if len(offers) <= self._candidates else self._narrowed(offers, placement)
-        values = tuple(map(offer_values, kept))
+        values = told(kept)
         record = DecisionRecord(
             queued_s,
             lease.placed_s,
@@ -143,7 +143,7 @@ class Decisions:
             ):
                 yield record
 
-    def _narrowed(self, offers: Sequence[Offer], placement: Placement) -> list[Offer]:
+    def _narrowed(self, offers: Collection[Offer], placement: Placement) -> list[Offer]:
         """The choice, its runner-up, and the likeliest of the others that have a slot free."""
         shown = {score.replica for score in placement.candidates} | {placement.replica}
         first = [offer for offer in offers if offer.replica in shown]

@@ -8,10 +8,11 @@ from itertools import count
 from batching.decisions import Decisions
 from batching.estimators import Estimators
 from batching.fleet import Fleet
+from batching.lane import Lane, Waiting
 from batching.ledger import LeaseRecord
 from batching.placement import Need, Placement, Score, could_ever_hold, reserved_output
 from batching.policies.policy import Candidate, Policy
-from batching.queue import Lane, Waiting, WaitingQueue
+from batching.queue import WaitingQueue
 from batching.request import ReplicaId, Request
 from batching.ticket import Lease, LeaseId, Placed, TicketState
 from config.schema import CostTier

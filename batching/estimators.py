@@ -88,11 +88,21 @@ class Lengths:
             self._counts = [count / 2 for count in self._counts]
             self._total /= 2
             self._sum /= 2
-        self._below.clear()
+            self._below.clear()
+        self._count_below(place)
         self._quantiles.clear()
         if self.samples % _SURVIVAL_EVERY == 0:
             self._tails.clear()
             self._survivals.clear()
+
+    def _count_below(self, place: int) -> None:
+        """One answer more in a bin; where sums are known."""
+        below = self._below
+        if below:
+            while len(below) < self._used:
+                below.append(below[-1])
+            for index in range(place, self._used):
+                below[index] += 1
 
     def mean(self) -> int:
         return ceil(self._sum / self._total)
@@ -106,6 +116,10 @@ class Lengths:
             index = min(bisect_left(self._below, q * self._total - 1e-9), self._used - 1)
             known = self._quantiles[q] = ceil(2 ** (index / _BINS_PER_OCTAVE))
         return known
+
+    def least(self) -> int:
+        """Tokens that nearly every answer reaches; few until it is known."""
+        return _LEAST_PRIOR if self.samples < _SAMPLES_NEEDED else self.quantile(_LEAST_QUANTILE)
 
     def survival(self, emitted: int, bound: int) -> tuple[float, ...]:
         """The chance that an answer of `emitted` tokens still holds its tokens at each of `HORIZONS` tokens further on.
@@ -187,9 +201,16 @@ class OutputLengths:
 
     def forecast(self, model: str, max_output_tokens: int | None) -> LengthForecast:
         """All within the client's bound; the prior until enough was seen, and as far as learning has done worse than it."""
+        return self.known(model, max_output_tokens)[0]
+
+    def known(self, model: str, max_output_tokens: int | None) -> tuple[LengthForecast, Lengths]:
+        """The forecast, and what it is made from."""
         bound = max_output_tokens or _OUTPUT_PRIOR
-        lengths = self._lengths.get((model, _octave(max_output_tokens)))
-        if lengths is None or lengths.samples < _SAMPLES_NEEDED:
+        lengths = self.lengths(model, max_output_tokens)
+        return self._forecast(lengths, bound, max_output_tokens), lengths
+
+    def _forecast(self, lengths: Lengths, bound: int, max_output_tokens: int | None) -> LengthForecast:
+        if lengths.samples < _SAMPLES_NEEDED:
             average = min(bound, _OUTPUT_PRIOR)
             return LengthForecast(bound, average, average, bound)
         reserve, average = lengths.quantile(self._quantile), lengths.mean()
@@ -200,7 +221,7 @@ class OutputLengths:
 
     def lengths(self, model: str, max_output_tokens: int | None) -> Lengths:
         """What was seen of such requests; it goes on learning."""
-        kind = (model, _octave(max_output_tokens))
+        kind = (model, -1 if max_output_tokens is None else min(max_output_tokens.bit_length(), 24))  # by the octave
         known = self._lengths.get(kind)
         if known is None:
             known = self._lengths[kind] = Lengths(doubted=self._doubting)
@@ -208,10 +229,7 @@ class OutputLengths:
 
     def least(self, model: str, max_output_tokens: int | None) -> int:
         """Tokens that nearly every answer reaches; few until it is known."""
-        lengths = self._lengths.get((model, _octave(max_output_tokens)))
-        if lengths is None or lengths.samples < _SAMPLES_NEEDED:
-            return _LEAST_PRIOR
-        return lengths.quantile(_LEAST_QUANTILE)
+        return self.lengths(model, max_output_tokens).least()
 
     def learn(self, model: str, max_output_tokens: int | None, output_tokens: int) -> None:
         if output_tokens <= 0:
@@ -222,10 +240,6 @@ class OutputLengths:
             mean = lengths.mean()
             lengths.audit.add(mean if max_output_tokens is None else min(mean, bound), bound, output_tokens)
         lengths.add(output_tokens)
-
-
-def _octave(tokens: int | None) -> int:
-    return -1 if tokens is None else min(tokens.bit_length(), 24)
 
 
 class ReplicaSpeed:
@@ -244,7 +258,13 @@ class ReplicaSpeed:
 
     def learn_step(self, *, observed_s: float, predicted_s: float) -> None:
         """Of a decode step without prefill in it; the prediction had the factor in it."""
-        self.tpot_factor = _corrected(self.tpot_factor, observed_s, predicted_s, _STEP_WEIGHT)
+        if predicted_s <= 0:  # as `_corrected`, spelled out: every step of every replica teaches
+            return
+        least, most = _SPEED_RANGE
+        ratio = observed_s / predicted_s
+        ratio = least if ratio < least else most if ratio > most else ratio
+        factor = self.tpot_factor * (1 + _STEP_WEIGHT * (ratio - 1))
+        self.tpot_factor = least if factor < least else most if factor > most else factor
 
     def learn_cached(self, *, reported_tokens: int, expected_tokens: int) -> None:
         """More than expected says nothing against the belief."""

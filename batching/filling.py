@@ -5,7 +5,7 @@ for a head that others kept passing. Near-linear in what it admits: a ticket tha
 against replicas where room has grown since.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from heapq import heappop, heappush
 from itertools import count
 from math import inf
@@ -13,12 +13,13 @@ from math import inf
 from batching.blocks import UNBOUNDED
 from batching.column_placement import MANY, place_among
 from batching.decisions import Decisions
-from batching.estimators import Estimators, KnownLength, LengthForecast
+from batching.estimators import Estimators, KnownLength, LengthForecast, Lengths
 from batching.fleet import Fleet
+from batching.lane import LATE, Lane, Order, Waiting
 from batching.ledger import LeaseRecord
 from batching.offer import Offer
-from batching.placement import Need, Placement, place, reserved_output
-from batching.queue import LATE, Lane, Order, Waiting, WaitingQueue
+from batching.placement import Need, Placement, place
+from batching.queue import WaitingQueue
 from batching.request import Request, ServiceTier
 from batching.ticket import Lease, LeaseId, Placed, TicketState
 from config.schema import Mechanism, ModelKind, Objectives, Scheduling
@@ -55,33 +56,31 @@ class Filling:
 
     def need(self, request: Request, ticket: int) -> Need:
         """What the request asks, by the estimates of this moment."""
-        outputs = self._estimators.outputs
         known = request.known_output_tokens
         bound = request.max_output_tokens if known is None else known
         embeds = request.kind is _EMBEDDING
+        lengths: Lengths | KnownLength
+        if known is None:
+            length, lengths = self._estimators.outputs.known(request.model, bound)
+        else:
+            length, lengths = LengthForecast(known, known, known, known), KnownLength(known)
         if embeds:
             length = LengthForecast(0, 0, 0, 0)
-        elif known is not None:
-            length = LengthForecast(known, known, known, known)
-        else:
-            length = outputs.forecast(request.model, bound)
         ttft_s, tpot_s = _objectives(request, self._scheduling.objectives)
         looks = request.prefix_chunk_tokens and self._by_prefix
         return Need(
-            request=request,
-            ticket=ticket,
-            forecast_tokens=length.reserve,
-            expected_tokens=length.average,
-            learned_tokens=length.learned,
-            prior_tokens=length.prior,
-            ttft_objective_s=ttft_s,
-            tpot_objective_s=tpot_s,
-            min_output_tokens=0 if embeds else 1,
-            output_bound=UNBOUNDED if bound is None else bound,
-            lengths=outputs.lengths(request.model, bound) if known is None else KnownLength(known),
-            cached_tokens=self._fleet.prefixes.match(request.prefix_hashes, request.prefix_chunk_tokens)
-            if looks
-            else {},
+            request,
+            ticket,
+            length.reserve,
+            length.average,
+            ttft_s,
+            tpot_s,
+            length.learned,
+            length.prior,
+            0 if embeds else 1,
+            UNBOUNDED if bound is None else bound,
+            lengths,
+            self._fleet.prefixes.match(request.prefix_hashes, request.prefix_chunk_tokens) if looks else {},
         )
 
     def late_at_s(self, need: Need, now: float) -> float | None:
@@ -93,7 +92,14 @@ class Filling:
 
     def fill(self, now: float) -> list[Placed]:
         """Places what fits; O(1) if nothing has arrived and no room has grown."""
-        placed: list[Placed] = []
+        if not self._fleet.grown_models and not self._queue.arrived:
+            return []
+        if not self._queue:
+            self._note_grown()
+            return []
+        placed = self._fill_lone(now)
+        if placed and not self._fleet.grown_models:
+            return placed
         # Again when the pass itself made room: a protected head was placed and its replica is everybody's.
         while lanes := self._dirty_lanes():
             self._queue.lift(now)
@@ -107,6 +113,37 @@ class Filling:
                 placed += self._walk(walked, now)
             placed += self._try_fresh(lanes, now)
         return placed
+
+    def _fill_lone(self, now: float) -> list[Placed]:
+        """What a pass comes to for one that has just come and waits alone, where there is room: it needs no order."""
+        waiting = self._queue.lone(now)
+        if waiting is None or waiting.rank > LATE:
+            return []
+        lane, fleet = self._queue.lanes[waiting.ticket.request.model], self._fleet
+        walks = lane.grown or lane.model in fleet.grown_models
+        if not fleet.has_room(lane.model, now):
+            return []
+        self._note_grown()
+        self._queue.pass_by(waiting, walks=walks)
+        placed = self._try(waiting, now)
+        if walks:
+            fleet.has_room(lane.model, now)  # as before the next one: it notes whose streams are to be looked at again
+        if not placed:
+            self._block(lane, waiting, now)
+            self._queue.stay(waiting, walked=walks)
+        lane.grown = False
+        return placed
+
+    def _note_grown(self) -> None:
+        """Takes over where room has grown, for whoever comes next."""
+        fleet, queue = self._fleet, self._queue
+        for model in fleet.grown_models:
+            if (lane := queue.lanes.get(model)) is not None:
+                lane.grown = True
+        fleet.grown_models = set()
+        for model in queue.arrived:
+            queue.lanes[model].fresh.clear()
+        queue.arrived = set()
 
     def _try_fresh(self, lanes: list[Lane], now: float) -> list[Placed]:
         placed: list[Placed] = []
@@ -182,7 +219,8 @@ class Filling:
         if waiting.rank > LATE and not self._may_prefill(waiting, now):
             return []
         ticket, since = waiting.ticket, waiting.tested_epoch
-        offers = self._fleet.offers(ticket.request.model, since=since)
+        fleet, model = self._fleet, ticket.request.model
+        offers = fleet.roomy(model) if since < 0 else fleet.offers(model, since=since)
         if not offers:
             return []
         if now >= waiting.estimated_s + _ESTIMATES_S:
@@ -192,47 +230,49 @@ class Filling:
             # A smaller need may fit where the greater one did not.
             if need.forecast_tokens < before.forecast_tokens or need.cached_tokens != before.cached_tokens:
                 since = -1
-                offers = self._fleet.offers(ticket.request.model)
+                offers = fleet.roomy(model)
         self.evaluations += len(offers)
         placement = self._choose(waiting, offers, since, now)
         if placement is None:
-            waiting.tested_epoch = self._fleet.epoch
-            self._fleet.note_paced(offers, now)
+            waiting.tested_epoch = fleet.epoch
+            fleet.note_paced(offers, now)
             return []
         if since < 0 and self._decisions is not None:
-            offers = list(self._fleet.each_offer(ticket.request.model))  # for the record, also those that are full
+            offers = fleet.each_offer(model)  # for the record, also those that are full
         return [self._commit(waiting, placement, offers, now)]
 
     def _may_prefill(self, waiting: Waiting, now: float) -> bool:
         """Batch makes way for the first tokens of those who are watched."""
         return not self._spares or self._fleet.spares(waiting.ticket.request.model, now)
 
-    def _choose(self, waiting: Waiting, offers: Sequence[Offer], since: int, now: float) -> Placement | None:
+    def _choose(self, waiting: Waiting, offers: Collection[Offer], since: int, now: float) -> Placement | None:
         hold = self._holds and waiting.may_hold
         if len(offers) < MANY:
             return place(waiting.need, offers, now, hold=hold, by_cost=self._by_cost)
         columns, tested = self._fleet.columns(waiting.need.request.model, since=since)
         return place_among(waiting.need, columns, tested, now, hold=hold, by_cost=self._by_cost)
 
-    def _commit(self, waiting: Waiting, placement: Placement, offers: Sequence[Offer], now: float) -> Placed:
-        ticket, request = waiting.ticket, waiting.ticket.request
-        live = self._fleet[placement.replica]
-        lease = Lease(id=LeaseId(next(self._lease_ids)), replica=placement.replica, request=request)
-        score = placement.score
+    def _commit(self, waiting: Waiting, placement: Placement, offers: Collection[Offer], now: float) -> Placed:
+        ticket, need, score = waiting.ticket, waiting.need, placement.score
+        request, replica = ticket.request, placement.replica
+        live = self._fleet[replica]
+        prompt, offer = request.prompt_tokens, live.offer
+        room = offer.max_model_len - prompt
+        lease = Lease(LeaseId(next(self._lease_ids)), replica, request)
         record = LeaseRecord(
-            lease=lease,
-            placed_s=now,
-            rank=waiting.rank,
-            block_size=live.block_size,
-            prefill_tokens=request.prompt_tokens - score.cached_tokens,
-            believed_cached_tokens=min(waiting.need.cached_tokens.get(placement.replica, 0), request.prompt_tokens - 1),
-            forecast_tokens=reserved_output(waiting.need, live.offer),
-            ttft_s=score.ttft_s,
-            tpot_s=score.tpot_s,
-            forecast=live.forecast(waiting.need, score),
-            prefill_s=score.prefill_s,
-            lengths=waiting.need.lengths,
-            output_bound=min(waiting.need.output_bound, live.offer.max_model_len - request.prompt_tokens),
+            lease,
+            now,
+            waiting.rank,
+            offer.block_size,
+            prompt - score.cached_tokens,
+            min(need.cached_tokens.get(replica, 0), prompt - 1),
+            min(need.forecast_tokens, room),  # as `reserved_output`
+            score.ttft_s,
+            score.tpot_s,
+            live.forecast(need, score),
+            score.prefill_s,
+            need.lengths,
+            min(need.output_bound, room),
         )
         self._note(waiting, placement, offers, record)
         live.least_output_tokens = request.known_output_tokens or self._estimators.outputs.least(
@@ -242,14 +282,14 @@ class Filling:
         lane = self._queue.lanes[request.model]
         self._queue.leave(waiting, TicketState.PLACED)
         self._fleet.open(record, None if request.streaming else now + score.ttft_s)
-        lane.charge(waiting.rank, request.tenant, request.prompt_tokens, dispatch=True)
+        lane.charge(waiting.rank, request.tenant, prompt, dispatch=True)
         self._estimators.note_placed(request.model, now)
         if protected_at is not None:
             self._fleet.protect(protected_at, None)
         self._note_passed(placement, request.tenant, now)
-        return Placed(ticket=ticket, placement=placement, lease=lease)
+        return Placed(ticket, placement, lease)
 
-    def _note(self, waiting: Waiting, placement: Placement, offers: Sequence[Offer], record: LeaseRecord) -> None:
+    def _note(self, waiting: Waiting, placement: Placement, offers: Collection[Offer], record: LeaseRecord) -> None:
         if self._decisions is not None:
             hold, queued_s = self._holds and waiting.may_hold, waiting.ticket.queued_s
             self._decisions.placed(record, waiting.need, offers, placement, queued_s, hold=hold, by_cost=self._by_cost)
@@ -263,6 +303,8 @@ class Filling:
 
     def _note_passed(self, placement: Placement, tenant: str, now: float) -> None:
         """Whoever is blocked and goes before this tenant is not passed by it for a while: it is its turn."""
+        if not self._queue:
+            return
         for model in self._fleet[placement.replica].profile.models:
             lane = self._queue.lanes.get(model)
             for blocked in () if lane is None else lane.blocked:

@@ -4,8 +4,8 @@ Keeps, per model, the offers with slots in the order in which room last grew, so
 only where something has changed. Decides nothing: who goes where is placement's business.
 """
 
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import OrderedDict, defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import takewhile
 from math import inf
 from typing import Final
@@ -48,7 +48,7 @@ class Fleet:
         self._stale_from_s = inf  # none of them sooner: they are looked through when it has come
         self._assumed: LazyHeap[tuple[float, int], LeaseRecord] = LazyHeap(self._awaits_first_token)
         self.kinds = Kinds(lambda model: self._serving.get(model, _NONE).values())
-        self._watched: dict[str, WatchedLoad] = {}  # by model
+        self._watched: defaultdict[str, WatchedLoad] = defaultdict(WatchedLoad)  # by model
         self._batch_prefills: set[ReplicaId] = set()  # replicas where a prompt of batch is being prefilled
         self._spare_s: float | None = None  # when to look again at batch that made way
         self._repace_s: float | None = None  # when to look at replicas that refused for their streams' sake
@@ -59,6 +59,7 @@ class Fleet:
         self.known_models: set[str] = set()  # ever served: the configured models and adapters
         self.epoch = 0
         self.grown_models: set[str] = set()  # since the scheduler last took them
+        self.lost_models: set[str] = set()  # whose last replica has gone since then; it may have come back
 
     # -- replicas ----------------------------------------------------------------------------------------------------
 
@@ -140,18 +141,16 @@ class Fleet:
 
     def open(self, record: LeaseRecord, assume_first_token_s: float | None) -> None:
         """`assume_first_token_s`: when to take the prompt for prefilled, if nobody will say so."""
-        live = self._replicas[record.lease.replica]
+        lease = record.lease
+        request, live = lease.request, self._replicas[lease.replica]
         live.opened(record)
-        self.leases[record.lease.id] = record
-        request = record.lease.request
+        self.leases[lease.id] = record
         if request.service_tier is not _BATCH:
-            self._load(request.model).add(record.prefill_s, record.placed_s)
+            self._watched[request.model].add(record.prefill_s, record.placed_s)
         if request.prefix_hashes:
-            self.prefixes.record(
-                live.profile.id, request.prefix_hashes, live.cached_chunks(request.prefix_chunk_tokens)
-            )
+            self.prefixes.record(lease.replica, request.prefix_hashes, live.cached_chunks(request.prefix_chunk_tokens))
         if assume_first_token_s is not None:
-            self._assumed.push((assume_first_token_s, record.lease.id), record)
+            self._assumed.push((assume_first_token_s, lease.id), record)
         self._rewritten(live)
 
     def first_token(self, record: LeaseRecord, now: float) -> None:
@@ -169,11 +168,14 @@ class Fleet:
         self._changed(live)
 
     def grow(self, record: LeaseRecord, emitted_tokens: int, now: float) -> None:
-        live = self._replicas[record.lease.replica]
-        if live.grew(record, emitted_tokens, now):
-            self._changed(live)
-        else:
-            self._columns.change(live.profile.id)  # when its streams are due was written
+        replica = record.lease.replica
+        live = self._replicas[replica]
+        grown = live.grew(record, emitted_tokens, now)
+        if grown:
+            self._columns.change(replica)
+            self._grew(live)
+        elif grown is not None:
+            self._columns.move(replica)
 
     def close(self, lease_id: LeaseId, now: float) -> LeaseRecord | None:
         """None if it is gone already."""
@@ -190,7 +192,7 @@ class Fleet:
         """Only `ticket` may be placed there; None lifts it, which is room for everybody else."""
         live = self._replicas.get(replica)
         if live is not None:
-            live.offer.protected_for = ticket
+            live.offer.protected_for, live.offer.told = ticket, None
             self._columns.change(replica)
             if ticket is None:
                 self._grew(live)
@@ -228,12 +230,16 @@ class Fleet:
             return list(roomy.values())
         return list(takewhile(lambda offer: offer.epoch > since, reversed(roomy.values())))
 
+    def roomy(self, model: str) -> Collection[Offer]:
+        """All with slots, in the order in which room grew, to look at before anything changes. O(1)."""
+        return self._roomy.get(model, _NONE).values()
+
     def columns(self, model: str, *, since: int = -1) -> tuple[Columns, Mask]:
         """The same as columns of the fleet, and which of their rows; some without slots are among them. O(changes)."""
         self._columns.read()
         return self._columns, self._columns.grown(model, self.each_offer(model), since)
 
-    def each_offer(self, model: str) -> Iterable[Offer]:
+    def each_offer(self, model: str) -> Collection[Offer]:
         """Of all that serve a model, to look at before anything changes."""
         return self._serving.get(model, _NONE).values()
 
@@ -241,7 +247,7 @@ class Fleet:
         """Whether anything at all could be placed for this model; latest growth first, so usually O(1); once an epoch else."""
         if self._full_since.get(model) == self.epoch:
             return False  # only a new epoch brings room
-        if (roomy := self._roomy.get(model)) is not None:
+        if roomy := self._roomy.get(model):
             for offer in reversed(roomy.values()):
                 if offer.has_room(now):
                     return True
@@ -255,7 +261,7 @@ class Fleet:
         If not, it is asked again soon: their load falls without an event that says so.
         """
         serving = self._serving.get(model, {})
-        limit = self._load(model).batch_replicas(len(serving), now)
+        limit = self._watched[model].batch_replicas(len(serving), now)
         if limit == len(serving) or sum(1 for replica in self._batch_prefills if replica in serving) < limit:
             return True
         if self._spare_s is None:
@@ -306,7 +312,7 @@ class Fleet:
         if self._spare_s is not None and self._spare_s <= now:
             self._spare_s = None
             self.grown_models.update(self._watched.keys() & self._serving.keys())
-        while (entry := self._assumed.peek()) and entry[0][0] <= now:
+        while self._assumed.entries and (entry := self._assumed.peek()) and entry[0][0] <= now:
             record = self._assumed.pop()
             live = self._replicas[record.lease.replica]
             live.prefilled(record, now)
@@ -351,25 +357,21 @@ class Fleet:
                 self._serving.pop(model, None)
                 del self._roomy[model]
                 self.grown_models.add(model)  # its tickets have nobody left to wait for
-
-    def _load(self, model: str) -> WatchedLoad:
-        load = self._watched.get(model)
-        if load is None:
-            load = self._watched[model] = WatchedLoad()
-        return load
+                self.lost_models.add(model)
 
     def _forget(self, live: LiveReplica) -> None:
         del self._replicas[live.profile.id]
+        self._stale_at.pop(live.profile.id, None)  # it may have reported while its last leases ran
         self._batch_prefills.discard(live.profile.id)
         self._columns.remove(live.profile.id)
 
     def _rewritten(self, live: LiveReplica) -> bool:
-        replica = live.profile.id
+        replica, batch_prefills = live.profile.id, self._batch_prefills
         self._columns.change(replica)
         if live.ledger.batch_prefill_tokens:
-            self._batch_prefills.add(replica)
-        else:
-            self._batch_prefills.discard(replica)
+            batch_prefills.add(replica)
+        elif batch_prefills:
+            batch_prefills.discard(replica)
         grown = live.refresh()
         if not live.offer.has_slots:
             for model in live.profile.models:
@@ -384,7 +386,6 @@ class Fleet:
     def _grew(self, live: LiveReplica) -> None:
         self.epoch += 1
         live.offer.epoch = self.epoch
-        self._columns.change(live.profile.id)
         if live.retired:
             return
         if live.offer.has_slots:

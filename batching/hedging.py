@@ -63,15 +63,18 @@ class Hedging:
     def watch(self, placed: Sequence[Placed]) -> None:
         """Those just placed, as far as their owners are ready for a second answer."""
         for one in placed:
-            if one.lease.request.may_hedge:
-                record = self._fleet.leases[one.lease.id]
-                patience_s = self._patience_s(record, self._fleet[one.lease.replica])
+            lease = one.lease
+            if lease.request.may_hedge:
+                record = self._fleet.leases[lease.id]
+                patience_s = self._patience_s(record, self._fleet[lease.replica])
                 if patience_s is not None:
-                    self._due.push((record.placed_s + patience_s, record.lease.id), record)
+                    self._due.push((record.placed_s + patience_s, lease.id), record)
 
     def advance(self, now: float) -> list[Placed]:
         """The second placements of those that are overdue; each says which lease it `hedges`."""
         placed: list[Placed] = []
+        if not self._due.entries or self._due.entries[0][0][0] > now:  # not even one that has answered would be
+            return placed
         while (entry := self._due.peek()) and entry[0][0] <= now:
             record = self._due.pop()
             news = record.lease.id not in self._overdue
@@ -106,13 +109,14 @@ class Hedging:
 
     def _patience_s(self, record: LeaseRecord, live: LiveReplica) -> float | None:
         """None: nobody knows yet what the replica's predictions are worth, so there is nothing to be late by."""
-        tally = _telling(record.lease.request, live.audit)
+        streaming = record.lease.request.streaming
+        tally = live.audit.ttft if streaming else live.audit.finish  # as `_telling`
         if not tally.known:
             return None
         # A document shows no first token. Only when the longest answer that it may be should have ended is it overdue.
         # Who tries a replica that has been silent is not to wait for it the longer.
         expected_s = max(record.prefill_s, record.ttft_s - max(0.0, live.silent_until_s - record.placed_s))
-        if not record.lease.request.streaming:
+        if not streaming:
             expected_s += record.tpot_s * max(0, record.output_bound - 1)
         if expected_s > _LONGEST_S:
             return None

@@ -23,6 +23,9 @@ class _Kind(NamedTuple):
     longest_tokens: int
 
 
+_UNKNOWN: Final[tuple[float, tuple[_Kind, ...]]] = (-inf, ())
+
+
 class Kinds:
     """By model; `offers` says who serves one. O(kinds) but for a look at all replicas every `_KINDS_S`."""
 
@@ -32,21 +35,26 @@ class Kinds:
 
     def quickest_s(self, need: Need, now: float) -> float | None:
         """Of the kinds that are ready and meet the TPOT objective; None: none does."""
-        model, prompt = need.request.model, need.request.prompt_tokens
-        looked_s, kinds = self._known.get(model, (-inf, ()))
+        prompt = need.request.prompt_tokens
+        looked_s, kinds = self._known.get(need.request.model, _UNKNOWN)
         if not looked_s <= now < looked_s + _KINDS_S:
-            found = {_kind(offer) for offer in self._offers(model) if offer.open}
-            kinds = tuple(sorted(found, key=lambda kind: kind.token_s))
-            self._known[model] = (now, kinds)
+            kinds = self._look(need.request.model, now)
         new, longest = prompt, prompt + need.min_output_tokens
         if need.cached_tokens:
             new -= min(max(need.cached_tokens.values()), prompt - 1)
-        quickest_s = inf
-        for kind in kinds:
-            if kind.decode_s <= need.tpot_objective_s and longest <= kind.longest_tokens:
-                time_s = kind.step_s + kind.token_s * new + kind.attention_s * new * (prompt - new / 2)
-                quickest_s = min(quickest_s, time_s)
+        read, tpot_s, quickest_s = prompt - new / 2, need.tpot_objective_s, inf
+        for token_s, attention_s, step_s, decode_s, longest_tokens in kinds:
+            if decode_s <= tpot_s and longest <= longest_tokens:
+                time_s = step_s + token_s * new + attention_s * new * read
+                if time_s < quickest_s:
+                    quickest_s = time_s
         return quickest_s if quickest_s < inf else None
+
+    def _look(self, model: str, now: float) -> tuple[_Kind, ...]:
+        found = {_kind(offer) for offer in self._offers(model) if offer.open}
+        kinds = tuple(sorted(found, key=lambda kind: kind.token_s))
+        self._known[model] = (now, kinds)
+        return kinds
 
 
 def _kind(offer: Offer) -> _Kind:

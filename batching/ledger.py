@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _BATCH = ServiceTier.BATCH  # an enum's member costs a call to look up
 
 
-@dataclass(slots=True, eq=False, kw_only=True)
+@dataclass(slots=True, eq=False)
 class LeaseRecord:
     """One lease as the ledger keeps it."""
 
@@ -46,6 +46,7 @@ class LeaseRecord:
     last_token_s: float | None = None
     held_blocks: int = 0
     reserved_blocks: int = 0
+    sized_to: int = 0  # tokens emitted up to which none of these change
 
     @property
     def emitted_per_sequence(self) -> int:
@@ -57,12 +58,20 @@ class LeaseRecord:
 
     def size(self) -> None:
         """Blocks from tokens; never fewer reserved than held."""
-        request, emitted = self.lease.request, self.emitted_per_sequence
+        request, size = self.lease.request, self.block_size
+        prompt, sequences = request.prompt_tokens, request.sequences
+        if sequences == 1:  # as below
+            emitted = self.emitted_tokens
+            if emitted > self.forecast_tokens:
+                self.forecast_tokens = emitted
+            self.held_blocks = held = -(-(prompt + emitted) // size)
+            self.reserved_blocks = -(-(prompt + self.forecast_tokens) // size)
+            self.sized_to = min(held * size - prompt, self.forecast_tokens)
+            return
+        emitted = self.emitted_per_sequence
         self.forecast_tokens = max(self.forecast_tokens, emitted)
-        self.held_blocks = blocks_for(request.prompt_tokens, emitted, request.sequences, self.block_size)
-        self.reserved_blocks = blocks_for(
-            request.prompt_tokens, self.forecast_tokens, request.sequences, self.block_size
-        )
+        self.held_blocks = blocks_for(prompt, emitted, sequences, size)
+        self.reserved_blocks = blocks_for(prompt, self.forecast_tokens, sequences, size)
 
 
 class Ledger:
@@ -90,10 +99,11 @@ class Ledger:
         self.reserved_blocks = 0
 
     def open(self, record: LeaseRecord) -> None:
-        assert record.lease.id not in self.leases
+        lease = record.lease
+        assert lease.id not in self.leases
         record.size()
-        self.leases[record.lease.id] = record
-        self.sequences += record.lease.request.sequences
+        self.leases[lease.id] = record
+        self.sequences += lease.request.sequences
         self._add(record, 1)
 
     def prefilled(self, record: LeaseRecord) -> None:
@@ -107,9 +117,13 @@ class Ledger:
 
     def grow(self, record: LeaseRecord, emitted_tokens: int) -> bool:
         """Whether a block boundary was crossed. Counts only rise: a late report of fewer tokens changes nothing."""
-        if emitted_tokens <= record.emitted_tokens:
+        more = emitted_tokens - record.emitted_tokens
+        if more <= 0:
             return False
-        self.held_tokens += emitted_tokens - record.emitted_tokens
+        self.held_tokens += more
+        if emitted_tokens <= record.sized_to:
+            record.emitted_tokens = emitted_tokens
+            return False
         before = record.held_blocks
         self.held_blocks -= record.held_blocks
         self.reserved_blocks -= record.reserved_blocks
@@ -155,11 +169,13 @@ class Ledger:
         )
 
     def _add(self, record: LeaseRecord, sign: int) -> None:
-        self.prefill_tokens += sign * record.prefill_tokens
-        if record.lease.request.service_tier is _BATCH:
-            self.batch_prefill_tokens += sign * record.prefill_tokens
+        request = record.lease.request
+        if record.prefill_tokens:
+            self.prefill_tokens += sign * record.prefill_tokens
+            if request.service_tier is _BATCH:
+                self.batch_prefill_tokens += sign * record.prefill_tokens
         # A sum of floats that must not creep: nothing outstanding is exactly nothing.
         self.prefill_s = max(0.0, self.prefill_s + sign * record.prefill_s) if self.prefill_tokens else 0.0
-        self.held_tokens += sign * record.held_tokens
+        self.held_tokens += sign * (request.prompt_tokens + record.emitted_tokens)
         self.held_blocks += sign * record.held_blocks
         self.reserved_blocks += sign * record.reserved_blocks

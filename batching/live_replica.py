@@ -16,9 +16,10 @@ from batching.kv_forecast import Holder, KvRisk, free_tokens
 from batching.ledger import LeaseRecord, Ledger
 from batching.offer import Offer
 from batching.pace import Pace
-from batching.placement import Need, Score, blocks_if_fits, blocks_needed, cached_on, could_ever_hold, prefill_steps
+from batching.placement import Need, Score
 from batching.replica import EngineLoad, Lifecycle, ReplicaProfile, ReplicaState
 from batching.request import ServiceTier
+from batching.until_fit import seconds_until_fit
 from config.gpus import StepModel, step_model
 from config.schema import CostTier, Mechanism, Scheduling
 
@@ -38,7 +39,7 @@ _PACE_MARGIN_RATIO = 0.95  # of the TPOT objective that streams are kept to: ste
 
 
 class LiveReplica:
-    """`refresh` must follow every change; it says whether room grew."""
+    """`refresh` must follow every change but those that `grew` makes; it says whether room grew."""
 
     def __init__(self, profile: ReplicaProfile, lifecycle: Lifecycle, scheduling: Scheduling) -> None:
         self._scheduling = scheduling
@@ -58,6 +59,7 @@ class LiveReplica:
         self.least_output_tokens = 16  # what nearly every answer here reaches
         self._prefill_end_s = 0.0
         self.silent_until_s = -inf  # another replica was sooner: it is taken to give no first token until then
+        self._prefill_factor = 1.0  # of the prior's seconds, as far as it is believed
         self._silence_s = 0.0  # how long that was; doubles until it gives one
         self._now = 0.0
         self._stepped: tuple[float, int] | None = None  # since when only decoding: (time, steps)
@@ -159,17 +161,28 @@ class LiveReplica:
         if record.lease.request.service_tier is not ServiceTier.BATCH:  # nobody watches those
             self.pace.begin(record, now, least_tokens=self.least_output_tokens)
 
-    def grew(self, record: LeaseRecord, emitted_tokens: int, now: float) -> bool:
-        """Whether what it offers has changed: a block boundary was crossed, or its streams can bear more."""
-        crossed = self.ledger.grow(record, emitted_tokens)
+    def grew(self, record: LeaseRecord, emitted_tokens: int, now: float) -> bool | None:
+        """Some tokens more, and what they change of its offer: None, nothing; True, what did not fit before may fit now."""
+        changed = self.ledger.grow(record, emitted_tokens)
+        stepped = record.first_token_s is not None and self.pace.advance(record)
         self._now = now
-        if record.first_token_s is not None and self.pace.advance(record):
+        if not stepped and not changed:  # most streams of a batch only follow the first of them
+            return None
+        offer = self.offer
+        offer.told = None
+        if stepped:
             self._learn_step(now)
-            if self._guards:
-                self.offer.due_s = self.pace.due_s(now)  # for who arrives next; who was turned away is told below
-            if inf > self.offer.wanted_due_s <= self.offer.binding_s(now):
-                return True
-        return crossed
+        if self._guards:
+            offer.due_s = self.pace.due_s(now)  # for who arrives next; who was turned away is told below
+        if stepped and inf > offer.wanted_due_s <= offer.binding_s(now):
+            changed = True
+        if not changed:
+            return False
+        self._refresh_blocks()
+        self._refresh_decode()
+        if self._guards:
+            offer.coming_due_s = self.pace.coming_due_s(now, offer.held_up_ratio)
+        return self._eased() and offer.open
 
     def closed(self, record: LeaseRecord, now: float) -> None:
         """It has ended."""
@@ -196,55 +209,85 @@ class LiveReplica:
         was_open, was_empty, sequences, blocks, prefill = (
             offer.open, offer.empty, offer.free_sequences, offer.free_blocks, offer.prefill_tokens,
         )  # fmt: skip
+        offer.told = None
         offer.open = self.lifecycle is _READY and not self.retired
         offer.empty = not ledger.leases
         limit = self.profile.max_num_seqs or self.learned.limit
         offer.free_sequences = limit - ledger.sequences
         offer.spared_sequences = limit // 10
-        offer.prefill_tokens = ledger.prefill_tokens
-        ahead = ledger.prefill_tokens
-        offer.free_prefill_tokens = UNBOUNDED if ahead <= self._prefill_free_to else self._prefill_budget - ahead
-        offer.free_blocks, offer.headroom_ratio = self._free_blocks(limit)
-        offer.known_free_tokens, offer.forecast = None, self._forecast
-        offer.batch = min(limit, _TYPICAL_BATCH)
-        self._refresh_times()
-        eased = inf > offer.wanted_due_s <= offer.binding_s(self._now)
-        if eased:
-            offer.wanted_due_s = inf
-        return offer.open and (
-            eased
+        offer.batch = limit if limit < _TYPICAL_BATCH else _TYPICAL_BATCH
+        self._refresh_blocks()
+        self._refresh_prefill()
+        self._refresh_decode()
+        if self._guards:
+            offer.pace_s = self.pace.objective_s
+            offer.due_s = self.pace.due_s(self._now)
+            offer.coming_due_s = self.pace.coming_due_s(self._now, offer.held_up_ratio)
+        return (
+            self._eased()
             or not was_open
             or offer.empty > was_empty
             or offer.free_sequences > sequences
             or offer.free_blocks > blocks
             or offer.prefill_tokens < prefill  # also what batch and the streams can bear depends on it
-        )
+        ) and offer.open
 
-    def _refresh_times(self) -> None:
-        offer, ledger, step = self.offer, self.ledger, self._step
-        ttft, tpot, cached = self._trust
-        prefill = believed(self.speed.ttft_factor, 1.0, ttft.weight)
-        decode = believed(self.speed.tpot_factor, 1.0, tpot.weight)
-        offer.prefix_trust_ratio = believed(self.speed.prefix_trust_ratio, 0.0, cached.weight)
-        kv_s = step.kv_token_s * (ledger.held_tokens + self.foreign_blocks * self.block_size)
-        offer.price_decode_s = step.overhead_s + max(step.weights_s, step.token_s * (ledger.sequences + 1)) + kv_s
-        offer.price_factor = 1 / prefill
-        offer.decode_s = decode * offer.price_decode_s
-        offer.kv_token_s = decode * step.kv_token_s
-        offer.chunk_s = prefill * (step.overhead_s + kv_s + step.token_s * ledger.sequences)
-        offer.token_s, offer.weights_s = prefill * step.token_s, prefill * step.weights_s
-        offer.attention_s = prefill * step.attention_s
-        offer.prefill_end_s = max(self._prefill_end_s, self.silent_until_s)
-        offer.prefill_rest_s = _REST_RATIO * ledger.prefill_s
-        offer.step_wait_s = 0.0 if offer.empty else offer.decode_s / 2
-        if not self._guards:
-            return
-        if ledger.prefill_s:
-            given_s = self.pace.objective_s * ceil(ledger.prefill_tokens / offer.chunk_tokens)
-            offer.held_up_ratio = max(0.0, 1 - given_s / ledger.prefill_s)
-        offer.pace_s = self.pace.objective_s
-        offer.due_s = self.pace.due_s(self._now)
-        offer.coming_due_s = self.pace.coming_due_s(self._now, offer.held_up_ratio)
+    def _refresh_blocks(self) -> None:
+        """What the KV cache has left; its forecast is made when somebody asks."""
+        offer = self.offer
+        offer.known_free_tokens, offer.forecast = None, self._forecast
+        if self._usable_blocks is None or self.profile.kv_blocks is None:
+            offer.free_blocks = UNBOUNDED
+            offer.headroom_ratio = 1 - self.ledger.sequences / self.max_num_seqs
+        else:
+            used = self.ledger.reserved_blocks + self.foreign_blocks
+            offer.free_blocks, offer.headroom_ratio = self._usable_blocks - used, 1 - used / self.profile.kv_blocks
+
+    def _refresh_prefill(self) -> None:
+        """What a prompt costs here, and what was admitted before it."""
+        offer, ledger, step, speed = self.offer, self.ledger, self._step, self.speed
+        ttft, _, cached = self._trust
+        factor = speed.ttft_factor if ttft.weight == 1.0 else believed(speed.ttft_factor, 1.0, ttft.weight)
+        trust = speed.prefix_trust_ratio
+        offer.prefix_trust_ratio = trust if cached.weight == 1.0 else believed(trust, 0.0, cached.weight)
+        self._prefill_factor = factor
+        offer.price_factor = 1 / factor
+        offer.token_s, offer.weights_s = factor * step.token_s, factor * step.weights_s
+        offer.attention_s = factor * step.attention_s
+        ahead, ahead_s = ledger.prefill_tokens, ledger.prefill_s
+        offer.prefill_tokens = ahead
+        offer.free_prefill_tokens = UNBOUNDED if ahead <= self._prefill_free_to else self._prefill_budget - ahead
+        ends_s, silent_s = self._prefill_end_s, self.silent_until_s
+        offer.prefill_end_s = ends_s if ends_s >= silent_s else silent_s
+        offer.prefill_rest_s = _REST_RATIO * ahead_s
+        if ahead_s and self._guards:
+            given_s = self.pace.objective_s * ceil(ahead / offer.chunk_tokens)
+            offer.held_up_ratio = max(0.0, 1 - given_s / ahead_s)
+
+    def _refresh_decode(self) -> None:
+        """What a token costs here."""
+        offer, ledger, step, tpot = self.offer, self.ledger, self._step, self._trust[1]
+        factor, sequences = self.speed.tpot_factor, ledger.sequences
+        if tpot.weight != 1.0:
+            factor = believed(factor, 1.0, tpot.weight)
+        held_tokens = ledger.held_tokens
+        if self.foreign_blocks:
+            held_tokens += self.foreign_blocks * self.block_size
+        kv_s, compute_s = step.kv_token_s * held_tokens, step.token_s * (sequences + 1)
+        weights_s = step.weights_s
+        price_s = offer.price_decode_s = step.overhead_s + (weights_s if weights_s >= compute_s else compute_s) + kv_s
+        decode_s = offer.decode_s = factor * price_s
+        offer.kv_token_s = factor * step.kv_token_s
+        offer.chunk_s = self._prefill_factor * (step.overhead_s + kv_s + step.token_s * sequences)
+        offer.step_wait_s = 0.0 if offer.empty else decode_s / 2
+
+    def _eased(self) -> bool:
+        """Whether its streams can bear now what was refused for their sake; it is forgotten then."""
+        offer = self.offer
+        if offer.wanted_due_s == inf or offer.wanted_due_s > offer.binding_s(self._now):
+            return False
+        offer.wanted_due_s = inf
+        return True
 
     def forecast(self, need: Need, score: Score) -> Forecast:
         """What is said of a request that is placed here now; factors enter the times as factors, and are exchanged as such."""
@@ -265,12 +308,6 @@ class LiveReplica:
         # A prompt longer than the budget goes behind at most what is short of its last step: it has to go somewhere.
         self._prefill_free_to = max(0.0, self._scheduling.prefill_chunks - 1) * step
         self._prefill_budget = int(self._scheduling.prefill_chunks * step)
-
-    def _free_blocks(self, sequence_limit: int) -> tuple[int, float]:
-        if self._usable_blocks is None or self.profile.kv_blocks is None:
-            return UNBOUNDED, 1 - self.ledger.sequences / sequence_limit
-        used = self.ledger.reserved_blocks + self.foreign_blocks
-        return self._usable_blocks - used, 1 - used / self.profile.kv_blocks
 
     def _forecast(self) -> tuple[float, ...] | None:
         """Only where reserving every lease's own quantile would begin to bind."""
@@ -296,43 +333,8 @@ class LiveReplica:
         return free_tokens((blocks - watermark - self.foreign_blocks) * self.block_size, holders, self.kv_risk.margin)
 
     def seconds_until_fit(self, need: Need) -> float | None:
-        """When it will fit if nothing else is placed here: leases are taken to end as forecast. None: never."""
-        offer = self.offer
-        if not offer.open or not could_ever_hold(need.request, offer, min_output_tokens=need.min_output_tokens):
-            return None
-        if blocks_if_fits(need, offer, self._now) is not None:
-            return 0.0
-        earned_s = self._seconds_until_borne(need)
-        blocks, sequences = -offer.free_blocks, need.request.sequences - offer.free_sequences
-        blocks += blocks_needed(need, offer)
-        prefill = need.request.prompt_tokens - offer.free_prefill_tokens
-        if blocks <= 0 and sequences <= 0 and prefill <= 0:
-            return earned_s
-        ends = sorted(
-            (
-                (r.forecast_tokens - r.emitted_per_sequence) * r.tpot_s,
-                r.lease.id,
-                r.reserved_blocks,
-                r.lease.request.sequences,
-                r.prefill_tokens,
-            )
-            for r in self.ledger.leases.values()
-        )
-        for end_s, _, freed, ended, prefilled in ends:
-            blocks, sequences, prefill = blocks - freed, sequences - ended, prefill - prefilled
-            if blocks <= 0 and sequences <= 0 and prefill <= 0:
-                return max(end_s, earned_s)
-        return ends[-1][0] if ends else inf  # empty takes whatever it could ever hold
-
-    def _seconds_until_borne(self, need: Need) -> float:
-        """When its streams will have gained enough to bear the prompt, if they are left alone until then."""
-        offer = self.offer
-        steps, own_s = prefill_steps(offer, need.request.prompt_tokens - cached_on(need, offer), cached_on(need, offer))
-        short_s = offer.held_up_until(self._now, own_s, steps) - offer.binding_s(self._now)
-        if short_s <= 0:
-            return 0.0
-        gain_s = offer.pace_s - offer.decode_s
-        return short_s * offer.decode_s / gain_s if gain_s > 0 else inf
+        """When it will fit if nothing else is placed here; None: never."""
+        return seconds_until_fit(need, self.offer, self.ledger, self._now)
 
     def ledger_only(self, now: float, stale_after_s: float) -> bool:
         """Whether our own ledger is all there is: the engine has told no KV usage that means something, or not lately."""

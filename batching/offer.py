@@ -6,6 +6,7 @@ scoring a hundred replicas stays a tight loop. Decides nothing; only `LiveReplic
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from batching.blocks import DEFAULT_BLOCK_SIZE, UNBOUNDED
 from batching.request import ReplicaId
@@ -63,6 +64,8 @@ class Offer:
     batch: int = 32  # sequences a step is shared by when the replica is in use
     prefix_trust_ratio: float = 1.0  # learned: cached tokens reported over expected
 
+    told: tuple[Any, ...] | None = None  # its values as the decision ledger has them; None: something was written since
+
     @property
     def has_slots(self) -> bool:
         """Whether any request at all is within its sequences and its prefill."""
@@ -70,11 +73,23 @@ class Offer:
 
     def has_room(self, now: float) -> bool:
         """Whether anything at all could be placed here."""
-        if self.protected_for is not None or not self.has_slots:
+        if self.protected_for is not None or not self.open:
             return False
         if self.empty:
             return True
-        return self.bears(now, 0.0, 0)
+        if self.free_sequences <= 0 or self.free_prefill_tokens <= 0:
+            return False
+        due_s, coming_s = self.due_s, self.coming_due_s  # as `bears` of nothing more
+        if now <= coming_s < due_s:
+            due_s = coming_s
+        if due_s == _NEVER:
+            return True
+        ahead_s, rest_s = self.prefill_end_s - now, self.prefill_rest_s
+        wanted_s = now + self.held_up_ratio * (ahead_s if ahead_s >= rest_s else rest_s)
+        if wanted_s <= due_s:
+            return True
+        self.want(wanted_s)
+        return False
 
     def has_to_spare(self, new_tokens: int) -> bool:
         """For work that nobody watches: enough stays free for those who are watched, who may come at any moment.
@@ -92,7 +107,9 @@ class Offer:
 
         If not, it is noted what `due_s` would have to be, so that the fleet can tell when it is worth asking again.
         """
-        due_s = self.binding_s(now)
+        due_s, coming_s = self.due_s, self.coming_due_s
+        if now <= coming_s < due_s:  # as `binding_s`
+            due_s = coming_s
         if due_s == _NEVER:
             return True
         wanted_s = self.held_up_until(now, more_s, steps) - lent_s
@@ -121,5 +138,5 @@ class Offer:
         """Tokens free at each horizon of the forecast of the sum (kv_forecast); None: there is none. Made when first asked for."""
         if self.forecast is not None:
             self.known_free_tokens = self.forecast()
-            self.forecast = None
+            self.forecast = self.told = None
         return self.known_free_tokens

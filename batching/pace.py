@@ -10,6 +10,7 @@ that is still to be prefilled counts as such a stream from the moment at which i
 behind it would hold it up just when it begins.
 """
 
+from heapq import heappop
 from typing import Final
 
 from batching.lazy_heap import LazyHeap
@@ -35,12 +36,16 @@ class _Streams:
         self.heap.push((due_s - self.per_step_s * steps, record.lease.id), record)
 
     def due_s(self, steps: int, lost_before_s: float) -> float:
-        credit_s = self.per_step_s * steps
-        while (entry := self.heap.peek()) is not None:
-            due_s = credit_s + entry[0][0]
-            if due_s >= lost_before_s:
-                return due_s
-            self.alive.discard(self.heap.pop())
+        """As `LazyHeap.peek`, spelled out: every step of every replica asks."""
+        credit_s, alive, entries = self.per_step_s * steps, self.alive, self.heap.entries
+        while entries:
+            key, record = entries[0]
+            if record in alive:
+                due_s = credit_s + key[0]
+                if due_s >= lost_before_s:
+                    return due_s
+                alive.discard(record)
+            heappop(entries)
         return _NEVER
 
 
@@ -50,11 +55,12 @@ class Pace:
     `objective_s`: that each may take per token on average. `gain_s`: what it gains with a token while nothing is prefilled.
     """
 
-    __slots__ = ("_coming", "_growing", "_grown", "_young", "gain_s", "objective_s", "steps")
+    __slots__ = ("_coming", "_growing", "_grown", "_lost_s", "_young", "gain_s", "objective_s", "steps")
 
     def __init__(self, objective_s: float, gain_s: float) -> None:
         self.objective_s = objective_s
         self.gain_s = max(gain_s, 0.0)
+        self._lost_s = self.gain_s * _LOST_TOKENS
         self.steps = 0  # of the engine, as the furthest stream shows them
         # In order of admission: when their first tokens are expected, and what they are lent from then on.
         self._coming: dict[LeaseRecord, tuple[float, float]] = {}
@@ -76,10 +82,13 @@ class Pace:
 
     def advance(self, record: LeaseRecord) -> bool:
         """Its count of tokens has risen; True if it is further than any before."""
-        steps = record.steps_before + record.emitted_per_sequence - 1
+        steps = record.steps_before + -(-record.emitted_tokens // record.lease.request.sequences) - 1
         if steps <= self.steps:
             return False
         self.steps = steps
+        growing = self._growing.entries
+        if not growing or growing[0][0][0] > steps:  # the least of all is beyond: so is the least that lives
+            return True
         while (entry := self._growing.peek()) is not None and entry[0][0] <= steps:
             grown = self._growing.pop()
             self._young.alive.discard(grown)
@@ -99,8 +108,12 @@ class Pace:
 
         Streams that are too far behind are let go for good: protecting them would only hurt the others.
         """
-        lost_s = now - self.gain_s * _LOST_TOKENS
-        return min(self._young.due_s(self.steps, lost_s), self._grown.due_s(self.steps, lost_s))
+        lost_s, due_s = now - self._lost_s, _NEVER
+        if self._young.alive:
+            due_s = self._young.due_s(self.steps, lost_s)
+        if self._grown.alive and (grown_s := self._grown.due_s(self.steps, lost_s)) < due_s:
+            due_s = grown_s
+        return due_s
 
     def coming_due_s(self, now: float, held_up_ratio: float) -> float:
         """The same of the stream that is expected first; past it, the expectation was wrong and binds nobody.

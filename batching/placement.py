@@ -6,10 +6,9 @@ those that meet them at all; else, where some other replica could still meet the
 in time goes to the most headroom. Does not order requests, or remember anything.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from operator import itemgetter
-from typing import Final
+from typing import Any, Final
 
 from batching.blocks import UNBOUNDED, blocks_for
 from batching.estimators import KnownLength, Lengths
@@ -39,9 +38,10 @@ SPOT_HAZARD_PER_S = 0.05 / 3600
 
 
 # These three are made for every request and not `frozen`, though nobody writes to them: freezing triples what making one costs.
+# For the same reason they are made by position where it happens for every request: naming ten fields triples it, too.
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True)
 class Score:
     """One candidate's figures; seconds, dollars, tokens."""
 
@@ -56,7 +56,7 @@ class Score:
     prefill_s: float = 0.0  # ... until its prompt is prefilled, if nothing else is
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True)
 class Placement:
     """The choice, and why: `explain()` prints the formula with its values."""
 
@@ -77,7 +77,7 @@ class Placement:
         )
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True)
 class Need:
     """What one request asks of a replica, estimates resolved; made anew when it is tested anew."""
 
@@ -117,7 +117,7 @@ _OFFER: Final = 6
 
 
 def place(
-    need: Need, offers: Sequence[Offer], now: float = 0.0, *, hold: bool = False, by_cost: bool = True
+    need: Need, offers: Iterable[Offer], now: float = 0.0, *, hold: bool = False, by_cost: bool = True
 ) -> Placement | None:
     """The best of `offers` for `need`, or None where it fits none of them now. O(offers).
 
@@ -127,35 +127,31 @@ def place(
     if not rows:
         return None
     left_s, tpot_s = need.first_token_due_s - now, need.tpot_objective_s * TPOT_RATIO
-    meets_s, eased_s = left_s - need.slack_s, left_s * EASE_RATIO
-    pool = [row for row in rows if row[_TTFT] <= meets_s and row[_TPOT] <= tpot_s]
-    meets = bool(pool)
-    with_ease = [row for row in pool if row[_TTFT] <= eased_s] if by_cost else []
+    meets_s, eased_s = left_s - need.slack_s, left_s * EASE_RATIO if by_cost else -_NEVER
+    pool: list[Row] = []
+    with_ease: list[Row] = []
+    for row in rows:
+        if row[_TTFT] <= meets_s and row[_TPOT] <= tpot_s:
+            pool.append(row)
+            if row[_TTFT] <= eased_s:
+                with_ease.append(row)
     if with_ease:
         pool = with_ease
         best, reason = _cheapest(need, pool)
-    elif meets or not hold:
+    elif pool or not hold:
         pool = pool or rows
-        best, reason = _earliest(pool)
+        best, reason = _earliest(pool), "fallback"
     else:
         return None
-    others = [row for row in pool if row is not best]
-    shown = [best, min(others, key=itemgetter(_USD, _MACHINE))] if others else [best]
-    return explained(need, shown, reason, len(rows), now)
+    runner_up = _runner_up(pool, best)
+    return explained(need, (best,) if runner_up is None else (best, runner_up), reason, len(rows), now)
 
 
 def explained(need: Need, shown: Sequence[Row], reason: str, considered: int, now: float) -> Placement:
     """The placement on the first of `shown`; the other is its runner-up."""
-    scores = tuple([_public(need, row, now) for row in shown])
-    offer = shown[0][_OFFER]
-    return Placement(
-        replica=offer.replica,
-        cost_tier=offer.cost_tier,
-        reason=reason,
-        score=scores[0],
-        candidates=scores,
-        considered=considered,
-    )
+    offer, score = shown[0][_OFFER], _public(need, shown[0], now)
+    scores = (score,) if len(shown) == 1 else (score, _public(need, shown[1], now))
+    return Placement(offer.replica, offer.cost_tier, reason, score, scores, considered)
 
 
 def reserved_output(need: Need, offer: Offer) -> int:
@@ -219,7 +215,7 @@ def fits_cache(need: Need, offer: Offer, blocks: int) -> bool:
     return fits(free, holder(need, offer.block_size))
 
 
-def _fitting(need: Need, offers: Sequence[Offer], now: float) -> list[Row]:
+def _fitting(need: Need, offers: Iterable[Offer], now: float) -> list[Row]:
     """Filter and score, in one flat loop with few calls: it runs for every replica and every decision.
 
     An empty replica takes whatever it could hold at all, so that a request wider than a budget still goes somewhere.
@@ -234,34 +230,52 @@ def _fitting(need: Need, offers: Sequence[Offer], now: float) -> list[Row]:
     rows: list[Row] = []
     cached = blocks = block_size = max_model_len = 0
     for o in offers:
-        if not o.open or shortest > o.longest_tokens or (o.protected_for is not None and o.protected_for != ticket):
-            continue
-        if constrained and not could_ever_hold(request, o, min_output_tokens=need.min_output_tokens):
-            continue
-        empty = o.empty
-        if not empty and sequences > o.free_sequences:
+        protected_for = o.protected_for
+        if (
+            not o.open
+            or shortest > o.longest_tokens
+            or (protected_for is not None and protected_for != ticket)
+            or (constrained and not could_ever_hold(request, o, min_output_tokens=need.min_output_tokens))
+        ):
             continue
         if cached_tokens:  # as `cached_on`
             hit = cached_tokens.get(o.replica)
             cached = min(int(hit * o.prefix_trust_ratio), last) if hit else 0
         new = prompt - cached
-        if not empty and (new > o.free_prefill_tokens or (patient and not o.has_to_spare(new))):
-            continue
         if o.block_size != block_size or o.max_model_len != max_model_len:  # seldom: replicas of a model are alike
             block_size, max_model_len, blocks = o.block_size, o.max_model_len, blocks_needed(need, o)
-        if not empty and (blocks > o.free_blocks or o.free_blocks <= 0) and not fits_cache(need, o, blocks):
+        if not (empty := o.empty) and (
+            sequences > o.free_sequences
+            or new > o.free_prefill_tokens
+            or (patient and not o.has_to_spare(new))
+            or ((blocks > o.free_blocks or o.free_blocks <= 0) and not fits_cache(need, o, blocks))
+        ):
             continue
-        steps, own_s = prefill_steps(o, new, cached)
-        if not empty:
-            lent_s = 0.0 if o.protected_for is None else LENT_TO_HEAD_TOKENS * (o.pace_s - o.decode_s)
-            if not o.bears(now, own_s, steps, lent_s):
-                continue  # its streams cannot bear so much prefill
-        ttft_s = own_s + max(o.prefill_end_s - now, o.prefill_rest_s, o.step_wait_s)
-        kv_s = o.kv_token_s * prompt
-        tpot_s = o.decode_s + kv_s
+        # As `prefill_steps`, whose terms the price shares.
+        steps = -(-new // o.chunk_tokens)
+        compute_s, attention_s = o.token_s * new, o.attention_s * new * (cached + new / 2)
+        own_s = steps * o.weights_s
+        own_s = steps * o.chunk_s + (compute_s if compute_s >= own_s else own_s) + attention_s
+        ahead_s, rest_s = o.prefill_end_s - now, o.prefill_rest_s
+        if rest_s > ahead_s:
+            ahead_s = rest_s
+        if not empty:  # as `Offer.bears`: streams that cannot bear so much prefill turn it away
+            due_s, coming_s = o.due_s, o.coming_due_s
+            if now <= coming_s < due_s:
+                due_s = coming_s
+            if due_s != _NEVER:
+                beyond_s = own_s - steps * o.pace_s
+                wanted_s = now + o.held_up_ratio * ahead_s + (beyond_s if beyond_s > 0.0 else 0.0)
+                if protected_for is not None:
+                    wanted_s -= LENT_TO_HEAD_TOKENS * (o.pace_s - o.decode_s)
+                if wanted_s > due_s:
+                    o.want(wanted_s)
+                    continue
+        kv_s, wait_s = o.kv_token_s * prompt, o.step_wait_s
+        ttft_s, tpot_s = own_s + (ahead_s if ahead_s >= wait_s else wait_s), o.decode_s + kv_s
         # The share of the machine: all of it while prefilling, one of `batch` while decoding. Without the learned factors: they
         # tell this moment's load from the next, and a price that moves with them herds everybody onto one replica.
-        machine_s = (o.token_s * new + o.attention_s * new * (cached + new / 2)) * o.price_factor
+        machine_s = (compute_s + attention_s) * o.price_factor
         machine_s += decode_tokens * sequences * (o.price_decode_s + kv_s) / o.batch
         usd = o.usd_per_s * machine_s
         if o.cost_tier is _SPOT:  # a reclaim costs the work again
@@ -270,16 +284,42 @@ def _fitting(need: Need, offers: Sequence[Offer], now: float) -> list[Row]:
     return rows
 
 
+def _near(rows: list[Any], at: int, ratio: float) -> list[Row]:
+    """Those whose figure is about the least."""
+    if len(rows) == 1:
+        return rows
+    least = rows[0][at]
+    for row in rows:
+        if row[at] < least:
+            least = row[at]
+    limit, near = least * ratio, []
+    for row in rows:
+        if row[at] <= limit:
+            near.append(row)  # noqa: PERF401 - a comprehension is one more call
+    return near
+
+
 def _cheapest(need: Need, rows: list[Row]) -> tuple[Row, str]:
-    limit = min(rows, key=itemgetter(_USD))[_USD] * PRICE_RATIO
-    near = [row for row in rows if row[_USD] <= limit]
     # Equal in money - reserved or unpriced machines all are - is told apart by how much of a machine it uses.
-    limit = min(near, key=itemgetter(_MACHINE))[_MACHINE] * PRICE_RATIO
-    near = [row for row in near if row[_MACHINE] <= limit]
-    best = _earliest(near)[0]
-    if len(near) > 1 and any(row[_CACHED] >= best[_CACHED] for row in near if row is not best):
-        return best, "kv_headroom"
+    near = _near(_near(rows, _USD, PRICE_RATIO), _MACHINE, PRICE_RATIO)
+    best = _earliest(near)
+    for row in near:
+        if row[_CACHED] >= best[_CACHED] and row is not best:
+            return best, "kv_headroom"
     return best, "prefix_hit" if best[_CACHED] and _prefix_decided(need, best, rows) else "cost"
+
+
+def _runner_up(rows: list[Row], best: Row) -> Row | None:
+    """The cheapest of the others."""
+    second: Row | None = None
+    for row in rows:
+        if row is not best and (
+            second is None
+            or row[_USD] < second[_USD]
+            or (row[_USD] == second[_USD] and row[_MACHINE] < second[_MACHINE])
+        ):
+            second = row
+    return second
 
 
 def without_prefix(need: Need, row: Row) -> tuple[float, float]:
@@ -294,31 +334,26 @@ def without_prefix(need: Need, row: Row) -> tuple[float, float]:
 
 def _prefix_decided(need: Need, best: Row, rows: list[Row]) -> bool:
     # Had this replica held none of it, would one that holds less have been as good?
-    without = without_prefix(need, best)
-    return len(rows) == 1 or any(row[_CACHED] < best[_CACHED] and (row[_USD], row[_MACHINE]) <= without for row in rows)
+    if len(rows) == 1:
+        return True
+    usd, machine_s = without_prefix(need, best)
+    for row in rows:
+        if row[_CACHED] < best[_CACHED] and (row[_USD] < usd or (row[_USD] == usd and row[_MACHINE] <= machine_s)):
+            return True
+    return False
 
 
-def _earliest(rows: list[Row]) -> tuple[Row, str]:
-    limit = min(rows, key=itemgetter(_TTFT))[_TTFT] * EQUAL_RATIO
-    return _roomiest([row for row in rows if row[_TTFT] <= limit]), "fallback"
-
-
-def _roomiest(rows: list[Row]) -> Row:
+def _earliest(rows: list[Row]) -> Row:
+    near = _near(rows, _TTFT, EQUAL_RATIO)
+    if len(near) == 1:
+        return near[0]
     # Ids break ties, so that the same events always give the same placements.
-    return rows[0] if len(rows) == 1 else min(rows, key=lambda row: (-row[_OFFER].headroom_ratio, row[_OFFER].replica))
+    return min(near, key=lambda row: (-row[_OFFER].headroom_ratio, row[_OFFER].replica))
 
 
 def _public(need: Need, row: Row, now: float) -> Score:
     usd, machine_s, ttft_s, tpot_s, cached, blocks, offer, prefill_s = row
     free = offer.free_blocks
-    return Score(
-        replica=offer.replica,
-        ttft_s=ttft_s,
-        tpot_s=tpot_s,
-        usd=usd,
-        cached_tokens=cached,
-        headroom_blocks=None if free >= UNBOUNDED else max(0, free - blocks),
-        meets_objective=now + ttft_s <= need.first_token_due_s and tpot_s <= need.tpot_objective_s,
-        machine_s=machine_s,
-        prefill_s=prefill_s,
-    )
+    headroom = None if free >= UNBOUNDED else max(0, free - blocks)
+    meets = now + ttft_s <= need.first_token_due_s and tpot_s <= need.tpot_objective_s
+    return Score(offer.replica, ttft_s, tpot_s, usd, cached, headroom, meets, machine_s, prefill_s)

@@ -65,8 +65,10 @@ class PrefixIndex:
         held, holders = self._held[replica], self._holders
         before = len(held)
         for chunk in reversed(hashes[:MAX_CHUNKS_PER_PROMPT]):
-            held[chunk] = None
-            held.move_to_end(chunk)
+            if chunk in held:
+                held.move_to_end(chunk)
+            else:
+                held[chunk] = None
             known = holders.get(chunk)
             if known is None:
                 holders[chunk] = bit

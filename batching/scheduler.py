@@ -7,6 +7,7 @@ Wires queue, fleet, estimators and the pass over them together; each of those de
 
 from collections.abc import Mapping, Sequence
 from itertools import count
+from math import inf
 
 from batching.admission import bound_broken, refuse_unservable, retry_after_s
 from batching.audit import judge
@@ -16,9 +17,10 @@ from batching.estimators import Estimators
 from batching.filling import Filling
 from batching.fleet import CACHE_LOST, Fleet
 from batching.hedging import Hedging, Refusal
+from batching.lane import Waiting
 from batching.ledger import LeaseRecord
 from batching.policies.policy import Policy
-from batching.queue import OUTPUT_TOKEN_WEIGHT, QueueStatistics, Waiting, WaitingQueue
+from batching.queue import OUTPUT_TOKEN_WEIGHT, QueueStatistics, WaitingQueue
 from batching.replica import EngineLoad, Lifecycle, ReplicaProfile, ReplicaState
 from batching.request import Outcome, Reason, Rejected, ReplicaId, Request, ServiceTier
 from batching.retry_budget import RetryBudget
@@ -95,24 +97,42 @@ class Scheduler:
     def advance(self, now: float) -> list[Decision]:
         """Evicts what has waited too long, then fills the room there is. O(1) when nothing has changed."""
         self._fleet.elapse(now)
-        decisions: list[Decision] = [self._evict(w, Reason.DEADLINE, now) for w in self._queue.expired(now)]
-        for model in [model for model in self._fleet.grown_models if not self._fleet.serves(model)]:
-            decisions += [
-                self._evict(w, Reason.NO_REPLICA, now) for w in self._queue if w.ticket.request.model == model
-            ]
-        self._queue.turn_late(now)
+        decisions: list[Decision] = []
+        if self._queue.soonest_s <= now or self._fleet.lost_models:
+            decisions += self._leave(now)
         placed = self._filling.fill(now)
         if self._hedging is not None:
-            self._hedging.watch(placed)
+            if placed:
+                self._hedging.watch(placed)
             placed += self._hedging.advance(now)  # those who wait come first
-        return decisions + placed
+        decisions += placed
+        return decisions
+
+    def _leave(self, now: float) -> list[Decision]:
+        """Those whose time is over, or whose last replica has gone; those who can no longer be in time make way."""
+        queue, fleet, left = self._queue, self._fleet, list[Decision]()
+        due = queue.soonest_s <= now
+        if due:
+            left += [self._evict(w, Reason.DEADLINE, now) for w in queue.expired(now)]
+        for model in fleet.lost_models:
+            if not fleet.serves(model):
+                left += [self._evict(w, Reason.NO_REPLICA, now) for w in queue if w.ticket.request.model == model]
+        fleet.lost_models.clear()
+        if due:
+            queue.turn_late(now)
+            queue.next_deadline()  # when to look again
+        return left
 
     def next_deadline(self) -> float | None:
         """When `advance` must be called even if nothing happens; None while nothing waits, for a replica or a first token."""
-        times = [None if self._hedging is None else self._hedging.next_deadline()]
+        first_s = inf
+        if self._hedging is not None and (time_s := self._hedging.next_deadline()) is not None:
+            first_s = time_s
         if self._queue:
-            times += self._queue.next_deadline(), self._fleet.next_deadline()
-        return min((time for time in times if time is not None), default=None)
+            for time_s in (self._queue.next_deadline(), self._fleet.next_deadline()):
+                if time_s is not None and time_s < first_s:
+                    first_s = time_s
+        return first_s if first_s < inf else None
 
     def drain(self, now: float) -> list[Decision]:
         """Refuses what is new and evicts what waits; leases run on."""
@@ -137,7 +157,11 @@ class Scheduler:
         if record is not None:
             record.last_token_s = now
             self._fleet.grow(record, emitted_total, now)
-            self._charge_output(record, record.emitted_tokens)
+            more = record.emitted_tokens - record.charged_tokens
+            if more > 0:  # as `_charge_output`
+                record.charged_tokens += more
+                request = record.lease.request
+                self._queue.lanes[request.model].charge(record.rank, request.tenant, OUTPUT_TOKEN_WEIGHT * more)
 
     def finish(
         self,
@@ -301,7 +325,7 @@ class Scheduler:
         if more > 0:
             record.charged_tokens = output_tokens
             request = record.lease.request
-            self._queue.lane(request.model).charge(record.rank, request.tenant, OUTPUT_TOKEN_WEIGHT * more)
+            self._queue.lanes[request.model].charge(record.rank, request.tenant, OUTPUT_TOKEN_WEIGHT * more)
 
     def _audit(self, record: LeaseRecord, now: float, cached: int | None, tokens: int) -> None:
         if record.forecast is not None:

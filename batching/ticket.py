@@ -37,7 +37,7 @@ class Ticket:
 # What every placement makes is not `frozen`, though nobody writes to it: freezing makes making it cost three times as much.
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True)
 class Lease:
     """KV blocks, sequence slots and prefill tokens held on a replica until `Scheduler.finish`."""
 
@@ -46,7 +46,7 @@ class Lease:
     request: Request
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True)
 class Placed:
     """Send it: the caller now owns `lease` and must finish it however the stream ends."""
 

@@ -89,8 +89,8 @@ class Admission:
         self.soon()
 
     def soon(self) -> None:
-        """Advance once at the end of this loop turn, however many events it brings."""
-        if not self._advance_soon:
+        """Advance once at the end of this loop turn, however many events it brings; where nobody waits, room interests nobody."""
+        if not self._advance_soon and self.scheduler.queued:
             self._advance_soon = True
             asyncio.get_running_loop().call_soon(self.advance)
 

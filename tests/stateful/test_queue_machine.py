@@ -8,8 +8,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from batching.lane import LATE, Lane, Waiting
 from batching.placement import Need
-from batching.queue import LATE, Lane, Waiting, WaitingQueue
+from batching.queue import WaitingQueue
 from batching.request import ServiceTier
 from batching.ticket import Ticket, TicketId, TicketState
 from config.schema import Floors, Queue

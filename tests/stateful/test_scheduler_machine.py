@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from batching.blocks import blocks_for
+from batching.decision_record import offer_values, told
 from batching.kv_forecast import HORIZONS
+from batching.lane import Waiting
 from batching.ledger import LeaseRecord
 from batching.live_replica import _TIGHT_RATIO, LiveReplica
 from batching.placement import blocks_if_fits, cached_on, could_ever_hold, place
-from batching.queue import Waiting
 from batching.replica import TRANSITIONS, EngineLoad, Lifecycle
 from batching.request import Outcome, Rejected, ReplicaId, Request, ServiceTier
 from batching.scheduler import Scheduler
@@ -210,6 +211,12 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.scheduler.check()
         states = self.scheduler.states(self.now)
         assert sum(state.running for state in states) == sum(x.request.sequences for x in self.leases.values())
+
+    @invariant()
+    def what_an_offer_told_is_what_it_is(self):
+        """Whoever writes one lets go of the values that the decision ledger has of it."""
+        offers = [live.offer for live in self.scheduler._fleet]
+        assert list(told(offers)) == [offer_values(offer) for offer in offers]
 
     @invariant()
     def queue_counts_what_waits(self):

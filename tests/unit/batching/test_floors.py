@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from batching.lane import _CREDIT_LIMIT, LATE
 from batching.placement import Need
-from batching.queue import _CREDIT_LIMIT, LATE, WaitingQueue
+from batching.queue import WaitingQueue
 from batching.request import Outcome, ServiceTier
 from batching.ticket import Ticket, TicketId, TicketState
 from config.schema import Floors, Queue

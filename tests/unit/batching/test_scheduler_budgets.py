@@ -113,6 +113,18 @@ def test_a_report_stale_on_arrival_changes_nothing():
     assert placed(admit(built, 1)) == ["r0"]
 
 
+def test_a_report_of_one_that_is_going_is_forgotten_with_it():
+    """Its last leases run and its engine still tells of itself; when the report is stale there may be nobody left."""
+    built = scheduler(profile())
+    built.submit(request(), 0.0)
+    [lease] = leases(built.advance(0.0))
+    built.remove_replica(A, 1.0)
+    built.observe(A, EngineLoad(observed_s=1.0, kv_usage_ratio=0.5), 1.0)
+    built.finish(lease.id, 2.0, outcome=Outcome.COMPLETED)
+    assert built.advance(20.0) == []
+    assert built.next_deadline() is None
+
+
 def test_an_idle_fleet_of_unknown_load_always_places():
     """Unknown is not zero: an engine that says nothing gets work."""
     assert placed(admit(scheduler(unknown_profile()), 1, prompt_tokens=100_000)) == ["r0"]
