@@ -18,6 +18,7 @@ import httpx
 
 _START_S: Final = 60.0  # importing everything on a busy machine
 _STOP_S: Final = 20.0
+_DEATH_S: Final = 5.0  # of a killed process
 _ROOT: Final = Path(__file__).resolve().parents[2]
 _PR_SET_PDEATHSIG: Final = 1
 # Below the ports that Linux gives to outgoing connections: thousands of those come and go while a port waits to be listened on.
@@ -99,9 +100,12 @@ def stop(process: subprocess.Popen[bytes], within_s: float) -> None:
         process.send_signal(signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
             process.wait(within_s)
-    for pid, _ in list(_session(process.pid)):
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    until = time.monotonic() + _DEATH_S
+    while (left := _alive(process.pid)) and time.monotonic() < until:
+        for pid in left:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.01)  # a killed process is gone a little later, and so are its ports
     process.wait()
 
 
@@ -133,6 +137,10 @@ def _before(to: frozenset[int]) -> Callable[[], None]:
             os.sched_setaffinity(0, to)
 
     return in_the_child
+
+
+def _alive(leader: int) -> list[int]:
+    return [pid for pid, fields in _session(leader) if fields[0] not in "ZX"]  # a zombie waits for its parent only
 
 
 def _session(leader: int) -> Iterator[tuple[int, list[str]]]:
