@@ -108,10 +108,12 @@ def _documents(
         ("overhead: shares of a core that engines and load used", results.machinery(), []),
         ("overhead: least and greatest of the rounds", results.spread(), []),
     ]
-    return [
+    documents: list[dict[str, Any]] = [
         {"benchmark": "overhead", "run": name, **made, "figures": figures, "notes": notes, "wall": {"date": today()}}
         for name, figures, notes in parts
     ]
+    documents[0]["rounds"] = results.raw()
+    return documents
 
 
 def _brief(outcome: Outcome) -> str:

@@ -14,7 +14,7 @@ _ADDED: Final = ("latency_p50_ms", "latency_p99_ms")
 # A scenario's own figures, in this order; CPU and memory of `direct` are nobody's.
 _SHOWN: Final[Mapping[str, Sequence[str]]] = {
     "c1": ("added_latency_p50_ms", "added_latency_p99_ms", "cpu_us"),
-    "c64": ("cpu_us", "added_latency_p50_ms", "added_latency_p99_ms", "requests_per_s", "rss_idle_mb"),
+    "c64": ("cpu_us", "added_latency_p50_ms", "added_latency_p99_ms", "requests_per_s", "core_share", "rss_idle_mb"),
     "s64_fast": ("cpu_us", "events_per_s", "coalesced_share"),
     "s64_1ms": ("cpu_us", "events_per_s", "coalesced_share"),
     "s500": ("cpu_us", "itl_p50_ms", "itl_p99_ms", "ttft_p50_ms", "ttft_p99_ms", "events_per_s", "core_share"),
@@ -80,6 +80,13 @@ class Results:
             }
             for name in self.names
         }
+
+    def raw(self) -> dict[str, dict[str, list[Figures]]]:
+        """Every figure of every round, by contestant and scenario."""
+        made: dict[str, dict[str, list[Figures]]] = {}
+        for (name, scenario), rounds in self.rounds.items():
+            made.setdefault(name, {})[scenario] = rounds
+        return made
 
     def notes(self, absent: Mapping[str, str]) -> list[str]:
         """A line for each problem and each peer that is not there."""
