@@ -22,7 +22,8 @@ def render(results: Iterable[Result]) -> str:
     sections: list[str] = []
     for result in results:
         if "benchmark" in result:
-            sections.append(_section(result["run"], result["figures"], [f"`{result['command']}`  ", _origin(result)]))
+            origins = [f"`{result['command']}`  ", _origin(result), *_notes(result)]
+            sections.append(_section(result["run"], result["figures"], origins))
             continue
         for run in _runs(result):
             simulated.setdefault(run_name(run["run"]), []).append(run)
@@ -88,6 +89,11 @@ def _origin(result: Result) -> str:
     return f"revision {result['revision']}, {result['wall']['date']}, Python {result['python']}, {result['machine']}"
 
 
+def _notes(result: Result) -> list[str]:
+    notes = result.get("notes", [])
+    return ["", *(f"- {note}" for note in notes)] if notes else []
+
+
 def _cell(value: object) -> str:
     if value is None:
         return ""
@@ -100,12 +106,17 @@ def _cell(value: object) -> str:
     return str(value)
 
 
+def _results(path: Path) -> list[Any]:
+    """A file holds one result, or a list of them."""
+    return _each(json.loads(path.read_text("utf-8")))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tables", description=__doc__)
     parser.add_argument("results", type=Path, nargs="+", metavar="RESULT.json")
     parser.add_argument("--into", type=Path, metavar="DOCUMENT", help="replace what is between the document's marks")
     said = parser.parse_args()
-    tables = render(json.loads(path.read_text("utf-8")) for path in said.results)
+    tables = render(result for path in said.results for result in _results(path))
     if said.into is None:
         print(tables)
         return 0

@@ -1,113 +1,188 @@
-"""One target under three loads: one connection, many, and many streams. Figures are in the names' units."""
+"""One contestant in one scenario: engines, gateway and load started, watched and ended. Figures are in the units their names end in."""
 
-import asyncio
-import math
+import subprocess
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Final
 
-import uvloop
+import httpx
 
-from benchmarks.overhead.load import Load, Seen, run_load
-from benchmarks.overhead.targets import Running
-from benchmarks.overhead.wire import answer, events, request_bytes
+from benchmarks.overhead.peers import Setup
+from benchmarks.overhead.processes import Running, cores, free_port, started, stop
+from benchmarks.overhead.programs import Load, Programs, Seen, Times
+from benchmarks.overhead.scenarios import Scenario
+from benchmarks.overhead.targets import Contestant, engine
 
 Figures = dict[str, float | None]
+COUNTS: Final = ("whole", "not_whole", "errors", "unfinished")
+
+_ENGINES: Final = 2
+_FIRST_ANSWER_S: Final = 60.0  # routers answer 503 until their first probe of an engine
+_WARM_S: Final = 0.4
+_SAMPLE_S: Final = 0.1
+_STOP_S: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
-    """The size of every load."""
+class Outcome:
+    """`problem`: what a reader of the figures has to know; empty where all went well."""
 
-    seconds: float
-    connections: int
-    streams: int
-    chunks: int
-    gap_s: float
+    figures: Figures
+    problem: str
 
 
-def measure(running: Running, shape: Shape, load_cores: frozenset[int]) -> Figures:
-    """One round: the three loads after each other. `load_cores`: where engine and load run."""
-    port = running.target.port
-    idle_mb, _ = running.memory_mb()
+def measure(contestant: Contestant, scenario: Scenario, programs: Programs, *, grace_s: float) -> Outcome:
+    """Everything afresh. RuntimeError if something does not start, UnsupportedError where there is no such mode."""
+    measured_cores, other_cores = cores()
+    with TemporaryDirectory(prefix="overhead-") as name, ExitStack() as stack:
+        folder = Path(name)
+        engines = [
+            stack.enter_context(Running(target, cores=other_cores, log=folder / f"engine-{n}.log", stop_s=_STOP_S))
+            for n, target in enumerate(engine(programs, free_port(), scenario.gap_ms) for _ in range(_ENGINES))
+        ]
+        gateway = None
+        if contestant.target is not None:
+            (folder / "own").mkdir()
+            setup = Setup(
+                port=free_port(),
+                spare_port=free_port(),
+                engines=[one.target.port for one in engines],
+                model=programs.model,
+                folder=folder / "own",
+                workers=scenario.workers,
+            )
+            target = contestant.target(setup)
+            gateway = stack.enter_context(
+                Running(target, cores=measured_cores, log=folder / "gateway.log", stop_s=_STOP_S)
+            )
+        loader = _Loader(programs, other_cores, folder)
+        return _watched(scenario, engines, gateway, loader, grace_s)
 
-    def requests(connections: int) -> tuple[Seen, float | None]:
-        load = Load(
-            port=port,
-            request=request_bytes(stream=False),
-            expected=answer(),
-            connections=connections,
-            seconds=shape.seconds,
-        )
-        return _with_cpu(running, load)
 
-    streams = Load(
+def _watched(
+    scenario: Scenario, engines: Sequence[Running], gateway: Running | None, loader: "_Loader", grace_s: float
+) -> Outcome:
+    port = (gateway or engines[0]).target.port
+    _first_answer(port, loader.programs.model, gateway)
+    load = Load(
         port=port,
-        request=request_bytes(stream=True),
-        expected=b"".join(events(shape.chunks)),
-        connections=shape.streams,
-        seconds=shape.seconds,
-        spread_s=min(shape.seconds, shape.chunks * shape.gap_s),
+        connections=scenario.connections,
+        seconds=scenario.seconds,
+        events=scenario.events,
+        ramp_s=scenario.ramp_s,
+        grace_s=grace_s,
     )
-    # One after the other, so one core loses nothing, and the wake-up of another core, dear in a virtual machine, stays out.
-    with running.beside(load_cores):
-        one, one_cpu_s = requests(1)
-    many, many_cpu_s = requests(shape.connections)
-    streamed, stream_cpu_s = _with_cpu(running, streams)
-    chunks = streamed.whole * shape.chunks
-    _, peak_mb = running.memory_mb()
-    return {
-        "c1_p50_ms": _ms(one.latencies_s, 0.5),
-        "c1_p99_ms": _ms(one.latencies_s, 0.99),
-        "c1_cpu_us_per_request": _us_each(one_cpu_s, one.whole),
-        "cn_p50_ms": _ms(many.latencies_s, 0.5),
-        "cn_p99_ms": _ms(many.latencies_s, 0.99),
-        "cn_requests_per_s": many.whole / many.duration_s,
-        "cpu_us_per_request": _us_each(many_cpu_s, many.whole),
-        "stream_ttft_p50_ms": _ms(streamed.first_s, 0.5),
-        "stream_ttft_p99_ms": _ms(streamed.first_s, 0.99),
-        "stream_gap_p50_ms": _ms(streamed.gaps_s, 0.5),
-        "stream_gap_p99_ms": _ms(streamed.gaps_s, 0.99),
-        "chunks_per_s": chunks / streamed.duration_s,
-        "cpu_us_per_chunk": _us_each(stream_cpu_s, chunks),
-        "rss_idle_mb": idle_mb,
-        "rss_peak_mb": peak_mb,
-        "requests_whole": one.whole + many.whole,
-        "requests_broken": one.broken + many.broken,
-        "streams_whole": streamed.whole,
-        "streams_broken": streamed.broken,
-    }
+    loader.warm_up(load)
+    idle_mb = gateway.memory_mb() if gateway else None
+    before = [one.cpu_s() for one in (*engines, *([gateway] if gateway else []))]
+    seen, peak_mb = loader.run(load, gateway)
+    used = [one.cpu_s() - at for one, at in zip((*engines, *([gateway] if gateway else [])), before, strict=True)]
+    figures = _figures(scenario, seen)
+    figures["engines_core_share"] = sum(used[:_ENGINES]) / seen.seconds
+    if gateway and idle_mb is not None:
+        figures["cpu_us"] = _each(used[_ENGINES] * 1e6, seen.events if scenario.events else seen.whole)
+        figures["core_share"] = used[_ENGINES] / seen.seconds
+        figures["rss_idle_mb"] = idle_mb
+        figures["rss_kb_per_connection"] = (peak_mb - idle_mb) * 1000 / scenario.connections
+    problem = seen.complaint
+    if gateway and not gateway.alive:
+        problem = f"died under the load; {problem}"
+    return Outcome(figures=figures, problem=problem)
 
 
 def combine(rounds: Sequence[Mapping[str, float | None]]) -> Figures:
-    """Medians over the rounds, sums of what counts answers; the first round's idle memory, the highest peak."""
+    """Medians over the rounds; sums of what counts answers."""
     combined: Figures = {}
-    for name in rounds[0]:
-        values = [value for one in rounds if (value := one[name]) is not None]
-        if not values:
-            combined[name] = None
-        elif name.endswith(("_whole", "_broken")):
-            combined[name] = sum(values)
-        elif name == "rss_idle_mb":
-            combined[name] = values[0]
-        else:
-            combined[name] = round(max(values) if name == "rss_peak_mb" else median(values), 3)
+    for name in dict.fromkeys(name for one in rounds for name in one):
+        values = [value for one in rounds if (value := one.get(name)) is not None]
+        combined[name] = (sum(values) if name in COUNTS else median(values)) if values else None
     return combined
 
 
-def _with_cpu(running: Running, load: Load) -> tuple[Seen, float | None]:
-    before_s = running.cpu_s()
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        seen = runner.run(run_load(load))
-    after_s = running.cpu_s()
-    return seen, None if before_s is None or after_s is None else after_s - before_s
+class _Loader:
+    """The load generator's process, on the engines' cores."""
+
+    def __init__(self, programs: Programs, on: frozenset[int], folder: Path) -> None:
+        self.programs = programs
+        self._on = on
+        self._folder = folder
+
+    def warm_up(self, load: Load) -> None:
+        """Connections to engines, caches, what is imported late. Nothing of it is counted."""
+        connections = min(8, load.connections)
+        self.run(Load(port=load.port, connections=connections, seconds=_WARM_S, grace_s=5), None)
+        if load.events is not None:
+            self.run(Load(port=load.port, connections=connections, seconds=_WARM_S, events=4, grace_s=5), None)
+
+    def run(self, load: Load, watched: Running | None) -> tuple[Seen, float]:
+        """(what it saw, the most memory that `watched` had meanwhile in MB). RuntimeError if it hangs or fails."""
+        out = self._folder / "load.json"
+        process = started((str(self.programs.load), *load.arguments()), cores=self._on, log=out)
+        peak_mb, until = 0.0, time.monotonic() + load.at_most_s
+        try:
+            while True:
+                try:
+                    process.wait(_SAMPLE_S)
+                    break
+                except subprocess.TimeoutExpired:
+                    if time.monotonic() > until:
+                        raise RuntimeError("the load generator hangs") from None
+                    if watched is not None:
+                        peak_mb = max(peak_mb, watched.memory_mb())
+        finally:
+            stop(process, 1.0)
+        if process.returncode:
+            raise RuntimeError(f"the load generator failed: {out.read_text('utf-8', 'replace')[-500:]}")
+        return Seen.parse(out.read_text("utf-8")), peak_mb
 
 
-def _ms(values: list[float], share: float) -> float | None:
-    if not values:
-        return None
-    return sorted(values)[math.ceil(share * len(values)) - 1] * 1000
+def _first_answer(port: int, model: str, gateway: Running | None) -> None:
+    """Ready is who has answered a request, whatever a health check says."""
+    asked = {"model": model, "messages": [{"role": "user", "content": "Ready?"}], "max_tokens": 1}
+    until, said = time.monotonic() + _FIRST_ANSWER_S, ""
+    with httpx.Client(timeout=10, trust_env=False) as client:
+        while time.monotonic() < until and (gateway is None or gateway.alive):
+            try:
+                answer = client.post(f"http://127.0.0.1:{port}/v1/chat/completions", json=asked)
+            except httpx.TransportError as error:
+                said = repr(error)
+            else:
+                if answer.is_success:
+                    return
+                said = answer.text[:300]
+            time.sleep(0.1)
+    raise RuntimeError(f"it never answered: {said}\n{gateway.log_end() if gateway else ''}")
 
 
-def _us_each(cpu_s: float | None, events_seen: int) -> float | None:
-    return None if cpu_s is None or not events_seen else cpu_s * 1e6 / events_seen
+def _figures(scenario: Scenario, seen: Seen) -> Figures:
+    figures: Figures = {
+        "whole": seen.whole,
+        "not_whole": seen.broken,
+        "errors": seen.errors,
+        "unfinished": seen.unfinished,
+        "load_core_share": seen.cpu_s / seen.seconds,
+    }
+    if scenario.events is None:
+        return figures | {"requests_per_s": seen.whole / seen.seconds, **_times("latency", seen.latency)}
+    return figures | {
+        "events_per_s": seen.events / seen.seconds,
+        "coalesced_share": _each(seen.coalesced, seen.events),
+        **_times("ttft", seen.ttft),
+        **_times("itl", seen.itl),
+    }
+
+
+def _times(name: str, times: Times | None) -> Figures:
+    return {
+        f"{name}_p50_ms": None if times is None else times.p50,
+        f"{name}_p99_ms": None if times is None else times.p99,
+    }
+
+
+def _each(total: float, number: int) -> float | None:
+    return total / number if number else None

@@ -1,161 +1,101 @@
-"""What is measured: a name, a command that serves on a port, and the running process with its CPU time and memory.
+"""What is measured: the engine alone, this gateway, and the peers, each started by a setup."""
 
-A peer is one more `Target`. CPU time and memory come from /proc; elsewhere they are None.
-"""
-
-import os
-import signal
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
-import httpx
 import yaml
 
-from benchmarks.overhead.wire import MODEL
+from benchmarks.overhead.install import NotInstalledError
+from benchmarks.overhead.peers import Peer, Setup, UnsupportedError
+from benchmarks.overhead.processes import Target
+from benchmarks.overhead.programs import Programs
+from benchmarks.overhead.scenarios import Scenario
 
-_START_S: Final = 60.0  # importing everything on a busy machine
-_STOP_S: Final = 20.0
+DIRECT: Final = "direct"
+OURS: Final = "penstock"
 _ROOT: Final = Path(__file__).resolve().parents[2]
+# Not the installed command: that may belong to another checkout.
+_PENSTOCK: Final = (sys.executable, "-c", "import sys; from router.cli import main; sys.exit(main())")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
-    """How something that speaks OpenAI's API is started; ready when `ready_path` answers 200."""
+class Contestant:
+    """`target` None: the load goes to the engine."""
 
     name: str
-    command: tuple[str, ...]
-    port: int
-    ready_path: str
+    version: str
+    target: Callable[[Setup], Target] | None
+    several_workers: bool = False
+
+    def takes(self, scenario: Scenario) -> bool:
+        """Whether its figures in this scenario would say anything."""
+        if self.target is None:
+            return scenario.direct
+        return self.several_workers or scenario.workers == 1
 
 
-def fake_engine(chunks: int, gap_ms: float) -> Target:
-    """What answers directly."""
-    port = free_port()
-    options = ("--port", str(port), "--chunks", str(chunks), "--gap-ms", str(gap_ms))
-    command = (sys.executable, "-m", "benchmarks.overhead.engine", *options)
-    return Target(name="direct", command=command, port=port, ready_path="/health")
+def contestants(peers: Sequence[Peer], folder: Path, *, install: bool) -> tuple[list[Contestant], dict[str, str]]:
+    """(those that can be measured: the engine, ours, peers; why the others cannot, by name)."""
+    found = [
+        Contestant(name=DIRECT, version="", target=None),
+        Contestant(name=OURS, version="this checkout", target=penstock, several_workers=True),
+    ]
+    absent: dict[str, str] = {}
+    for peer in peers:
+        print(f"{peer.name}: looking, installing where it is missing", file=sys.stderr, flush=True)
+        try:
+            installed = peer.install.install(folder / peer.name, allowed=install)
+        except NotInstalledError as error:
+            absent[peer.name] = str(error)
+        else:
+            made = partial(peer.target, installed.command)
+            several = peer.several_workers
+            found.append(Contestant(name=peer.name, version=installed.version, target=made, several_workers=several))
+    return found, absent
 
 
-def penstock(engine_port: int, folder: Path) -> Target:
-    """The gateway before one engine that never lacks room; no log line a request, as peers are measured too."""
-    port = free_port()
+def engine(programs: Programs, port: int, gap_ms: float) -> Target:
+    command = (str(programs.engine), "-p", str(port), "-g", str(round(gap_ms * 1000)))
+    return Target(name="engine", command=command, port=port, ready_path="/health")
+
+
+def penstock(setup: Setup) -> Target:
+    """As it comes: scheduler, metrics and the ledger of decisions on; before engines that never lack room, no log line a request."""
     config: Mapping[str, Any] = {
-        "server": {"port": port},
+        "server": {"host": "127.0.0.1", "port": setup.port},
         "log_level": "warning",
         "replicas": [
             {
-                "name": "fake",
-                "url": f"http://127.0.0.1:{engine_port}",
-                "models": [MODEL],
+                "name": f"engine-{number}",
+                "url": f"http://127.0.0.1:{port}",
+                "models": [setup.model],
                 "gpu": {"type": "H100-80G"},
                 "capacity": {
-                    "max_num_seqs": 100_000,
-                    "max_num_batched_tokens": 100_000_000,
-                    "kv_blocks": 100_000_000,
+                    "max_num_seqs": 2048,
+                    "max_num_batched_tokens": 8192,
+                    "kv_blocks": 65_536,
                     "block_size": 16,
                 },
             }
+            for number, port in enumerate(setup.engines)
         ],
     }
-    file = folder / "penstock.yaml"
+    file = setup.folder / "penstock.yaml"
     file.write_text(yaml.safe_dump(config))
-    command = (str(Path(sys.executable).with_name("penstock")), "serve", "--config", str(file))
-    return Target(name="penstock", command=command, port=port, ready_path="/readyz")
+    command: tuple[str, ...] = (*_PENSTOCK, "serve", "--config", str(file))
+    if setup.workers > 1:
+        if not _has_workers():
+            raise UnsupportedError("penstock serve has no --workers yet")
+        command += ("--workers", str(setup.workers))
+    return Target(name=OURS, command=command, port=setup.port, ready_path="/readyz")
 
 
-class Running:
-    """A target's process; a context manager, ready when entered. Raises RuntimeError with its log if it does not start."""
-
-    def __init__(self, target: Target, *, cores: frozenset[int], log: Path) -> None:
-        self.target = target
-        self._cores = cores
-        self._log = log
-        self._process: subprocess.Popen[bytes]
-
-    def __enter__(self) -> Self:
-        with self._log.open("wb") as log:
-            self._process = subprocess.Popen(self.target.command, cwd=_ROOT, stdout=log, stderr=log)
-        pin(self._process.pid, self._cores)
-        deadline = time.monotonic() + _START_S
-        while time.monotonic() < deadline and self._process.poll() is None:
-            try:
-                if httpx.get(f"http://127.0.0.1:{self.target.port}{self.target.ready_path}", timeout=5).is_success:
-                    return self
-            except httpx.TransportError:
-                pass
-            time.sleep(0.05)
-        self._stop()
-        raise RuntimeError(f"{self.target.name} did not start:\n{self._log.read_text('utf-8', 'replace')[-4000:]}")
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stop()
-
-    @contextmanager
-    def beside(self, other: frozenset[int]) -> Iterator[None]:
-        """Meanwhile on these cores."""
-        pin(self._process.pid, other)
-        try:
-            yield
-        finally:
-            pin(self._process.pid, self._cores)
-
-    def cpu_s(self) -> float | None:
-        """User and system time so far, all threads."""
-        try:
-            fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            return None
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # utime, stime: proc(5), 14 and 15
-
-    def memory_mb(self) -> tuple[float | None, float | None]:
-        """(resident now, its peak so far)."""
-        try:
-            lines = Path(f"/proc/{self._process.pid}/status").read_text().splitlines()
-        except OSError:
-            return None, None
-        kilobytes = {
-            name: int(value.split()[0])
-            for name, _, value in (line.partition(":") for line in lines)
-            if name in {"VmRSS", "VmHWM"}
-        }
-        return kilobytes["VmRSS"] / 1024, kilobytes["VmHWM"] / 1024
-
-    def _stop(self) -> None:
-        if self._process.poll() is None:
-            self._process.send_signal(signal.SIGTERM)
-        try:
-            self._process.wait(_STOP_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-
-
-def cores() -> tuple[frozenset[int], frozenset[int]]:
-    """(for what is measured, for engine and load): the first core alone, and the others; empty sets where there is no choice."""
-    available = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    if len(available) < 2:
-        return frozenset(), frozenset()
-    return frozenset(available[:1]), frozenset(available[1:])
-
-
-def pin(pid: int, to: frozenset[int]) -> None:
-    """0: this process. An empty set leaves it where it is."""
-    if to:
-        os.sched_setaffinity(pid, to)
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
+def _has_workers() -> bool:
+    asked = (*_PENSTOCK, "serve", "--help")
+    said = subprocess.run(asked, cwd=_ROOT, check=True, capture_output=True, text=True, timeout=60).stdout
+    return "--workers" in said

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import yaml
 
-from benchmarks.overhead.targets import Running, Target, free_port
+from benchmarks.overhead.processes import Running, Target, free_port
 from benchmarks.real.client import Answer, send_all
 from benchmarks.real.engines import Engine, Seen, Watch, counters
 from benchmarks.real.gateway import EVERY_S
