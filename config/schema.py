@@ -221,6 +221,9 @@ class Server(Section):
     )
     body_timeout_s: PositiveFloat = Field(30.0, description="... its whole body, 408")
     write_stall_timeout_s: PositiveFloat = Field(60.0, description="a client that reads nothing for so long is cut")
+    total_timeout_s: PositiveFloat | None = Field(
+        None, description="a request's whole life, queue and answer; null: no such limit"
+    )
     keepalive_comment_s: PositiveFloat = Field(
         15.0, description="SSE comment to a silent stream, so that no proxy cuts it"
     )

@@ -23,6 +23,7 @@ from router.openai.errors import (
     from_eviction,
     from_rejection,
     stream_error_event,
+    total_timeout,
 )
 from router.openai.models import near
 from router.openai.request import CallSpec, read_call
@@ -75,13 +76,20 @@ class Dispatcher:
     def abort_all(self, error: ApiError) -> None:
         """The drain deadline: whatever still runs is told so and ends."""
         for exchange in tuple(self._active):
-            exchange.aborted = error
-            if exchange.task is not None:
-                exchange.task.cancel()
+            self._abort(exchange, error)
+
+    def _abort(self, exchange: Exchange, error: ApiError) -> None:
+        exchange.aborted = error
+        if exchange.task is not None:
+            exchange.task.cancel()
 
     async def __call__(self, inbound: Inbound, client: Client) -> None:
         exchange = Exchange(inbound=inbound, client=client, task=asyncio.current_task())
         self._active.add(exchange)
+        limit_s = self.config.server.total_timeout_s
+        timer = None
+        if limit_s is not None:
+            timer = asyncio.get_running_loop().call_later(limit_s, self._abort, exchange, total_timeout(limit_s))
         try:
             await self._serve(exchange)
         except ApiError as error:
@@ -96,6 +104,8 @@ class Dispatcher:
             exchange.task.uncancel()
             self._refuse(exchange, exchange.aborted)
         finally:
+            if timer is not None:
+                timer.cancel()
             self._active.discard(exchange)
             self._report.ended(exchange, asyncio.get_running_loop().time())
 

@@ -36,6 +36,7 @@ __all__ = [
     "overloaded",
     "queue_timeout",
     "stream_error_event",
+    "total_timeout",
     "upstream_failed",
     "upstream_garbled",
     "upstream_lost",
@@ -143,6 +144,12 @@ def draining(retry_after_s: float = _DRAIN_RETRY_S) -> ApiError:
 def upstream_timeout() -> ApiError:
     """Not to be retried by an SDK: minutes of waiting, silently done three times, help nobody."""
     message = "The engine did not answer in time; shorten the prompt, lower `max_completion_tokens` or retry later."
+    return ApiError(Case.UPSTREAM_TIMEOUT, message, headers=retry_headers(None))
+
+
+def total_timeout(limit_s: float) -> ApiError:
+    """The operator's bound on a whole request."""
+    message = f"The request took longer than the {limit_s:g} s that this gateway allows; lower `max_completion_tokens`."
     return ApiError(Case.UPSTREAM_TIMEOUT, message, headers=retry_headers(None))
 
 

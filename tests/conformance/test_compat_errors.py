@@ -282,3 +282,24 @@ async def go_down(engine: FakeEngine, running: Running) -> None:
     engine.found = ProbeResult(ready=False, detail="health: no connection")
     await asyncio.sleep(5)
     assert running.metric("penstock_replica_up") == 0
+
+
+def test_a_whole_request_may_be_bounded() -> None:
+    """`server.total_timeout_s`: a stream ends with an error event at that moment, an answer that has not begun is a 504."""
+    endless = [chunk("x")] * 1000
+    engine = FakeEngine(Script(endless, gap_s=1.0), Script(hang=True, content_type="application/json"))
+
+    async def main() -> tuple[Call, Call, float]:
+        async with gateway_over({"a": engine}, server={"total_timeout_s": 5.5}) as running:
+            stream = await post(running.app, CHAT, chat(stream=True)).run()
+            began = asyncio.get_running_loop().time()
+            document = await post(running.app, CHAT, chat()).run()
+            assert running.metric("penstock_requests_total", error_code="timeout") == 2
+            return stream, document, asyncio.get_running_loop().time() - began
+
+    stream, document, waited = run_virtual(main())
+    assert stream.text() == "xxxxx"
+    assert json.loads(stream.events()[-1])["error"]["code"] == "timeout"
+    assert (document.status, waited) == (504, 5.5)
+    assert "5.5 s" in document.json()["error"]["message"]
+    assert engine.running == 0
