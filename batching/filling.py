@@ -15,6 +15,7 @@ from batching.column_placement import MANY, place_among
 from batching.decisions import Decisions
 from batching.estimators import Estimators, KnownLength, LengthForecast
 from batching.fleet import Fleet
+from batching.holding import worth_holding
 from batching.ledger import LeaseRecord
 from batching.offer import Offer
 from batching.placement import Need, Placement, place, reserved_output
@@ -46,6 +47,7 @@ class Filling:
         self._estimators = estimators
         self._lease_ids = count(1)
         self._holds = not scheduling.without & {Mechanism.HOLD, Mechanism.LATE_LAST}
+        self._awaits = Mechanism.PREFIX_HOLD not in scheduling.without
         self._by_cost = Mechanism.COST not in scheduling.without
         self._by_prefix = Mechanism.PREFIX not in scheduling.without
         self._spares = Mechanism.SPARING not in scheduling.without
@@ -195,13 +197,22 @@ class Filling:
                 offers = self._fleet.offers(ticket.request.model)
         self.evaluations += len(offers)
         placement = self._choose(waiting, offers, since, now)
-        if placement is None:
+        if placement is None or self._await_holder(waiting, placement, now):
             waiting.tested_epoch = self._fleet.epoch
             self._fleet.note_paced(offers, now)
             return []
         if since < 0 and self._decisions is not None:
             offers = list(self._fleet.each_offer(ticket.request.model))  # for the record, also those that are full
         return [self._commit(waiting, placement, offers, now)]
+
+    def _await_holder(self, waiting: Waiting, placement: Placement, now: float) -> bool:
+        """Whether it rather waits for a replica that holds its beginning; the first guess says until when, and there is no second."""
+        if not self._awaits or not waiting.may_hold or now >= waiting.held_until_s:
+            return False
+        hold = worth_holding(waiting.need, placement, self._fleet, now)
+        if hold is not None and waiting.held_for is None:
+            self._queue.hold(waiting, *hold)
+        return hold is not None
 
     def _may_prefill(self, waiting: Waiting, now: float) -> bool:
         """Batch makes way for the first tokens of those who are watched."""
@@ -216,6 +227,7 @@ class Filling:
 
     def _commit(self, waiting: Waiting, placement: Placement, offers: Sequence[Offer], now: float) -> Placed:
         ticket, request = waiting.ticket, waiting.ticket.request
+        placement.held_for = waiting.held_for
         live = self._fleet[placement.replica]
         lease = Lease(id=LeaseId(next(self._lease_ids)), replica=placement.replica, request=request)
         score = placement.score
@@ -272,6 +284,8 @@ class Filling:
                     blocked.passed_s = now
 
     def _block(self, lane: Lane, waiting: Waiting, now: float) -> None:
+        if waiting.held_for is not None and now < waiting.held_until_s:
+            return  # it could be placed: nobody is kept from anywhere for its sake
         tenant = waiting.ticket.request.tenant
         if len(lane.blocked) < self._protectable(lane) and not _has(tenant, lane.blocked):
             lane.blocked.append(waiting)

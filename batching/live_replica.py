@@ -15,8 +15,9 @@ from batching.kv_audit import KvAudit
 from batching.kv_forecast import Holder, KvRisk, free_tokens
 from batching.ledger import LeaseRecord, Ledger
 from batching.offer import Offer
+from batching.outlook import PrefillLimit, seconds_until_borne, seconds_until_prefilled
 from batching.pace import Pace
-from batching.placement import Need, Score, blocks_if_fits, blocks_needed, cached_on, could_ever_hold, prefill_steps
+from batching.placement import Need, Score, blocks_if_fits, blocks_needed, could_ever_hold
 from batching.replica import EngineLoad, Lifecycle, ReplicaProfile, ReplicaState
 from batching.request import ServiceTier
 from config.gpus import StepModel, step_model
@@ -28,8 +29,9 @@ _DEFAULT_CHUNK_TOKENS = (
 _TELLING_PREFILL_S = 0.05  # of shorter prompts the first token tells more of the step under way than of the machine
 _TYPICAL_TOKENS = 1000  # that each of them holds
 _TYPICAL_BATCH = 32  # sequences that share a step of a machine in use; prices decoding, not this moment's load
+# Of the KV cache, what prompts take, until it is known how long answers are; counts as much as so many tokens seen.
+_PROMPTS_RATIO, _PROMPTS_PRIOR_TOKENS = 0.9, 50_000
 # Of prefill that was admitted and shows no first token: an estimate that has run out says little, but not that nothing is left.
-_PREFIX_RATIO = 0.9  # of the KV cache: the rest holds answers, and of prompts what is beyond their last whole chunk
 _REST_RATIO = 0.25
 _TIGHT_RATIO = 0.7  # of the KV blocks reserved at high quantiles: from here on the sum is forecast
 _LONGEST_SILENCE_S = 30.0  # after which a replica that left requests without a first token is tried again
@@ -56,6 +58,7 @@ class LiveReplica:
         self.pace = Pace(0.0, 0.0)
         self.kv_risk = KvRisk(_normal_quantile(scheduling.kv_forecast_quantile))
         self.least_output_tokens = 16  # what nearly every answer here reaches
+        self._prompt_tokens = self._answer_tokens = 0  # computed here, ever
         self._prefill_end_s = 0.0
         self.silent_until_s = -inf  # another replica was sooner: it is taken to give no first token until then
         self._silence_s = 0.0  # how long that was; doubles until it gives one
@@ -76,9 +79,12 @@ class LiveReplica:
         return self.profile.block_size or DEFAULT_BLOCK_SIZE
 
     def cached_chunks(self, chunk_tokens: int) -> int | None:
-        """Chunks of prompts that its KV cache can hold; None: not known."""
-        blocks = self.profile.kv_blocks
-        return None if blocks is None else int(_PREFIX_RATIO * blocks) * self.block_size // chunk_tokens
+        """Chunks of prompts that its KV cache can hold, beside the answers; None: not known."""
+        if (blocks := self.profile.kv_blocks) is None:
+            return None
+        computed = self._prompt_tokens + self._answer_tokens + _PROMPTS_PRIOR_TOKENS
+        ratio = (self._prompt_tokens + _PROMPTS_RATIO * _PROMPTS_PRIOR_TOKENS) / computed
+        return int(ratio * blocks) * self.block_size // chunk_tokens
 
     def describe(self, profile: ReplicaProfile) -> None:
         """Takes a profile, new or changed: everything that only depends on it."""
@@ -122,6 +128,7 @@ class LiveReplica:
         """One more request is on its way there."""
         record.alone = not self.ledger.prefill_tokens
         self.ledger.open(record)
+        self._prompt_tokens += record.prefill_tokens
         self._now = record.placed_s
         self._prefill_end_s = max(self._prefill_end_s, record.placed_s) + record.prefill_s
         request = record.lease.request
@@ -176,6 +183,7 @@ class LiveReplica:
         self._now = now
         if record.prefill_s:
             self._prefill_end_s -= record.prefill_s
+        self._answer_tokens += record.emitted_tokens
         self.ledger.close(record.lease.id)
         self.pace.end(record)
         self._stepped = None
@@ -202,8 +210,7 @@ class LiveReplica:
         offer.free_sequences = limit - ledger.sequences
         offer.spared_sequences = limit // 10
         offer.prefill_tokens = ledger.prefill_tokens
-        ahead = ledger.prefill_tokens
-        offer.free_prefill_tokens = UNBOUNDED if ahead <= self._prefill_free_to else self._prefill_budget - ahead
+        offer.free_prefill_tokens = self._prefill_limit.free(ledger.prefill_tokens)
         offer.free_blocks, offer.headroom_ratio = self._free_blocks(limit)
         offer.known_free_tokens, offer.forecast = None, self._forecast
         offer.batch = min(limit, _TYPICAL_BATCH)
@@ -260,11 +267,11 @@ class LiveReplica:
 
     def _limit_prefill(self, step: int | None) -> None:
         if step is None or Mechanism.LATE_BINDING in self._scheduling.without:
-            self._prefill_free_to, self._prefill_budget = inf, UNBOUNDED
+            self._prefill_limit = PrefillLimit()
             return
+        chunks = self._scheduling.prefill_chunks
         # A prompt longer than the budget goes behind at most what is short of its last step: it has to go somewhere.
-        self._prefill_free_to = max(0.0, self._scheduling.prefill_chunks - 1) * step
-        self._prefill_budget = int(self._scheduling.prefill_chunks * step)
+        self._prefill_limit = PrefillLimit(int(chunks * step), max(0.0, chunks - 1) * step)
 
     def _free_blocks(self, sequence_limit: int) -> tuple[int, float]:
         if self._usable_blocks is None or self.profile.kv_blocks is None:
@@ -295,6 +302,11 @@ class LiveReplica:
         watermark = ceil(self._scheduling.kv_watermark_ratio * blocks)
         return free_tokens((blocks - watermark - self.foreign_blocks) * self.block_size, holders, self.kv_risk.margin)
 
+    def seconds_until_turn(self, need: Need, now: float) -> float:
+        """Until a prompt for which there are slots and blocks may come behind those ahead; what takes time is their prefill."""
+        prefilled_s = seconds_until_prefilled(need, self.offer, self.ledger.leases.values(), self._prefill_limit, now)
+        return prefilled_s + seconds_until_borne(need, self.offer, now)
+
     def seconds_until_fit(self, need: Need) -> float | None:
         """When it will fit if nothing else is placed here: leases are taken to end as forecast. None: never."""
         offer = self.offer
@@ -302,7 +314,7 @@ class LiveReplica:
             return None
         if blocks_if_fits(need, offer, self._now) is not None:
             return 0.0
-        earned_s = self._seconds_until_borne(need)
+        earned_s = seconds_until_borne(need, offer, self._now)
         blocks, sequences = -offer.free_blocks, need.request.sequences - offer.free_sequences
         blocks += blocks_needed(need, offer)
         prefill = need.request.prompt_tokens - offer.free_prefill_tokens
@@ -323,16 +335,6 @@ class LiveReplica:
             if blocks <= 0 and sequences <= 0 and prefill <= 0:
                 return max(end_s, earned_s)
         return ends[-1][0] if ends else inf  # empty takes whatever it could ever hold
-
-    def _seconds_until_borne(self, need: Need) -> float:
-        """When its streams will have gained enough to bear the prompt, if they are left alone until then."""
-        offer = self.offer
-        steps, own_s = prefill_steps(offer, need.request.prompt_tokens - cached_on(need, offer), cached_on(need, offer))
-        short_s = offer.held_up_until(self._now, own_s, steps) - offer.binding_s(self._now)
-        if short_s <= 0:
-            return 0.0
-        gain_s = offer.pace_s - offer.decode_s
-        return short_s * offer.decode_s / gain_s if gain_s > 0 else inf
 
     def ledger_only(self, now: float, stale_after_s: float) -> bool:
         """Whether our own ledger is all there is: the engine has told no KV usage that means something, or not lately."""

@@ -56,6 +56,8 @@ class Waiting:
     may_hold: bool = False  # for a replica that meets its objective; only who will turn late, or it would wait for ever
     passed_s: float | None = None  # since when others take room that it could use
     protected_at: ReplicaId | None = None
+    held_for: ReplicaId | None = None  # it waits, or has waited, for this replica although another had room
+    held_until_s: float = inf  # then it is tested everywhere and placed wherever there is room
 
     @property
     def queued(self) -> bool:
@@ -228,6 +230,7 @@ class WaitingQueue:
         self._leaving: LazyHeap[tuple[float, int], Waiting] = LazyHeap(_waits)
         self._turning: LazyHeap[tuple[float, int], Waiting] = LazyHeap(_waits_in_time)
         self._lifting: LazyHeap[tuple[float, int], Waiting] = LazyHeap(_waits_in_time)
+        self._held: LazyHeap[tuple[float, int], Waiting] = LazyHeap(_waits)
         self.lanes: dict[str, Lane] = {}
         self.arrived: set[str] = set()  # models with fresh tickets
         self.tokens = 0
@@ -294,12 +297,33 @@ class WaitingQueue:
         while (entry := self._turning.peek()) and entry[0][0] <= now:
             waiting = self._turning.pop()
             self._set_late(waiting)
-            waiting.tested_epoch = -1
+            self._test_anew(waiting)
             lane = self.lanes[waiting.ticket.request.model]
             lane.push(waiting)
-            lane.fresh.append(waiting)
             lane.grown = True
-            self.arrived.add(lane.model)
+
+    def hold(self, waiting: Waiting, replica: ReplicaId, until_s: float) -> None:
+        """It waits for a replica that holds its beginning, at most until then."""
+        waiting.held_for, waiting.held_until_s = replica, until_s
+        self._held.push((until_s, waiting.ticket.id), waiting)
+
+    def let_go(self, now: float) -> None:
+        """Those that were held for long enough take whatever room there is."""
+        while (entry := self._held.peek()) and entry[0][0] <= now:
+            self._test_anew(self._held.pop())
+
+    def let_go_of(self, replica: ReplicaId) -> None:
+        """It takes no more work: those that are held for it need not be. O(queue)."""
+        for waiting in self._members.values():
+            if waiting.held_for == replica:
+                waiting.held_until_s = -inf
+                self._test_anew(waiting)
+
+    def _test_anew(self, waiting: Waiting) -> None:
+        waiting.tested_epoch = -1
+        lane = self.lanes[waiting.ticket.request.model]
+        lane.fresh.append(waiting)
+        self.arrived.add(lane.model)
 
     def _set_late(self, waiting: Waiting) -> None:
         waiting.rank, waiting.may_hold = LATE, False
@@ -335,11 +359,8 @@ class WaitingQueue:
                 self._lifting.push((entry[0][0] + self._config.aging_s, waiting.ticket.id), waiting)
 
     def next_deadline(self) -> float | None:
-        leaving, turning = self._leaving.peek(), self._turning.peek()
-        if leaving is None or turning is None:
-            first = leaving or turning
-            return None if first is None else first[0][0]
-        return min(leaving[0][0], turning[0][0])
+        entries = self._leaving.peek(), self._turning.peek(), self._held.peek()
+        return min((entry[0][0] for entry in entries if entry is not None), default=None)
 
     def statistics(self, now: float) -> tuple[QueueStatistics, ...]:
         """Of every model and service tier that anything has waited for."""

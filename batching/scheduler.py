@@ -101,6 +101,7 @@ class Scheduler:
                 self._evict(w, Reason.NO_REPLICA, now) for w in self._queue if w.ticket.request.model == model
             ]
         self._queue.turn_late(now)
+        self._queue.let_go(now)
         placed = self._filling.fill(now)
         if self._hedging is not None:
             self._hedging.watch(placed)
@@ -187,6 +188,7 @@ class Scheduler:
     def remove_replica(self, replica: ReplicaId, now: float) -> None:  # noqa: ARG002
         """Takes no more work; gone with its last lease. Raises KeyError for one that is not there."""
         self._fleet.remove(replica)
+        self._queue.let_go_of(replica)
         if self._policy is not None:
             self._policy.forget(replica)
 
@@ -197,6 +199,8 @@ class Scheduler:
     def set_lifecycle(self, replica: ReplicaId, lifecycle: Lifecycle, now: float) -> None:  # noqa: ARG002
         """Raises ValueError for what TRANSITIONS forbids; repeating the present state is no transition."""
         self._fleet.set_lifecycle(replica, lifecycle)
+        if lifecycle is not Lifecycle.READY:
+            self._queue.let_go_of(replica)
         if self._policy is not None and lifecycle in CACHE_LOST:
             self._policy.forget(replica)
 

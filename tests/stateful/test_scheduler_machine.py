@@ -298,8 +298,21 @@ class SchedulerMachine(RuleBasedStateMachine):
                 return "KV blocks until somebody ends"  # the forecast was eased by tokens alone, which nobody looks at
             if not fits:
                 return "credit of the streams" if offer.due_s < inf else None
+        if self._awaits_holder(waiting):
+            return "held for the replica that holds its beginning"
         held = self.now < self.late_at.get(waiting.ticket.id, 0.0)
         return "held" if held and place(need, (offer,), self.now, hold=True) is None else None
+
+    def _awaits_holder(self, waiting: Waiting) -> bool:
+        """Only for one that is ready, and neither past its timer nor past the time at which it could be met."""
+        if waiting.held_for is None or self.now >= waiting.held_until_s:
+            return False
+        assert Mechanism.PREFIX_HOLD not in self.without
+        holder = self.scheduler._fleet[waiting.held_for]
+        due_s = self.scheduler.next_deadline()
+        assert due_s is not None
+        assert due_s <= waiting.held_until_s
+        return holder.lifecycle is Lifecycle.READY and self.now < self.late_at.get(waiting.ticket.id, inf)
 
     def _work_conserving(self) -> None:
         """After a pass everything that waits has, for every replica, a reason to."""
