@@ -35,6 +35,9 @@ WAITING, WATERMARK, CHUNKS = 30, 0.02, 2.0
 class SchedulerMachine(RuleBasedStateMachine):
     """Tickets and leases as a reader of the contract would keep them."""
 
+    profiles = PROFILES
+    scale = 1  # of prompts, shared beginnings and caches
+
     def __init__(self, without: AbstractSet[Mechanism] = frozenset()) -> None:
         super().__init__()
         self.now = 0.0
@@ -59,7 +62,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @initialize(known=st.booleans())
     def fleet(self, known: bool):
-        for replica in PROFILES if known else PROFILES[2:3]:
+        for replica in self.profiles if known else self.profiles[2:3]:
             self.scheduler.add_replica(replica, Lifecycle.READY, 0.0)
 
     # -- what may happen ---------------------------------------------------------------------------------------------
@@ -96,11 +99,11 @@ class SchedulerMachine(RuleBasedStateMachine):
                 model=model,
                 tenant=tenant,
                 service_tier=tier,
-                prompt_tokens=prompt,
+                prompt_tokens=prompt * self.scale,
                 max_output_tokens=output,
                 sequences=sequences,
                 prefix_hashes=tuple(range(prefix)),
-                prefix_chunk_tokens=64,
+                prefix_chunk_tokens=64 * self.scale,
                 deadline_s=None if deadline is None else self.now + deadline,
                 streaming=streaming,
                 arrived_s=self.now - age,
@@ -193,7 +196,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         present = {state.profile.id for state in self.scheduler.states(self.now)}
         if name.id in present:
             self.scheduler.update_profile(
-                profile(name.id, models=name.models, kv_blocks=kv_blocks, usd_per_hour=usd), self.now
+                profile(name.id, models=name.models, kv_blocks=kv_blocks * self.scale, usd_per_hour=usd), self.now
             )
 
     @rule()
@@ -297,7 +300,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             if not reserve_fits(live, request, need.forecast_tokens) and waiting.tested_epoch >= offer.epoch:
                 return "KV blocks until somebody ends"  # the forecast was eased by tokens alone, which nobody looks at
             if not fits:
-                return "credit of the streams" if offer.due_s < inf else None
+                return "credit of the streams, or of those to come" if offer.binding_s(self.now) < inf else None
         if self._awaits_holder(waiting):
             return "held for the replica that holds its beginning"
         held = self.now < self.late_at.get(waiting.ticket.id, 0.0)
@@ -375,10 +378,24 @@ def prompt_fits(live: LiveReplica, request: Request) -> bool:
     return live.ledger.held_tokens + request.prompt_tokens <= (blocks - live.foreign_blocks) * live.block_size
 
 
+class LongPrompts(SchedulerMachine):
+    """Prompts that take seconds, so that their beginnings are worth waiting for."""
+
+    profiles = tuple(
+        profile(one.id, models=one.models, kv_blocks=1600, gpu="L4-24G", max_model_len=None, usd_per_hour=1.0)
+        for one in PROFILES
+    )
+    scale = 20
+
+
 TestScheduler = SchedulerMachine.TestCase
 TestScheduler.settings = settings(
     max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )
+
+
+TestLongPrompts = LongPrompts.TestCase
+TestLongPrompts.settings = settings(TestScheduler.settings, max_examples=200)
 
 
 @pytest.mark.parametrize("mechanism", Mechanism)
