@@ -29,8 +29,7 @@ _DEFAULT_CHUNK_TOKENS = (
 _TELLING_PREFILL_S = 0.05  # of shorter prompts the first token tells more of the step under way than of the machine
 _TYPICAL_TOKENS = 1000  # that each of them holds
 _TYPICAL_BATCH = 32  # sequences that share a step of a machine in use; prices decoding, not this moment's load
-# Of the KV cache, what prompts take, until it is known how long answers are; counts as much as so many tokens seen.
-_PROMPTS_RATIO, _PROMPTS_PRIOR_TOKENS = 0.9, 50_000
+_PREFIX_RATIO = 0.9  # of the KV cache: the rest holds answers, and of prompts what is beyond their last whole chunk
 # Of prefill that was admitted and shows no first token: an estimate that has run out says little, but not that nothing is left.
 _REST_RATIO = 0.25
 _TIGHT_RATIO = 0.7  # of the KV blocks reserved at high quantiles: from here on the sum is forecast
@@ -58,7 +57,6 @@ class LiveReplica:
         self.pace = Pace(0.0, 0.0)
         self.kv_risk = KvRisk(_normal_quantile(scheduling.kv_forecast_quantile))
         self.least_output_tokens = 16  # what nearly every answer here reaches
-        self._prompt_tokens = self._answer_tokens = 0  # computed here, ever
         self._prefill_end_s = 0.0
         self.silent_until_s = -inf  # another replica was sooner: it is taken to give no first token until then
         self._silence_s = 0.0  # how long that was; doubles until it gives one
@@ -79,12 +77,9 @@ class LiveReplica:
         return self.profile.block_size or DEFAULT_BLOCK_SIZE
 
     def cached_chunks(self, chunk_tokens: int) -> int | None:
-        """Chunks of prompts that its KV cache can hold, beside the answers; None: not known."""
-        if (blocks := self.profile.kv_blocks) is None:
-            return None
-        computed = self._prompt_tokens + self._answer_tokens + _PROMPTS_PRIOR_TOKENS
-        ratio = (self._prompt_tokens + _PROMPTS_RATIO * _PROMPTS_PRIOR_TOKENS) / computed
-        return int(ratio * blocks) * self.block_size // chunk_tokens
+        """Chunks of prompts that its KV cache can hold; None: not known."""
+        blocks = self.profile.kv_blocks
+        return None if blocks is None else int(_PREFIX_RATIO * blocks) * self.block_size // chunk_tokens
 
     def describe(self, profile: ReplicaProfile) -> None:
         """Takes a profile, new or changed: everything that only depends on it."""
@@ -128,7 +123,6 @@ class LiveReplica:
         """One more request is on its way there."""
         record.alone = not self.ledger.prefill_tokens
         self.ledger.open(record)
-        self._prompt_tokens += record.prefill_tokens
         self._now = record.placed_s
         self._prefill_end_s = max(self._prefill_end_s, record.placed_s) + record.prefill_s
         request = record.lease.request
@@ -183,7 +177,6 @@ class LiveReplica:
         self._now = now
         if record.prefill_s:
             self._prefill_end_s -= record.prefill_s
-        self._answer_tokens += record.emitted_tokens
         self.ledger.close(record.lease.id)
         self.pace.end(record)
         self._stepped = None

@@ -1,14 +1,14 @@
-"""When a busy replica can take one more prompt, and how much of its cache prompts are believed to take."""
+"""When a busy replica can take one more prompt."""
 
 import pytest
 
 from batching.live_replica import LiveReplica
 from batching.outlook import PrefillLimit
 from batching.placement import Need
-from batching.request import Outcome, ReplicaId
+from batching.request import ReplicaId
 from batching.scheduler import Scheduler
 from config.schema import Objectives
-from tests.support.scheduling import leases, placed, profile, request, scheduler
+from tests.support.scheduling import placed, profile, request, scheduler
 
 A = ReplicaId("a")
 PATIENT = Objectives(ttft_s=100.0)
@@ -59,18 +59,3 @@ def test_without_a_limit_any_prompt_may_come_behind_any():
     """An engine that has not told its steps is sent whatever comes."""
     assert PrefillLimit().free(10**9) > 10**9
     assert PrefillLimit(budget=4096, open_up_to=2048).free(2049) == 2047
-
-
-def test_prompts_are_believed_to_take_what_answers_leave_of_a_cache():
-    """Nine tenths at first; with time by what was computed: nearly all beside short answers, half beside long ones."""
-    fresh, brief, long = (prefilling(kv_blocks=10_000, max_model_len=131_072) for _ in range(3))
-    for built, tokens in ((brief, 10), (long, 6000)):
-        for number in range(60):
-            built.submit(request(f"r{number}", prompt_tokens=6000, max_output_tokens=tokens), 0.0)
-            lease = leases(built.advance(0.0))[0]
-            built.on_first_token(lease.id, 0.0)
-            built.on_tokens(lease.id, tokens, 0.0)
-            built.finish(lease.id, 0.0, outcome=Outcome.COMPLETED)
-    believed = [live(built).cached_chunks(16) for built in (fresh, brief, long)]
-    assert believed == [9000, pytest.approx(9860, abs=30), pytest.approx(5260, abs=60)]
-    assert live(scheduler(profile(kv_blocks=None))).cached_chunks(16) is None
