@@ -15,6 +15,7 @@ from batching.column_placement import MANY, place_among
 from batching.decisions import Decisions
 from batching.estimators import Estimators, KnownLength, LengthForecast, Lengths
 from batching.fleet import Fleet
+from batching.holding import worth_holding
 from batching.lane import LATE, Lane, Order, Waiting
 from batching.ledger import LeaseRecord
 from batching.offer import Offer
@@ -47,6 +48,7 @@ class Filling:
         self._estimators = estimators
         self._lease_ids = count(1)
         self._holds = not scheduling.without & {Mechanism.HOLD, Mechanism.LATE_LAST}
+        self._awaits = Mechanism.PREFIX_HOLD not in scheduling.without
         self._by_cost = Mechanism.COST not in scheduling.without
         self._by_prefix = Mechanism.PREFIX not in scheduling.without
         self._spares = Mechanism.SPARING not in scheduling.without
@@ -233,13 +235,22 @@ class Filling:
                 offers = fleet.roomy(model)
         self.evaluations += len(offers)
         placement = self._choose(waiting, offers, since, now)
-        if placement is None:
+        if placement is None or self._await_holder(waiting, placement, now):
             waiting.tested_epoch = fleet.epoch
             fleet.note_paced(offers, now)
             return []
         if since < 0 and self._decisions is not None:
             offers = fleet.each_offer(model)  # for the record, also those that are full
         return [self._commit(waiting, placement, offers, now)]
+
+    def _await_holder(self, waiting: Waiting, placement: Placement, now: float) -> bool:
+        """Whether it rather waits for a replica that holds its beginning; the first guess says until when, and there is no second."""
+        if not self._awaits or not waiting.may_hold or now >= waiting.held_until_s:
+            return False
+        hold = worth_holding(waiting.need, placement, self._fleet, now)
+        if hold is not None and waiting.held_for is None:
+            self._queue.hold(waiting, *hold)
+        return hold is not None
 
     def _may_prefill(self, waiting: Waiting, now: float) -> bool:
         """Batch makes way for the first tokens of those who are watched."""
@@ -254,6 +265,7 @@ class Filling:
 
     def _commit(self, waiting: Waiting, placement: Placement, offers: Collection[Offer], now: float) -> Placed:
         ticket, need, score = waiting.ticket, waiting.need, placement.score
+        placement.held_for = waiting.held_for
         request, replica = ticket.request, placement.replica
         live = self._fleet[replica]
         prompt, offer = request.prompt_tokens, live.offer
@@ -314,6 +326,8 @@ class Filling:
                     blocked.passed_s = now
 
     def _block(self, lane: Lane, waiting: Waiting, now: float) -> None:
+        if waiting.held_for is not None and now < waiting.held_until_s:
+            return  # it could be placed: nobody is kept from anywhere for its sake
         tenant = waiting.ticket.request.tenant
         if len(lane.blocked) < self._protectable(lane) and not _has(tenant, lane.blocked):
             lane.blocked.append(waiting)

@@ -49,6 +49,8 @@ class Waiting:
     may_hold: bool = False  # for a replica that meets its objective; only who will turn late, or it would wait for ever
     passed_s: float | None = None  # since when others take room that it could use
     protected_at: ReplicaId | None = None
+    held_for: ReplicaId | None = None  # it waits, or has waited, for this replica although another had room
+    held_until_s: float = inf  # then it is tested everywhere and placed wherever there is room
 
     @property
     def queued(self) -> bool:

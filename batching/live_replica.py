@@ -15,6 +15,7 @@ from batching.kv_audit import KvAudit
 from batching.kv_forecast import Holder, KvRisk, free_tokens
 from batching.ledger import LeaseRecord, Ledger
 from batching.offer import Offer
+from batching.outlook import PrefillLimit, seconds_until_borne, seconds_until_prefilled
 from batching.pace import Pace
 from batching.placement import Need, Score
 from batching.replica import EngineLoad, Lifecycle, ReplicaProfile, ReplicaState
@@ -29,8 +30,8 @@ _DEFAULT_CHUNK_TOKENS = (
 _TELLING_PREFILL_S = 0.05  # of shorter prompts the first token tells more of the step under way than of the machine
 _TYPICAL_TOKENS = 1000  # that each of them holds
 _TYPICAL_BATCH = 32  # sequences that share a step of a machine in use; prices decoding, not this moment's load
-# Of prefill that was admitted and shows no first token: an estimate that has run out says little, but not that nothing is left.
 _PREFIX_RATIO = 0.9  # of the KV cache: the rest holds answers, and of prompts what is beyond their last whole chunk
+# Of prefill that was admitted and shows no first token: an estimate that has run out says little, but not that nothing is left.
 _REST_RATIO = 0.25
 _TIGHT_RATIO = 0.7  # of the KV blocks reserved at high quantiles: from here on the sum is forecast
 _LONGEST_SILENCE_S = 30.0  # after which a replica that left requests without a first token is tried again
@@ -256,7 +257,7 @@ class LiveReplica:
         offer.attention_s = factor * step.attention_s
         ahead, ahead_s = ledger.prefill_tokens, ledger.prefill_s
         offer.prefill_tokens = ahead
-        offer.free_prefill_tokens = UNBOUNDED if ahead <= self._prefill_free_to else self._prefill_budget - ahead
+        offer.free_prefill_tokens = self._prefill_limit.free(ahead)
         ends_s, silent_s = self._prefill_end_s, self.silent_until_s
         offer.prefill_end_s = ends_s if ends_s >= silent_s else silent_s
         offer.prefill_rest_s = _REST_RATIO * ahead_s
@@ -303,11 +304,11 @@ class LiveReplica:
 
     def _limit_prefill(self, step: int | None) -> None:
         if step is None or Mechanism.LATE_BINDING in self._scheduling.without:
-            self._prefill_free_to, self._prefill_budget = inf, UNBOUNDED
+            self._prefill_limit = PrefillLimit()
             return
+        chunks = self._scheduling.prefill_chunks
         # A prompt longer than the budget goes behind at most what is short of its last step: it has to go somewhere.
-        self._prefill_free_to = max(0.0, self._scheduling.prefill_chunks - 1) * step
-        self._prefill_budget = int(self._scheduling.prefill_chunks * step)
+        self._prefill_limit = PrefillLimit(int(chunks * step), max(0.0, chunks - 1) * step)
 
     def _forecast(self) -> tuple[float, ...] | None:
         """Only where reserving every lease's own quantile would begin to bind."""
@@ -331,6 +332,11 @@ class LiveReplica:
         ]
         watermark = ceil(self._scheduling.kv_watermark_ratio * blocks)
         return free_tokens((blocks - watermark - self.foreign_blocks) * self.block_size, holders, self.kv_risk.margin)
+
+    def seconds_until_turn(self, need: Need, now: float) -> float:
+        """Until a prompt for which there are slots and blocks may come behind those ahead; what takes time is their prefill."""
+        prefilled_s = seconds_until_prefilled(need, self.offer, self.ledger.leases.values(), self._prefill_limit, now)
+        return prefilled_s + seconds_until_borne(need, self.offer, now)
 
     def seconds_until_fit(self, need: Need) -> float | None:
         """When it will fit if nothing else is placed here; None: never."""

@@ -122,13 +122,16 @@ class Offer:
         """Until when its streams can be held up."""
         return self.due_s if now > self.coming_due_s else min(self.due_s, self.coming_due_s)
 
+    def ahead_s(self, now: float) -> float:
+        """Seconds until what was admitted before is prefilled."""
+        return max(self.prefill_end_s - now, self.prefill_rest_s)
+
     def held_up_until(self, now: float, more_s: float, steps: int) -> float:
         """As far as its streams are concerned, when what is being prefilled and `more_s` in `steps` of it will be over.
 
         Each step gives every stream a token, so only what exceeds the objective holds them up.
         """
-        ahead_s = max(self.prefill_end_s - now, self.prefill_rest_s)
-        return now + self.held_up_ratio * ahead_s + max(0.0, more_s - steps * self.pace_s)
+        return now + self.held_up_ratio * self.ahead_s(now) + max(0.0, more_s - steps * self.pace_s)
 
     def want(self, due_s: float) -> None:
         """Something was refused that fits once its streams are due no sooner."""

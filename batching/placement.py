@@ -7,7 +7,7 @@ in time goes to the most headroom. Does not order requests, or remember anything
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from batching.blocks import UNBOUNDED, blocks_for
@@ -66,6 +66,7 @@ class Placement:
     score: Score
     candidates: tuple[Score, ...] = field(default=(), repr=False)  # the choice and the runner-up
     considered: int = 1  # replicas that could take it
+    held_for: ReplicaId | None = None  # it waited for this one, which holds more of its beginning (`batching.holding`)
 
     def explain(self) -> str:
         s = self.score
@@ -74,6 +75,7 @@ class Placement:
             f"{self.replica} [{self.cost_tier}] by {self.reason}: ttft {s.ttft_s:.3f}s tpot {s.tpot_s * 1e3:.1f}ms "
             f"${s.usd * 1e6:.2f}e-6 for {s.machine_s:.4f} machine-s cached {s.cached_tokens} headroom {room} "
             f"objective {'met' if s.meets_objective else 'missed'} ({self.considered} candidates)"
+            + ("" if self.held_for is None else f", held for {self.held_for}")
         )
 
 
@@ -185,6 +187,12 @@ def blocks_if_fits(need: Need, offer: Offer, now: float = 0.0) -> int | None:
     """KV blocks that the request would reserve there, or None if a budget or a constraint forbids it now."""
     rows = _fitting(need, (offer,), now)
     return rows[0][_BLOCKS] if rows else None
+
+
+def score_with_room(need: Need, offer: Offer, now: float) -> Score | None:
+    """Its figures there if its budgets and its streams were no matter; None: it could never be placed there."""
+    rows = _fitting(need, (replace(offer, empty=True),), now)
+    return _public(need, rows[0], now) if rows else None
 
 
 def prefill_steps(offer: Offer, new: int, cached: int) -> tuple[int, float]:

@@ -74,9 +74,10 @@ class WaitingQueue:
         self._leaving: LazyHeap[tuple[float, int], Waiting] = LazyHeap(_waits)
         self._turning: LazyHeap[tuple[float, int], Waiting] = LazyHeap(_waits_in_time)
         self._lifting: LazyHeap[tuple[float, int], Waiting] = LazyHeap(_waits_in_time)
+        self._held: LazyHeap[tuple[float, int], Waiting] = LazyHeap(_waits)
         self.lanes: dict[str, Lane] = {}
         self.arrived: set[str] = set()  # models with fresh tickets
-        self.soonest_s = inf  # nobody leaves or turns late before
+        self.soonest_s = inf  # nobody leaves, turns late or is let go before
         self._newcomers: list[Waiting] = []  # all of them wait
         self.tokens = 0
         self.bytes = 0
@@ -177,12 +178,34 @@ class WaitingQueue:
         while (entry := self._turning.peek()) and entry[0][0] <= now:
             waiting = self._turning.pop()
             self._set_late(waiting)
-            waiting.tested_epoch = -1
+            self._test_anew(waiting)
             lane = self.lanes[waiting.ticket.request.model]
             lane.push(waiting)
-            lane.fresh.append(waiting)
             lane.grown = True
-            self.arrived.add(lane.model)
+
+    def hold(self, waiting: Waiting, replica: ReplicaId, until_s: float) -> None:
+        """It waits for a replica that holds its beginning, at most until then."""
+        waiting.held_for, waiting.held_until_s = replica, until_s
+        self._held.push((until_s, waiting.ticket.id), waiting)
+        self.soonest_s = min(self.soonest_s, until_s)
+
+    def let_go(self, now: float) -> None:
+        """Those that were held for long enough take whatever room there is."""
+        while (entry := self._held.peek()) and entry[0][0] <= now:
+            self._test_anew(self._held.pop())
+
+    def let_go_of(self, replica: ReplicaId) -> None:
+        """It takes no more work: those that are held for it need not be. O(queue)."""
+        for waiting in self._members.values():
+            if waiting.held_for == replica:
+                waiting.held_until_s = -inf
+                self._test_anew(waiting)
+
+    def _test_anew(self, waiting: Waiting) -> None:
+        waiting.tested_epoch = -1
+        lane = self.lanes[waiting.ticket.request.model]
+        lane.fresh.append(waiting)
+        self.arrived.add(lane.model)
 
     def _set_late(self, waiting: Waiting) -> None:
         waiting.rank, waiting.may_hold = LATE, False
@@ -224,13 +247,14 @@ class WaitingQueue:
                 self._lifting.push((entry[0][0] + self._config.aging_s, waiting.ticket.id), waiting)
 
     def next_deadline(self) -> float | None:
-        """When somebody leaves or turns late; None while nobody waits. Makes `soonest_s` exact."""
+        """When somebody leaves, turns late or was held for long enough; None while nobody waits. Makes `soonest_s` exact."""
         self.settle()
         self.soonest_s = inf
-        leaving, turning = self._leaving.peek(), self._turning.peek()
+        leaving = self._leaving.peek()
         if leaving is None:  # then nobody waits
             return None
-        self.soonest_s = leaving[0][0] if turning is None else min(leaving[0][0], turning[0][0])
+        others = self._turning.peek(), self._held.peek()
+        self.soonest_s = min(leaving[0][0], *(entry[0][0] for entry in others if entry is not None))
         return self.soonest_s
 
     def statistics(self, now: float) -> tuple[QueueStatistics, ...]:

@@ -120,6 +120,7 @@ class Scheduler:
         fleet.lost_models.clear()
         if due:
             queue.turn_late(now)
+            queue.let_go(now)
             queue.next_deadline()  # when to look again
         return left
 
@@ -211,6 +212,7 @@ class Scheduler:
     def remove_replica(self, replica: ReplicaId, now: float) -> None:  # noqa: ARG002
         """Takes no more work; gone with its last lease. Raises KeyError for one that is not there."""
         self._fleet.remove(replica)
+        self._queue.let_go_of(replica)
         if self._policy is not None:
             self._policy.forget(replica)
 
@@ -221,6 +223,8 @@ class Scheduler:
     def set_lifecycle(self, replica: ReplicaId, lifecycle: Lifecycle, now: float) -> None:  # noqa: ARG002
         """Raises ValueError for what TRANSITIONS forbids; repeating the present state is no transition."""
         self._fleet.set_lifecycle(replica, lifecycle)
+        if lifecycle is not Lifecycle.READY:
+            self._queue.let_go_of(replica)
         if self._policy is not None and lifecycle in CACHE_LOST:
             self._policy.forget(replica)
 

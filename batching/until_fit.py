@@ -7,7 +7,8 @@ from math import inf
 
 from batching.ledger import Ledger
 from batching.offer import Offer
-from batching.placement import Need, blocks_if_fits, blocks_needed, cached_on, could_ever_hold, prefill_steps
+from batching.outlook import seconds_until_borne
+from batching.placement import Need, blocks_if_fits, blocks_needed, could_ever_hold
 
 
 def seconds_until_fit(need: Need, offer: Offer, ledger: Ledger, now: float) -> float | None:
@@ -16,7 +17,7 @@ def seconds_until_fit(need: Need, offer: Offer, ledger: Ledger, now: float) -> f
         return None
     if blocks_if_fits(need, offer, now) is not None:
         return 0.0
-    earned_s = _seconds_until_borne(need, offer, now)
+    earned_s = seconds_until_borne(need, offer, now)
     blocks, sequences = -offer.free_blocks, need.request.sequences - offer.free_sequences
     blocks += blocks_needed(need, offer)
     prefill = need.request.prompt_tokens - offer.free_prefill_tokens
@@ -37,14 +38,3 @@ def seconds_until_fit(need: Need, offer: Offer, ledger: Ledger, now: float) -> f
         if blocks <= 0 and sequences <= 0 and prefill <= 0:
             return max(end_s, earned_s)
     return ends[-1][0] if ends else inf  # empty takes whatever it could ever hold
-
-
-def _seconds_until_borne(need: Need, offer: Offer, now: float) -> float:
-    """When its streams will have gained enough to bear the prompt, if they are left alone until then."""
-    cached = cached_on(need, offer)
-    steps, own_s = prefill_steps(offer, need.request.prompt_tokens - cached, cached)
-    short_s = offer.held_up_until(now, own_s, steps) - offer.binding_s(now)
-    if short_s <= 0:
-        return 0.0
-    gain_s = offer.pace_s - offer.decode_s
-    return short_s * offer.decode_s / gain_s if gain_s > 0 else inf

@@ -58,6 +58,7 @@ class Mechanism(StrEnum):
     ITL_GUARD = "itl_guard"  # prefill waits while streams have no time to spare
     KV_FORECAST = "kv_forecast"  # the sum of all growth is forecast, not each request's worst case
     PREFIX = "prefix"  # cached prefixes count as prefill saved
+    PREFIX_HOLD = "prefix_hold"  # a request waits for the replica that holds its beginning, where that is worth it
     COST = "cost"  # the cheapest replica that will do, not the fastest
     AUDIT = "audit"  # what was learned loses weight where it does worse than not learning
     SPARING = "sparing"  # batch leaves replicas free of its prompts, as many as those who are watched need

@@ -123,6 +123,7 @@ def _choice(placement: Placement) -> Document:
         "cost_tier": placement.cost_tier,
         "reason": placement.reason,
         "considered": placement.considered,
+        "held_for": placement.held_for,
         "score": asdict(placement.score),
         "runner_up": asdict(placement.candidates[1]) if len(placement.candidates) > 1 else None,
     }
@@ -138,6 +139,7 @@ def _placement(choice: Mapping[str, Any]) -> Placement:
         score=score,
         candidates=(score,) if runner_up is None else (score, Score(**runner_up)),
         considered=int(choice["considered"]),
+        held_for=None if (held_for := choice.get("held_for")) is None else ReplicaId(held_for),
     )
 
 

@@ -98,6 +98,8 @@ def _asked(record: DecisionRecord, need: Need) -> Iterator[str]:
     request, placement = need.request, record.placement
     waited_s = record.placed_s - record.queued_s
     again = f", not on {', '.join(sorted(request.avoid))}, which had been tried or were slow" if request.avoid else ""
+    if placement.held_for is not None:
+        again += f", though another had room, for {placement.held_for}, which holds more of its beginning"
     yield f"{record.request_id} went to {record.replica}: {_REASONS.get(placement.reason, placement.reason)}."
     yield ""
     yield f"  model       {request.model}, {ServiceTier(request.service_tier).label} tier, tenant {request.tenant}"

@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from batching.blocks import blocks_for
 from batching.decision_record import offer_values, told
+from batching.fleet import _REPACE_S
 from batching.kv_forecast import HORIZONS
 from batching.lane import Waiting
 from batching.ledger import LeaseRecord
@@ -36,6 +37,9 @@ WAITING, WATERMARK, CHUNKS = 30, 0.02, 2.0
 class SchedulerMachine(RuleBasedStateMachine):
     """Tickets and leases as a reader of the contract would keep them."""
 
+    profiles = PROFILES
+    scale = 1  # of prompts, shared beginnings and caches
+
     def __init__(self, without: AbstractSet[Mechanism] = frozenset()) -> None:
         super().__init__()
         self.now = 0.0
@@ -60,7 +64,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @initialize(known=st.booleans())
     def fleet(self, known: bool):
-        for replica in PROFILES if known else PROFILES[2:3]:
+        for replica in self.profiles if known else self.profiles[2:3]:
             self.scheduler.add_replica(replica, Lifecycle.READY, 0.0)
 
     # -- what may happen ---------------------------------------------------------------------------------------------
@@ -97,11 +101,11 @@ class SchedulerMachine(RuleBasedStateMachine):
                 model=model,
                 tenant=tenant,
                 service_tier=tier,
-                prompt_tokens=prompt,
+                prompt_tokens=prompt * self.scale,
                 max_output_tokens=output,
                 sequences=sequences,
                 prefix_hashes=tuple(range(prefix)),
-                prefix_chunk_tokens=64,
+                prefix_chunk_tokens=64 * self.scale,
                 deadline_s=None if deadline is None else self.now + deadline,
                 streaming=streaming,
                 arrived_s=self.now - age,
@@ -194,7 +198,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         present = {state.profile.id for state in self.scheduler.states(self.now)}
         if name.id in present:
             self.scheduler.update_profile(
-                profile(name.id, models=name.models, kv_blocks=kv_blocks, usd_per_hour=usd), self.now
+                profile(name.id, models=name.models, kv_blocks=kv_blocks * self.scale, usd_per_hour=usd), self.now
             )
 
     @rule()
@@ -304,9 +308,27 @@ class SchedulerMachine(RuleBasedStateMachine):
             if not reserve_fits(live, request, need.forecast_tokens) and waiting.tested_epoch >= offer.epoch:
                 return "KV blocks until somebody ends"  # the forecast was eased by tokens alone, which nobody looks at
             if not fits:
-                return "credit of the streams" if offer.due_s < inf else None
+                return "credit of the streams, or of those to come" if offer.binding_s(self.now) < inf else None
+        if live.ledger.leases and offer.wanted_due_s < inf and waiting.tested_epoch >= offer.epoch:
+            due_s = self.scheduler.next_deadline()
+            assert due_s is not None
+            assert due_s <= self.now + _REPACE_S
+            return "streams that were expected did not come: time alone tells that, and a timer looks"
+        if self._awaits_holder(waiting):
+            return "held for the replica that holds its beginning"
         held = self.now < self.late_at.get(waiting.ticket.id, 0.0)
         return "held" if held and place(need, (offer,), self.now, hold=True) is None else None
+
+    def _awaits_holder(self, waiting: Waiting) -> bool:
+        """Only for one that is ready, and neither past its timer nor past the time at which it could be met."""
+        if waiting.held_for is None or self.now >= waiting.held_until_s:
+            return False
+        assert Mechanism.PREFIX_HOLD not in self.without
+        holder = self.scheduler._fleet[waiting.held_for]
+        due_s = self.scheduler.next_deadline()
+        assert due_s is not None
+        assert due_s <= waiting.held_until_s
+        return holder.lifecycle is Lifecycle.READY and self.now < self.late_at.get(waiting.ticket.id, inf)
 
     def _work_conserving(self) -> None:
         """After a pass everything that waits has, for every replica, a reason to."""
@@ -369,10 +391,24 @@ def prompt_fits(live: LiveReplica, request: Request) -> bool:
     return live.ledger.held_tokens + request.prompt_tokens <= (blocks - live.foreign_blocks) * live.block_size
 
 
+class LongPrompts(SchedulerMachine):
+    """Prompts that take seconds, so that their beginnings are worth waiting for."""
+
+    profiles = tuple(
+        profile(one.id, models=one.models, kv_blocks=1600, gpu="L4-24G", max_model_len=None, usd_per_hour=1.0)
+        for one in PROFILES
+    )
+    scale = 20
+
+
 TestScheduler = SchedulerMachine.TestCase
 TestScheduler.settings = settings(
     max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )
+
+
+TestLongPrompts = LongPrompts.TestCase
+TestLongPrompts.settings = settings(TestScheduler.settings, max_examples=200)
 
 
 @pytest.mark.parametrize("mechanism", Mechanism)

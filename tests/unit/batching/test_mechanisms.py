@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from batching.replica import Lifecycle
 from batching.request import Outcome, ReplicaId, ServiceTier
 from config.schema import Mechanism, Scheduling
 from tests.support.scheduling import leases, placed, profile, request, scheduler
@@ -100,6 +101,22 @@ def prefix(without: Any):
     return built.advance(0.1)[0].placement.replica == first.placement.replica
 
 
+def prefix_hold(without: Any):
+    """A turn of a conversation waits for the replica that has its beginning, while that one prefills another prompt."""
+    large = {"kv_blocks": 20_000, "max_model_len": 131_072}
+    built = scheduler(profile("a", **large), scheduling={"without": without})
+    chunks = {"prefix_hashes": tuple(range(16)), "prefix_chunk_tokens": 512}
+    built.submit(request("first", prompt_tokens=8200, **chunks), 0.0)
+    lease = leases(built.advance(0.0))[0]
+    built.on_first_token(lease.id, 0.4)
+    built.finish(lease.id, 0.5, outcome=Outcome.COMPLETED, output_tokens=10)
+    built.submit(request("other", arrived_s=1.0, prompt_tokens=6000), 1.0)
+    built.advance(1.0)
+    built.add_replica(profile("b", **large), Lifecycle.READY, 1.0)
+    built.submit(request("turn", arrived_s=1.0, prompt_tokens=8500, **chunks), 1.0)
+    return built.advance(1.0) == []
+
+
 def cost(without: Any):
     """Of two that meet the objective with ease the cheaper, not the faster."""
     built = scheduler(H100, profile("l4", gpu="L4-24G", usd_per_hour=0.1), scheduling={"without": without})
@@ -162,6 +179,7 @@ BEHAVIOURS: dict[Mechanism, Callable[[Any], bool]] = {
     Mechanism.ITL_GUARD: itl_guard,
     Mechanism.KV_FORECAST: kv_forecast,
     Mechanism.PREFIX: prefix,
+    Mechanism.PREFIX_HOLD: prefix_hold,
     Mechanism.COST: cost,
     Mechanism.FLOORS: floors,
     Mechanism.SPARING: sparing,
@@ -177,12 +195,19 @@ def test_a_mechanism_does_what_it_is_named_for_until_switched_off(mechanism: Mec
     assert not shows((mechanism,))
 
 
+# What is pointless, or does not show in the scene above, without another mechanism.
+LEAN_ON: dict[Mechanism, set[Mechanism]] = {
+    Mechanism.LATE_LAST: {Mechanism.HOLD, Mechanism.PREFIX_HOLD},  # who is held turns late in the end
+    Mechanism.PREFIX: {Mechanism.PREFIX_HOLD},
+    Mechanism.LATE_BINDING: {Mechanism.PREFIX_HOLD},  # a replica behind whose prompts any other may queue has room
+    Mechanism.SPEED: {Mechanism.HOLD, Mechanism.ITL_GUARD},  # told of one kind of machine only
+}
+
+
 @pytest.mark.parametrize("mechanism", Mechanism)
 def test_the_others_do_not_need_it(mechanism: Mechanism):
-    """Without one mechanism the others' behaviours are still there; only holding is pointless unless the late yield."""
-    gone = {mechanism, Mechanism.HOLD} if mechanism is Mechanism.LATE_LAST else {mechanism}
-    if mechanism is Mechanism.SPEED:
-        gone |= {Mechanism.HOLD, Mechanism.ITL_GUARD}  # told of one kind of machine only
+    """Without one mechanism the others' behaviours are still there, but for those that lean on it."""
+    gone = {mechanism} | LEAN_ON.get(mechanism, set())
     assert {other for other, shows in BEHAVIOURS.items() if shows((mechanism,))} == set(Mechanism) - gone
 
 

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from batching.decision_record import DecisionRecord, decide_again
-from batching.request import Outcome, ServiceTier
+from batching.request import Outcome, ReplicaId, ServiceTier
 from config.schema import CostTier
 from router.decision_documents import FIELDS, Pseudonyms, document, parsed
 from tests.support.decisions import Kept
@@ -34,6 +34,7 @@ def through_json(record: DecisionRecord, *, named: bool) -> DecisionRecord:
 def test_a_record_survives_json(named: bool):
     """Infinite objectives, sets, tiers and every float to the bit: it decides again as it did."""
     record = placed()
+    record.placement.held_for = ReplicaId("full")
     again = through_json(record, named=named)
     assert (again.need, again.offers, again.survival) == (record.need, record.offers, record.survival)
     assert (again.placement, again.ended, again.hold) == (record.placement, record.ended, record.hold)

@@ -65,6 +65,15 @@ def test_the_totals_are_the_scheduler_s_own():
     assert f"r went to {score.replica}: " in text
 
 
+def test_what_it_was_held_for():
+    """Who waited although another replica had room is told of whose cache it waited for."""
+    kept = busy()
+    kept.place(request("r"))
+    assert "though another had room" not in explain(kept.last)
+    kept.last.placement.held_for = CHEAP.id
+    assert "in the gateway's queue, though another had room, for cheap, which holds more" in explain(kept.last)
+
+
 def test_choice_and_runner_up_stand_first():
     """Both are spelled out, the others have a line and a verdict each."""
     kept = Kept(CHEAP, DEAR, profile("full", max_num_seqs=1, usd_per_hour=0.01))

@@ -1,0 +1,52 @@
+"""When a busy replica can take one more prompt, if nothing else is placed there meanwhile.
+
+A guess from its leases: prompts are prefilled in the order in which they came, and streams gain with each token. Decides nothing.
+"""
+
+from collections.abc import Iterable
+from math import inf
+from typing import NamedTuple
+
+from batching.blocks import UNBOUNDED
+from batching.ledger import LeaseRecord
+from batching.offer import Offer
+from batching.placement import Need, cached_on, prefill_steps
+
+
+class PrefillLimit(NamedTuple):
+    """Prompt tokens that one replica may have ahead of it; a prompt longer than the budget has to go somewhere, too."""
+
+    budget: int = UNBOUNDED
+    open_up_to: float = inf  # so many ahead, and a prompt of any length may come behind them
+
+    def free(self, ahead: int) -> int:
+        """Tokens that may come behind those."""
+        return UNBOUNDED if ahead <= self.open_up_to else self.budget - ahead
+
+
+def seconds_until_prefilled(
+    need: Need, offer: Offer, leases: Iterable[LeaseRecord], limit: PrefillLimit, now: float
+) -> float:
+    """Until so many of the prompts ahead have their first token that this one may come behind the rest. O(leases)."""
+    new, ahead = need.request.prompt_tokens - cached_on(need, offer), offer.prefill_tokens
+    if limit.free(ahead) >= new:
+        return 0.0
+    coming = [record for record in leases if record.prefill_tokens]
+    end_s = offer.ahead_s(now) - sum(record.prefill_s for record in coming)
+    for record in coming:
+        end_s += record.prefill_s
+        ahead -= record.prefill_tokens
+        if limit.free(ahead) >= new:
+            break
+    return max(0.0, end_s)
+
+
+def seconds_until_borne(need: Need, offer: Offer, now: float) -> float:
+    """Until its streams have gained enough to bear the prompt, if they are left alone until then."""
+    cached = cached_on(need, offer)
+    steps, own_s = prefill_steps(offer, need.request.prompt_tokens - cached, cached)
+    short_s = offer.held_up_until(now, own_s, steps) - offer.binding_s(now)
+    if short_s <= 0:
+        return 0.0
+    gain_s = offer.pace_s - offer.decode_s
+    return short_s * offer.decode_s / gain_s if gain_s > 0 else inf
