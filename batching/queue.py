@@ -12,7 +12,7 @@ from typing import Final
 from batching.lane import BATCH, LATE, Lane, Waiting
 from batching.lazy_heap import LazyHeap
 from batching.placement import Need
-from batching.request import Request, ServiceTier
+from batching.request import ReplicaId, Request, ServiceTier
 from batching.ticket import Ticket, TicketId, TicketState
 from config.schema import Floors
 from config.schema import Queue as QueueConfig
