@@ -254,7 +254,7 @@ class WaitingQueue:
         if leaving is None:  # then nobody waits
             return None
         others = self._turning.peek(), self._held.peek()
-        self.soonest_s = min(leaving[0][0], *(entry[0][0] for entry in others if entry is not None))
+        self.soonest_s = min([leaving[0][0], *(entry[0][0] for entry in others if entry is not None)])
         return self.soonest_s
 
     def statistics(self, now: float) -> tuple[QueueStatistics, ...]:
