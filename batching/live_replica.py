@@ -19,6 +19,7 @@ from batching.pace import Pace
 from batching.placement import Need, Score, blocks_if_fits, blocks_needed, cached_on, could_ever_hold, prefill_steps
 from batching.replica import EngineLoad, Lifecycle, ReplicaProfile, ReplicaState
 from batching.request import ServiceTier
+from batching.shares import ALONE, Share
 from config.gpus import StepModel, step_model
 from config.schema import CostTier, Mechanism, Scheduling
 
@@ -47,6 +48,7 @@ class LiveReplica:
         self.retired = False  # removed, but leases live
         self.load: EngineLoad | None = None
         self.foreign_blocks = 0
+        self.share: Share = ALONE  # of its budgets, where other gateways use it, too
         self.ledger = Ledger()
         self.learned = LearnedSequences(prior_sequences(profile.gpu, profile.gpu_count))
         self.speed = ReplicaSpeed()
@@ -70,6 +72,11 @@ class LiveReplica:
     def max_num_seqs(self) -> int:
         """Declared or asked, else learned."""
         return self.profile.max_num_seqs or self.learned.limit
+
+    @property
+    def usable_blocks(self) -> int | None:
+        """KV blocks that all gateways together may reserve; None: not known."""
+        return None if self._usable_blocks is None else self._usable_blocks - self.foreign_blocks
 
     @property
     def block_size(self) -> int:
@@ -106,17 +113,16 @@ class LiveReplica:
         """A fresh report. What is the engine's beyond ours is fixed now: our own figure moves on, its report does not."""
         self.load = load
         self._now = now  # also what lets go of streams that fell silent: nothing else may happen here
-        self.learned.observe(load, ours=self.ledger.sequences)
+        self.learned.observe(load, ours=self.ledger.sequences + self.share.others_sequences)
         self.kv_risk.observe(load.preemptions_total, load.kv_usage_ratio)
-        believed_blocks, used = self.ledger.held_blocks + self.foreign_blocks, None
+        known_blocks = self.ledger.held_blocks + self.share.others_blocks
+        believed_blocks, used = known_blocks + self.foreign_blocks, None
         self.foreign_blocks = 0
         if load.kv_usage_ratio is not None and self.profile.kv_blocks is not None:
             used = round(load.kv_usage_ratio * self.profile.kv_blocks)
-            self.foreign_blocks = max(0, used - self.ledger.held_blocks)
+            self.foreign_blocks = max(0, used - known_blocks)
         self._kv_audit.reported(used, believed_blocks=believed_blocks)
         self._kv_audit.look(self.ledger.leases, self.pace.steps, now)
-
-    # -- its leases --------------------------------------------------------------------------------------------------
 
     def opened(self, record: LeaseRecord) -> None:
         """One more request is on its way there."""
@@ -192,21 +198,23 @@ class LiveReplica:
 
     def refresh(self) -> bool:
         """Rewrites the offer; True if something that did not fit before may fit now."""
-        offer, ledger = self.offer, self.ledger
+        offer, ledger, share = self.offer, self.ledger, self.share
         was_open, was_empty, sequences, blocks, prefill = (
             offer.open, offer.empty, offer.free_sequences, offer.free_blocks, offer.prefill_tokens,
         )  # fmt: skip
         offer.open = self.lifecycle is _READY and not self.retired
-        offer.empty = not ledger.leases
-        limit = self.profile.max_num_seqs or self.learned.limit
+        offer.empty = not ledger.leases and share.whole  # else what it takes beyond its budgets would be others'
+        limit = share.of(self.max_num_seqs)
         offer.free_sequences = limit - ledger.sequences
         offer.spared_sequences = limit // 10
         offer.prefill_tokens = ledger.prefill_tokens
         ahead = ledger.prefill_tokens
-        offer.free_prefill_tokens = UNBOUNDED if ahead <= self._prefill_free_to else self._prefill_budget - ahead
+        offer.free_prefill_tokens = share.of(self._prefill_budget) - ahead
+        if share.scaled(ahead) <= self._prefill_free_to:
+            offer.free_prefill_tokens = UNBOUNDED
         offer.free_blocks, offer.headroom_ratio = self._free_blocks(limit)
         offer.known_free_tokens, offer.forecast = None, self._forecast
-        offer.batch = min(limit, _TYPICAL_BATCH)
+        offer.batch = min(self.max_num_seqs, _TYPICAL_BATCH)
         self._refresh_times()
         eased = inf > offer.wanted_due_s <= offer.binding_s(self._now)
         if eased:
@@ -221,17 +229,18 @@ class LiveReplica:
         )
 
     def _refresh_times(self) -> None:
-        offer, ledger, step = self.offer, self.ledger, self._step
+        offer, ledger, share, step = self.offer, self.ledger, self.share, self._step
+        running = ledger.sequences + share.others_sequences
         ttft, tpot, cached = self._trust
         prefill = believed(self.speed.ttft_factor, 1.0, ttft.weight)
         decode = believed(self.speed.tpot_factor, 1.0, tpot.weight)
         offer.prefix_trust_ratio = believed(self.speed.prefix_trust_ratio, 0.0, cached.weight)
-        kv_s = step.kv_token_s * (ledger.held_tokens + self.foreign_blocks * self.block_size)
-        offer.price_decode_s = step.overhead_s + max(step.weights_s, step.token_s * (ledger.sequences + 1)) + kv_s
+        kv_s = step.kv_token_s * (ledger.held_tokens + (self.foreign_blocks + share.others_blocks) * self.block_size)
+        offer.price_decode_s = step.overhead_s + max(step.weights_s, step.token_s * (running + 1)) + kv_s
         offer.price_factor = 1 / prefill
         offer.decode_s = decode * offer.price_decode_s
         offer.kv_token_s = decode * step.kv_token_s
-        offer.chunk_s = prefill * (step.overhead_s + kv_s + step.token_s * ledger.sequences)
+        offer.chunk_s = prefill * (step.overhead_s + kv_s + step.token_s * running)
         offer.token_s, offer.weights_s = prefill * step.token_s, prefill * step.weights_s
         offer.attention_s = prefill * step.attention_s
         offer.prefill_end_s = max(self._prefill_end_s, self.silent_until_s)
@@ -268,16 +277,17 @@ class LiveReplica:
 
     def _free_blocks(self, sequence_limit: int) -> tuple[int, float]:
         if self._usable_blocks is None or self.profile.kv_blocks is None:
-            return UNBOUNDED, 1 - self.ledger.sequences / sequence_limit
-        used = self.ledger.reserved_blocks + self.foreign_blocks
-        return self._usable_blocks - used, 1 - used / self.profile.kv_blocks
+            return UNBOUNDED, 1 - self.ledger.sequences / max(sequence_limit, 1)
+        reserved, foreign, share = self.ledger.reserved_blocks, self.foreign_blocks, self.share
+        used = share.scaled(reserved) + foreign
+        return share.of(self._usable_blocks - foreign) - reserved, 1 - used / self.profile.kv_blocks
 
     def _forecast(self) -> tuple[float, ...] | None:
         """Only where reserving every lease's own quantile would begin to bind."""
         blocks = self.profile.kv_blocks
         if (
             blocks is None
-            or self.ledger.reserved_blocks + self.foreign_blocks < _TIGHT_RATIO * blocks
+            or self.share.scaled(self.ledger.reserved_blocks) + self.foreign_blocks < _TIGHT_RATIO * blocks
             or Mechanism.KV_FORECAST in self._scheduling.without
         ):
             return None
@@ -292,8 +302,8 @@ class LiveReplica:
             for record in self.ledger.leases.values()
             if record.lengths is not None
         ]
-        watermark = ceil(self._scheduling.kv_watermark_ratio * blocks)
-        return free_tokens((blocks - watermark - self.foreign_blocks) * self.block_size, holders, self.kv_risk.margin)
+        usable = self.share.of(self.usable_blocks or 0)
+        return free_tokens(usable * self.block_size, holders, self.kv_risk.margin)
 
     def seconds_until_fit(self, need: Need) -> float | None:
         """When it will fit if nothing else is placed here: leases are taken to end as forecast. None: never."""
@@ -352,6 +362,7 @@ class LiveReplica:
             held_blocks=ledger.held_blocks,
             reserved_blocks=ledger.reserved_blocks,
             foreign_blocks=self.foreign_blocks,
+            share=self.share,
             load=self.load,
             load_age_s=None if self.load is None else max(0.0, now - self.load.observed_s),
             ledger_only=self.ledger_only(now, stale_after_s),
