@@ -1,0 +1,76 @@
+"""When a worker reports what it has of each replica: once a second, and sooner when somebody waits or others do.
+
+Where the book is kept is the desk's business: here it is the supervisor, over its line.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Final, Protocol
+
+from batching.holding import Holding
+from batching.request import ReplicaId
+from batching.shares import Claim, Share
+from router.admission import Admission
+
+_REPORT_S: Final = 1.0
+_UNEASY_S: Final = 0.05  # while somebody waits for more, or others for what is in use here
+_CALM_S: Final = 0.25  # while somebody waits, but not for want of a share
+
+
+class ShareDesk(Protocol):
+    """Where the book of shares is kept, seen from a holder. Answers come by `ShareClient.take`, asked for or not."""
+
+    def report(self, number: int, claims: Mapping[ReplicaId, Claim]) -> None:
+        """Hand in a report; never waits, and may be lost."""
+        ...
+
+
+class ShareClient:
+    """Owns one timer. `begin` inside the loop."""
+
+    def __init__(self, admission: Admission, desk: ShareDesk) -> None:
+        self._admission = admission
+        self._desk = desk
+        self._holding = Holding(admission.scheduler)
+        self._timer: asyncio.TimerHandle | None = None
+        self._reported_s = 0.0
+        self._on_first: Callable[[], None] | None = None
+
+    def begin(self, on_first: Callable[[], None]) -> None:
+        """`on_first`: called at the first answer."""
+        self._on_first = on_first
+        self._admission.on_waiting = self._hurry
+        self._report()
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def take(self, number: int, shares: Mapping[ReplicaId, Share]) -> None:
+        """An answer of the desk."""
+        if self._holding.take(number, shares):
+            self._report()
+        self._admission.soon()
+        if self._on_first is not None:
+            first, self._on_first = self._on_first, None
+            first()
+
+    def _hurry(self) -> None:
+        """Somebody waits."""
+        uneasy = self._holding.short or self._holding.owing
+        self._at(self._reported_s + (_UNEASY_S if uneasy else _CALM_S))
+
+    def _report(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._reported_s = loop.time()
+        self._desk.report(*self._holding.report())
+        if self._timer is not None:
+            self._timer.cancel()
+        uneasy = self._holding.short or self._holding.owing
+        self._timer = loop.call_later(_UNEASY_S if uneasy else _REPORT_S, self._report)
+
+    def _at(self, time_s: float) -> None:
+        if self._timer is None or self._timer.when() <= time_s:
+            return
+        self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_at(time_s, self._report)
