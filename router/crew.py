@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from metrics.pages import Page
+from router.decision_documents import Document
+from router.decision_log import Asked
 
 
 class Crew(Protocol):
@@ -26,4 +28,8 @@ class Crew(Protocol):
 
     async def pages(self) -> Sequence[Page]:
         """Everybody's figures, this one's too, and what those who are gone had counted."""
+        ...
+
+    async def decisions(self, asked: Asked) -> list[Document]:
+        """Everybody's, newest first."""
         ...

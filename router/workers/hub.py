@@ -69,6 +69,7 @@ class Hub:
         self._seats = seats
         self._on_ready = on_ready
         self._lines: list[_Line] = []
+        self._conversations: set[asyncio.Task[None]] = set()
         self._open: dict[int, _Open] = {}
         self._holders, self._questions = count(1), count(1)
         self._departed = Page({}, {}, {})
@@ -78,11 +79,14 @@ class Hub:
         """Listen there; raises OSError."""
         self._server = await asyncio.start_unix_server(self._converse, path)
 
-    def close(self) -> None:
+    async def close(self) -> None:
+        """All lines, and what was going on over them."""
         if self._server is not None:
             self._server.close()
         for line in self._lines:
             line.writer.close()
+        if self._conversations:  # cancelled by the loop's end they would each leave a traceback
+            await asyncio.wait(self._conversations, timeout=_PATIENCE_S)
 
     def tell_all(self, message: ToWorker) -> None:
         for line in self._lines:
@@ -92,6 +96,10 @@ class Hub:
         return any(line.seat == seat for line in self._lines)
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task: asyncio.Task[None] | None = asyncio.current_task()
+        assert task is not None
+        self._conversations.add(task)
+        task.add_done_callback(self._conversations.discard)
         hello = await from_worker(reader)
         if not isinstance(hello, Hello):
             writer.close()

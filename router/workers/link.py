@@ -12,9 +12,13 @@ from itertools import count
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from batching.request import ReplicaId
 from batching.shares import Claim, Share
 from metrics.pages import Page, packed, unpacked
+from router.decision_documents import Document
+from router.decision_log import Asked
 from router.workers.wire import (
     Answer,
     Ask,
@@ -47,6 +51,7 @@ class Orders:
     orphaned: Callable[[], None]  # the supervisor is gone
     answer: Callable[[int, Mapping[ReplicaId, Share]], None]  # shares
     page: Callable[[], Page]  # the figures of now
+    decisions: Callable[[Asked], list[Document]]  # the last placements
 
 
 class Link:
@@ -96,12 +101,19 @@ class Link:
 
     async def pages(self) -> Sequence[Page]:
         """Of all workers, and of those who are gone. Without a supervisor: nobody's but ours."""
-        bodies = await self._ask(Topic.PAGE)
+        bodies = await self._ask(Topic.PAGE, b"")
         if bodies is None:
             return [] if self._orders is None else [self._orders.page()]
         return [unpacked(body) for body in bodies]
 
-    async def _ask(self, topic: Topic, question: bytes = b"") -> list[bytes] | None:
+    async def decisions(self, asked: Asked) -> list[Document]:
+        """Of all workers, newest first."""
+        bodies = await self._ask(Topic.DECISIONS, msgspec.json.encode(asked))
+        found: list[Document] = [entry for body in bodies or () for entry in msgspec.json.decode(body)]
+        found.sort(key=lambda entry: str(entry["at"]), reverse=True)
+        return found[: asked.limit]
+
+    async def _ask(self, topic: Topic, question: bytes) -> list[bytes] | None:
         number = next(self._numbers)
         future: asyncio.Future[list[bytes]] = asyncio.get_running_loop().create_future()
         self._asked[number] = future
@@ -118,8 +130,11 @@ class Link:
         match message:
             case Answer(number, shares):
                 orders.answer(number, shares)
-            case Question(number):
+            case Question(number, Topic.PAGE):
                 self._send(Reply(number, packed(orders.page())))
+            case Question(number, Topic.DECISIONS, question):
+                asked = msgspec.json.decode(question, type=Asked)
+                self._send(Reply(number, msgspec.json.encode(orders.decisions(asked))))
             case Replies(number, bodies):
                 if (future := self._asked.get(number)) is not None and not future.done():
                     future.set_result(bodies)

@@ -13,8 +13,7 @@ from batching.shares import Claim, Share
 from router.admission import Admission
 
 _REPORT_S: Final = 1.0
-_UNEASY_S: Final = 0.05  # while somebody waits for more, or others for what is in use here
-_CALM_S: Final = 0.25  # while somebody waits, but not for want of a share
+_UNEASY_S: Final = 0.05  # while somebody waits, or others for what is in use here
 
 
 class ShareDesk(Protocol):
@@ -34,6 +33,7 @@ class ShareClient:
         self._holding = Holding(admission.scheduler)
         self._timer: asyncio.TimerHandle | None = None
         self._reported_s = 0.0
+        self._pause_s = _UNEASY_S
         self._on_first: Callable[[], None] | None = None
 
     def begin(self, on_first: Callable[[], None]) -> None:
@@ -56,18 +56,19 @@ class ShareClient:
             first()
 
     def _hurry(self) -> None:
-        """Somebody waits."""
-        uneasy = self._holding.short or self._holding.owing
-        self._at(self._reported_s + (_UNEASY_S if uneasy else _CALM_S))
+        """Somebody waits; whether for want of a share, the report will tell."""
+        self._at(self._reported_s + self._pause_s)
 
     def _report(self) -> None:
         loop = asyncio.get_running_loop()
         self._reported_s = loop.time()
         self._desk.report(*self._holding.report())
+        # A large fleet takes a while to reckon: no more than a twentieth of the time is spent on it.
+        self._pause_s = max(_UNEASY_S, 20 * (loop.time() - self._reported_s))
         if self._timer is not None:
             self._timer.cancel()
         uneasy = self._holding.short or self._holding.owing
-        self._timer = loop.call_later(_UNEASY_S if uneasy else _REPORT_S, self._report)
+        self._timer = loop.call_later(self._pause_s if uneasy else _REPORT_S, self._report)
 
     def _at(self, time_s: float) -> None:
         if self._timer is None or self._timer.when() <= time_s:

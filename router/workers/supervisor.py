@@ -86,7 +86,7 @@ class Supervisor:
         await self._ended.wait()
         if self._deadline is not None:
             self._deadline.cancel()
-        self._hub.close()
+        await self._hub.close()
         return self._exit_code
 
     # -- workers -----------------------------------------------------------------------------------------------------
@@ -131,17 +131,18 @@ class Supervisor:
         if not self._served and not any(other.process for other in self._chairs):
             log.error("no worker could start (the last: %s); see above", how)
             self._exit_code = 1
+            self._cancel_starts()
             self._ended.set()
             return
-        if not self._served:
-            return  # the others may yet: what ails one at the start ails all
         self._replace(chair, how)
 
     def _replace(self, chair: _Chair, how: str) -> None:
         loop = asyncio.get_running_loop()
-        if loop.time() - chair.started_s >= _SHORT_LIFE_S and chair.ready:
+        if not chair.ready:
+            chair.pause_s = max(chair.pause_s, _FIRST_PAUSE_S)
+        elif loop.time() - chair.started_s >= _SHORT_LIFE_S:
             chair.pause_s = 0.0
-        log.warning("worker %d has ended (%s); its streams are lost, it is started again", chair.number, how)
+        log.warning("worker %d has ended (%s) and is started again", chair.number, how)
         self._hub.metrics.worker_restarts_total.inc()
         chair.timer = loop.call_later(chair.pause_s, self._start, chair)
         chair.pause_s = min(max(2 * chair.pause_s, _FIRST_PAUSE_S), _LONGEST_PAUSE_S)
@@ -152,10 +153,8 @@ class Supervisor:
         self._stops += 1
         now = self._stops > 1
         self._hub.tell_all(Stop(now))
+        self._cancel_starts()
         for chair in self._chairs:
-            if chair.timer is not None:
-                chair.timer.cancel()
-                chair.timer = None
             if chair.process is not None and not self._hub.connected(chair.number):
                 chair.process.terminate()  # not far enough to hear orders, so it serves nobody
         if self._deadline is not None:
@@ -163,6 +162,12 @@ class Supervisor:
         grace_s = 0.0 if now else self._config.server.drain_timeout_s + ABORT_GRACE_S
         self._deadline = asyncio.get_running_loop().call_later(grace_s + _KILL_GRACE_S, self._kill)
         self._end_if_empty()
+
+    def _cancel_starts(self) -> None:
+        for chair in self._chairs:
+            if chair.timer is not None:
+                chair.timer.cancel()
+                chair.timer = None
 
     def _kill(self) -> None:
         for chair in self._chairs:

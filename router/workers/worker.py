@@ -73,7 +73,12 @@ class WorkerServer(PenstockServer):
         self._link = self._gateway.crew = link = await connect(self._seat.path, self._seat.number)
         self._shares = shares = ShareClient(self._gateway.admission, link)
         orders = Orders(
-            stop=self._stop, reload=self._reload_config, orphaned=self._orphaned, answer=shares.take, page=self._page
+            stop=self._stop,
+            reload=self._reload_config,
+            orphaned=self._orphaned,
+            answer=shares.take,
+            page=self._page,
+            decisions=self._gateway.decisions.recent,
         )
         async with asyncio.TaskGroup() as tasks:
             reading = tasks.create_task(link.run(orders), name="link")

@@ -278,3 +278,59 @@ async def test_port_in_use_is_said_once(tmp_path: Path, shared: bool) -> None:
             await gateway.until_log("choose another port with --port")
     assert gateway.log.count(f"127.0.0.1:{port} is in use") == 1
     assert "Traceback" not in gateway.log
+
+
+async def test_decisions_of_all_workers(tmp_path: Path) -> None:
+    """Whoever is asked knows what the others placed: the last ones first, and any by its request."""
+    async with two_workers(tmp_path, speed=50) as gateway, AsyncExitStack() as stack:
+        clients = await one_each(stack, gateway.url)
+        asked = []
+        for client in [*clients.values(), *clients.values()]:
+            answer = await client.ask(post(CHAT, chat("Hi", max_tokens=3, ignore_eos=True)))
+            asked.append(answer.headers["x-request-id"])
+        for client in clients.values():
+            found = (await client.ask(get("/admin/decisions"))).json()["data"]
+            assert [entry["request_id"] for entry in found] == asked[::-1]
+            assert len((await client.ask(get("/admin/decisions?limit=3"))).json()["data"]) == 3
+            for name in asked:
+                one = (await client.ask(get(f"/admin/decisions/{name}"))).json()
+                assert (one["request_id"], one["earlier"]) == (name, 0)
+
+
+async def test_sigterm_to_one_worker_replaces_it(tmp_path: Path) -> None:
+    """It drains, whatever number of times it is told, and another takes its seat."""
+    async with two_workers(tmp_path) as gateway, AsyncExitStack() as stack:
+        client = (await one_each(stack, gateway.url))[2]
+        await client.send(story(100))
+        await client.head()
+        first = await client.chunk()
+        for _ in range(2):
+            os.kill(pid(gateway, 2), signal.SIGTERM)
+        assert (first + await client.rest_of_chunks()).endswith(b"data: [DONE]\n\n")
+        await gateway.until_log("worker 2 serves", times=2)
+        await until_metric(gateway.url, 1, "penstock_requests_total", status="200")
+    assert "Traceback" not in gateway.log
+
+
+async def test_nobody_can_start(tmp_path: Path) -> None:
+    """Where every worker ends before it serves, the supervisor does, too, and says so."""
+    config = write(tmp_path, "http://127.0.0.1:9")
+    async with started("--config", str(config), "--port", "0", "--workers", "2") as gateway:
+        found: set[int] = set()
+        async with asyncio.timeout(PATIENCE_S):
+            while len(found) < 2:
+                found = children(gateway.pid)
+                await asyncio.sleep(0.005)
+        for child in found:
+            os.kill(child, signal.SIGKILL)
+        assert await gateway.exit_code() == 1
+        await gateway.until_log("no worker could start")
+
+
+def children(parent: int) -> set[int]:
+    """The workers a supervisor has started so far."""
+    found = set()
+    for child in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
+        if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text():
+            found.add(int(child))
+    return found
