@@ -30,6 +30,7 @@ class Admission:
         self._waiters: dict[TicketId, asyncio.Future[Placed]] = {}
         self._seconds: dict[LeaseId, Callable[[Placed], None]] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_s = 0.0  # when it fires: uvloop's handle of what is due at once cannot say
         self._on_pass = on_pass
         self.on_waiting: Callable[[], None] | None = None  # called after a pass that leaves somebody waiting
         self._advance_soon = False
@@ -134,11 +135,11 @@ class Admission:
     def _rearm(self) -> None:
         """A timer that is early enough stays: waking once for nothing costs less than moving it at every event."""
         deadline = self.scheduler.next_deadline()
-        if deadline is None or (self._timer is not None and self._timer.when() <= deadline):
+        if deadline is None or (self._timer is not None and self._timer_s <= deadline):
             return
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_at(deadline, self._wake)
+        self._timer, self._timer_s = asyncio.get_running_loop().call_at(deadline, self._wake), deadline
 
     def _wake(self) -> None:
         self._timer = None
