@@ -32,6 +32,7 @@ class ShareClient:
         self._desk = desk
         self._holding = Holding(admission.scheduler)
         self._timer: asyncio.TimerHandle | None = None
+        self._due_s = 0.0  # when it fires; uvloop's handle of what is due at once cannot say
         self._reported_s = 0.0
         self._pause_s = _UNEASY_S
         self._on_first: Callable[[], None] | None = None
@@ -57,7 +58,11 @@ class ShareClient:
 
     def _hurry(self) -> None:
         """Somebody waits; whether for want of a share, the report will tell."""
-        self._at(self._reported_s + self._pause_s)
+        due_s = self._reported_s + self._pause_s
+        if self._timer is not None and due_s < self._due_s:
+            self._timer.cancel()
+            self._due_s = due_s
+            self._timer = asyncio.get_running_loop().call_at(due_s, self._report)
 
     def _report(self) -> None:
         loop = asyncio.get_running_loop()
@@ -68,10 +73,5 @@ class ShareClient:
         if self._timer is not None:
             self._timer.cancel()
         uneasy = self._holding.short or self._holding.owing
-        self._timer = loop.call_later(self._pause_s if uneasy else _REPORT_S, self._report)
-
-    def _at(self, time_s: float) -> None:
-        if self._timer is None or self._timer.when() <= time_s:
-            return
-        self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_at(time_s, self._report)
+        self._due_s = self._reported_s + (self._pause_s if uneasy else _REPORT_S)
+        self._timer = loop.call_at(self._due_s, self._report)

@@ -57,6 +57,7 @@ def write(folder: Path, url: str, *, name: str = "sim", max_num_seqs: int = 256,
 async def two_workers(folder: Path, **options: object) -> AsyncIterator[GatewayProcess]:
     async with engine(**options) as url, serving(write(folder, url, drain_timeout_s=60), "--workers", "2") as gateway:
         yield gateway
+    assert "Traceback" not in gateway.log
 
 
 async def seat(client: RawClient) -> int:
@@ -123,7 +124,6 @@ async def test_metrics_are_exact_across_workers(tmp_path: Path) -> None:
             assert from_page(text, "penstock_replica_share_ratio", replica="sim") <= 1
         gateway.signal(signal.SIGTERM)
         assert await gateway.exit_code() == 0
-    assert "Traceback" not in gateway.log
 
 
 async def test_workers_share_an_engine_and_never_overfill_it(tmp_path: Path) -> None:
@@ -146,6 +146,7 @@ async def test_workers_share_an_engine_and_never_overfill_it(tmp_path: Path) -> 
         for number, answer in enumerate(await asked):
             assert answer.events()[-1] == "[DONE]"
             assert told(answer.body) == expected_text(chat_text([{"role": "user", "content": f"word {number}"}]), 20)
+    assert "Traceback" not in gateway.log
 
 
 async def test_request_wider_than_any_share_is_served(tmp_path: Path) -> None:
@@ -185,7 +186,6 @@ async def test_killed_worker_loses_only_its_own_streams(tmp_path: Path) -> None:
         fresh = await one_each(stack, gateway.url)
         answer = await fresh[1].ask(post(CHAT, chat("Hi", max_tokens=3, ignore_eos=True)))
         assert answer.status == 200
-    assert "Traceback" not in gateway.log
 
 
 async def test_sigterm_drains_all_workers(tmp_path: Path) -> None:
@@ -205,7 +205,6 @@ async def test_sigterm_drains_all_workers(tmp_path: Path) -> None:
             assert told(body) == expected_text(chat_text([{"role": "user", "content": "Hello"}]), 150)
         assert await gateway.exit_code() == 0
     assert "started again" not in gateway.log
-    assert "Traceback" not in gateway.log
 
 
 async def test_second_signal_does_not_wait_for_any(tmp_path: Path) -> None:
@@ -222,7 +221,6 @@ async def test_second_signal_does_not_wait_for_any(tmp_path: Path) -> None:
         for client in clients.values():
             assert b'"code":"draining"' in await client.rest_of_chunks()
         assert await gateway.exit_code() == 0
-    assert "Traceback" not in gateway.log
 
 
 async def test_sighup_reloads_all_and_who_starts_later(tmp_path: Path) -> None:
@@ -277,7 +275,6 @@ async def test_port_in_use_is_said_once(tmp_path: Path, shared: bool) -> None:
             assert await gateway.exit_code() == 1
             await gateway.until_log("choose another port with --port")
     assert gateway.log.count(f"127.0.0.1:{port} is in use") == 1
-    assert "Traceback" not in gateway.log
 
 
 async def test_decisions_of_all_workers(tmp_path: Path) -> None:
@@ -289,12 +286,17 @@ async def test_decisions_of_all_workers(tmp_path: Path) -> None:
             answer = await client.ask(post(CHAT, chat("Hi", max_tokens=3, ignore_eos=True)))
             asked.append(answer.headers["x-request-id"])
         for client in clients.values():
-            found = (await client.ask(get("/admin/decisions"))).json()["data"]
+            found = (await client.ask(admin("/decisions"))).json()["data"]
             assert [entry["request_id"] for entry in found] == asked[::-1]
-            assert len((await client.ask(get("/admin/decisions?limit=3"))).json()["data"]) == 3
+            assert len((await client.ask(admin("/decisions?limit=3"))).json()["data"]) == 3
             for name in asked:
-                one = (await client.ask(get(f"/admin/decisions/{name}"))).json()
+                one = (await client.ask(admin(f"/decisions/{name}"))).json()
                 assert (one["request_id"], one["earlier"]) == (name, 0)
+
+
+def admin(path: str) -> bytes:
+    """By a name of this machine, which it asks for."""
+    return f"GET /admin{path} HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n".encode()
 
 
 async def test_sigterm_to_one_worker_replaces_it(tmp_path: Path) -> None:
@@ -309,7 +311,6 @@ async def test_sigterm_to_one_worker_replaces_it(tmp_path: Path) -> None:
         assert (first + await client.rest_of_chunks()).endswith(b"data: [DONE]\n\n")
         await gateway.until_log("worker 2 serves", times=2)
         await until_metric(gateway.url, 1, "penstock_requests_total", status="200")
-    assert "Traceback" not in gateway.log
 
 
 async def test_nobody_can_start(tmp_path: Path) -> None:
