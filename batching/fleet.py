@@ -20,6 +20,7 @@ from batching.placement import Need
 from batching.prefix_index import MAX_CHUNKS_PER_PROMPT, PrefixIndex
 from batching.replica import TRANSITIONS, EngineLoad, Lifecycle, ReplicaProfile, ReplicaState
 from batching.request import ReplicaId, ServiceTier
+from batching.shares import Share
 from batching.ticket import LeaseId
 from batching.watched_load import WatchedLoad
 from config.schema import Scheduling
@@ -41,9 +42,8 @@ class Fleet:
         self._stale_after_s = stale_after_s
         self._replicas: dict[ReplicaId, LiveReplica] = {}
         self._serving: dict[str, dict[ReplicaId, Offer]] = {}
-        self._roomy: dict[
-            str, OrderedDict[ReplicaId, Offer]
-        ] = {}  # of them, those with slots, in the order in which they grew
+        # Of them, those with slots, in the order in which they grew.
+        self._roomy: dict[str, OrderedDict[ReplicaId, Offer]] = {}
         self._stale_at: dict[ReplicaId, float] = {}  # of replicas with foreign blocks: when to stop believing in them
         self._stale_from_s = inf  # none of them sooner: they are looked through when it has come
         self._assumed: LazyHeap[tuple[float, int], LeaseRecord] = LazyHeap(self._awaits_first_token)
@@ -129,6 +129,11 @@ class Fleet:
             self._stale_at.pop(replica, None)
         self._changed(live)
 
+    def allot(self, replica: ReplicaId, share: Share) -> None:
+        if (live := self._replicas.get(replica)) is not None:
+            live.share = share
+            self.update(live.profile)
+
     def correct_prefixes(self, replica: ReplicaId, *, held: Sequence[int], lost: Sequence[int]) -> None:
         """By its engine's events; nothing is believed of one that is on its way out, or has no cache now."""
         live = self._replicas.get(replica)
@@ -190,8 +195,7 @@ class Fleet:
 
     def protect(self, replica: ReplicaId, ticket: int | None) -> None:
         """Only `ticket` may be placed there; None lifts it, which is room for everybody else."""
-        live = self._replicas.get(replica)
-        if live is not None:
+        if (live := self._replicas.get(replica)) is not None:
             live.offer.protected_for, live.offer.told = ticket, None
             self._columns.change(replica)
             if ticket is None:

@@ -6,6 +6,7 @@ prompt + emitted + h tokens, one that has ended holds nothing - whose mean and v
 """
 
 from collections.abc import Sequence
+from statistics import NormalDist
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -72,3 +73,8 @@ def fits(free: Sequence[float], holder: Holder) -> bool:
         (tokens + sequences * min(ahead, most)) * lives <= room
         for ahead, lives, room in zip(HORIZONS, survival, free, strict=True)
     )
+
+
+def normal_quantile(q: float) -> float:
+    """Standard deviations of a normal distribution below which a share of `q` lies; within what `KvRisk` may learn."""
+    return min(max(NormalDist().inv_cdf(min(q, 0.9999)), 1.0), 6.0)

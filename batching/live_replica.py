@@ -3,16 +3,14 @@
 Decides what room it has; not who gets it. Owned by the fleet, which alone calls what changes it.
 """
 
-from dataclasses import replace
 from math import ceil, inf
-from statistics import NormalDist
 
 from batching.audit import Audit, Forecast, believed
 from batching.blocks import DEFAULT_BLOCK_SIZE, UNBOUNDED
 from batching.capacity import LearnedSequences, prior_sequences
 from batching.estimators import ReplicaSpeed
 from batching.kv_audit import KvAudit
-from batching.kv_forecast import Holder, KvRisk, free_tokens
+from batching.kv_forecast import Holder, KvRisk, free_tokens, normal_quantile
 from batching.ledger import LeaseRecord, Ledger
 from batching.offer import Offer
 from batching.outlook import PrefillLimit, seconds_until_borne, seconds_until_prefilled
@@ -20,8 +18,9 @@ from batching.pace import Pace
 from batching.placement import Need, Score
 from batching.replica import EngineLoad, Lifecycle, ReplicaProfile, ReplicaState
 from batching.request import ServiceTier
+from batching.shares import ALONE, Share
+from batching.step_prior import step_prior
 from batching.until_fit import seconds_until_fit
-from config.gpus import StepModel, step_model
 from config.schema import CostTier, Mechanism, Scheduling
 
 _DEFAULT_CHUNK_TOKENS = (
@@ -49,6 +48,7 @@ class LiveReplica:
         self.retired = False  # removed, but leases live
         self.load: EngineLoad | None = None
         self.foreign_blocks = 0
+        self.share: Share = ALONE  # of its budgets, where other gateways use it, too
         self.ledger = Ledger()
         self.learned = LearnedSequences(prior_sequences(profile.gpu, profile.gpu_count))
         self.speed = ReplicaSpeed()
@@ -56,7 +56,7 @@ class LiveReplica:
         self._kv_audit = KvAudit(self.audit)
         self._trust = self.audit.ttft, self.audit.tpot, self.audit.cached  # looked up at every event
         self.pace = Pace(0.0, 0.0)
-        self.kv_risk = KvRisk(_normal_quantile(scheduling.kv_forecast_quantile))
+        self.kv_risk = KvRisk(normal_quantile(scheduling.kv_forecast_quantile))
         self.least_output_tokens = 16  # what nearly every answer here reaches
         self._prefill_end_s = 0.0
         self.silent_until_s = -inf  # another replica was sooner: it is taken to give no first token until then
@@ -75,6 +75,11 @@ class LiveReplica:
         return self.profile.max_num_seqs or self.learned.limit
 
     @property
+    def usable_blocks(self) -> int | None:
+        """KV blocks that all gateways together may reserve; None: not known."""
+        return None if self._usable_blocks is None else self._usable_blocks - self.foreign_blocks
+
+    @property
     def block_size(self) -> int:
         return self.profile.block_size or DEFAULT_BLOCK_SIZE
 
@@ -88,7 +93,7 @@ class LiveReplica:
         if self.block_size != (profile.block_size or DEFAULT_BLOCK_SIZE):
             self.ledger.rebase(profile.block_size or DEFAULT_BLOCK_SIZE)
         self.profile = profile
-        step = self._step = _prior(profile, self._scheduling.without)
+        step = self._step = step_prior(profile, self._scheduling.without)
         offer = self.offer
         offer.cost_tier = profile.cost_tier
         offer.usd_per_s = 0.0 if profile.cost_tier is CostTier.RESERVED else profile.usd_per_hour / 3600
@@ -109,17 +114,16 @@ class LiveReplica:
         """A fresh report. What is the engine's beyond ours is fixed now: our own figure moves on, its report does not."""
         self.load = load
         self._now = now  # also what lets go of streams that fell silent: nothing else may happen here
-        self.learned.observe(load, ours=self.ledger.sequences)
+        self.learned.observe(load, ours=self.ledger.sequences + self.share.others_sequences)
         self.kv_risk.observe(load.preemptions_total, load.kv_usage_ratio)
-        believed_blocks, used = self.ledger.held_blocks + self.foreign_blocks, None
+        known_blocks = self.ledger.held_blocks + self.share.others_blocks
+        believed_blocks, used = known_blocks + self.foreign_blocks, None
         self.foreign_blocks = 0
         if load.kv_usage_ratio is not None and self.profile.kv_blocks is not None:
             used = round(load.kv_usage_ratio * self.profile.kv_blocks)
-            self.foreign_blocks = max(0, used - self.ledger.held_blocks)
+            self.foreign_blocks = max(0, used - known_blocks)
         self._kv_audit.reported(used, believed_blocks=believed_blocks)
         self._kv_audit.look(self.ledger.leases, self.pace.steps, now)
-
-    # -- its leases --------------------------------------------------------------------------------------------------
 
     def opened(self, record: LeaseRecord) -> None:
         """One more request is on its way there."""
@@ -206,17 +210,18 @@ class LiveReplica:
 
     def refresh(self) -> bool:
         """Rewrites the offer; True if something that did not fit before may fit now."""
-        offer, ledger = self.offer, self.ledger
+        offer, ledger, share = self.offer, self.ledger, self.share
         was_open, was_empty, sequences, blocks, prefill = (
             offer.open, offer.empty, offer.free_sequences, offer.free_blocks, offer.prefill_tokens,
         )  # fmt: skip
         offer.told = None
         offer.open = self.lifecycle is _READY and not self.retired
-        offer.empty = not ledger.leases
-        limit = self.profile.max_num_seqs or self.learned.limit
+        offer.empty = not ledger.leases and share.whole  # else what it takes beyond its budgets would be others'
+        limit = share.of(self.max_num_seqs)
         offer.free_sequences = limit - ledger.sequences
         offer.spared_sequences = limit // 10
-        offer.batch = limit if limit < _TYPICAL_BATCH else _TYPICAL_BATCH
+        whole = limit if share.whole else self.max_num_seqs
+        offer.batch = whole if whole < _TYPICAL_BATCH else _TYPICAL_BATCH
         self._refresh_blocks()
         self._refresh_prefill()
         self._refresh_decode()
@@ -239,10 +244,12 @@ class LiveReplica:
         offer.known_free_tokens, offer.forecast = None, self._forecast
         if self._usable_blocks is None or self.profile.kv_blocks is None:
             offer.free_blocks = UNBOUNDED
-            offer.headroom_ratio = 1 - self.ledger.sequences / self.max_num_seqs
+            offer.headroom_ratio = 1 - self.ledger.sequences / max(self.share.of(self.max_num_seqs), 1)
         else:
-            used = self.ledger.reserved_blocks + self.foreign_blocks
-            offer.free_blocks, offer.headroom_ratio = self._usable_blocks - used, 1 - used / self.profile.kv_blocks
+            reserved, foreign, share = self.ledger.reserved_blocks, self.foreign_blocks, self.share
+            used = share.scaled(reserved) + foreign
+            offer.free_blocks = share.of(self._usable_blocks - foreign) - reserved
+            offer.headroom_ratio = 1 - used / self.profile.kv_blocks
 
     def _refresh_prefill(self) -> None:
         """What a prompt costs here, and what was admitted before it."""
@@ -257,7 +264,7 @@ class LiveReplica:
         offer.attention_s = factor * step.attention_s
         ahead, ahead_s = ledger.prefill_tokens, ledger.prefill_s
         offer.prefill_tokens = ahead
-        offer.free_prefill_tokens = self._prefill_limit.free(ahead)
+        offer.free_prefill_tokens = self._own_prefill_limit().free(ahead)
         ends_s, silent_s = self._prefill_end_s, self.silent_until_s
         offer.prefill_end_s = ends_s if ends_s >= silent_s else silent_s
         offer.prefill_rest_s = _REST_RATIO * ahead_s
@@ -268,12 +275,12 @@ class LiveReplica:
     def _refresh_decode(self) -> None:
         """What a token costs here."""
         offer, ledger, step, tpot = self.offer, self.ledger, self._step, self._trust[1]
-        factor, sequences = self.speed.tpot_factor, ledger.sequences
+        factor, sequences = self.speed.tpot_factor, ledger.sequences + self.share.others_sequences
         if tpot.weight != 1.0:
             factor = believed(factor, 1.0, tpot.weight)
         held_tokens = ledger.held_tokens
-        if self.foreign_blocks:
-            held_tokens += self.foreign_blocks * self.block_size
+        if others := self.foreign_blocks + self.share.others_blocks:
+            held_tokens += others * self.block_size
         kv_s, compute_s = step.kv_token_s * held_tokens, step.token_s * (sequences + 1)
         weights_s = step.weights_s
         price_s = offer.price_decode_s = step.overhead_s + (weights_s if weights_s >= compute_s else compute_s) + kv_s
@@ -315,7 +322,7 @@ class LiveReplica:
         blocks = self.profile.kv_blocks
         if (
             blocks is None
-            or self.ledger.reserved_blocks + self.foreign_blocks < _TIGHT_RATIO * blocks
+            or self.share.scaled(self.ledger.reserved_blocks) + self.foreign_blocks < _TIGHT_RATIO * blocks
             or Mechanism.KV_FORECAST in self._scheduling.without
         ):
             return None
@@ -330,12 +337,21 @@ class LiveReplica:
             for record in self.ledger.leases.values()
             if record.lengths is not None
         ]
-        watermark = ceil(self._scheduling.kv_watermark_ratio * blocks)
-        return free_tokens((blocks - watermark - self.foreign_blocks) * self.block_size, holders, self.kv_risk.margin)
+        usable = self.share.of(self.usable_blocks or 0)
+        return free_tokens(usable * self.block_size, holders, self.kv_risk.margin)
+
+    def _own_prefill_limit(self) -> PrefillLimit:
+        """The part of it that is ours."""
+        limit, share = self._prefill_limit, self.share
+        if share.whole or limit.budget == UNBOUNDED:
+            return limit
+        return PrefillLimit(share.of(limit.budget), share.of(int(limit.open_up_to)))
 
     def seconds_until_turn(self, need: Need, now: float) -> float:
         """Until a prompt for which there are slots and blocks may come behind those ahead; what takes time is their prefill."""
-        prefilled_s = seconds_until_prefilled(need, self.offer, self.ledger.leases.values(), self._prefill_limit, now)
+        prefilled_s = seconds_until_prefilled(
+            need, self.offer, self.ledger.leases.values(), self._own_prefill_limit(), now
+        )
         return prefilled_s + seconds_until_borne(need, self.offer, now)
 
     def seconds_until_fit(self, need: Need) -> float | None:
@@ -360,6 +376,7 @@ class LiveReplica:
             held_blocks=ledger.held_blocks,
             reserved_blocks=ledger.reserved_blocks,
             foreign_blocks=self.foreign_blocks,
+            share=self.share,
             load=self.load,
             load_age_s=None if self.load is None else max(0.0, now - self.load.observed_s),
             ledger_only=self.ledger_only(now, stale_after_s),
@@ -375,22 +392,3 @@ class LiveReplica:
 
     def __repr__(self) -> str:
         return f"<{self.profile.id} {self.lifecycle} {self.ledger!r}>"
-
-
-def _prior(profile: ReplicaProfile, without: frozenset[Mechanism]) -> StepModel:
-    if Mechanism.SPEED in without:
-        step = step_model("unknown")
-    else:
-        step = step_model(
-            profile.gpu,
-            count=profile.gpu_count,
-            speed=profile.speed,
-            shape=profile.shape,
-            pipeline=profile.pipeline_parallel,
-        )
-    return replace(step, attention_s=0.0) if Mechanism.ATTENTION in without else step
-
-
-def _normal_quantile(q: float) -> float:
-    """Standard deviations of a normal distribution below which a share of `q` lies; within what `KvRisk` may learn."""
-    return min(max(NormalDist().inv_cdf(min(q, 0.9999)), 1.0), 6.0)

@@ -9,6 +9,7 @@ from enum import StrEnum
 
 from batching.audit import Errors, Signal
 from batching.request import ReplicaId
+from batching.shares import ALONE, Share
 from config.gpus import ShapeName
 from config.schema import CostTier, ModelKind
 
@@ -84,6 +85,7 @@ class ReplicaState:
     held_blocks: int  # prompt and tokens emitted so far
     reserved_blocks: int  # held plus forecast growth
     foreign_blocks: int  # the engine's figure beyond ours: other traffic, estimate error
+    share: Share = ALONE  # that this gateway may use, where it is one of several
     load: EngineLoad | None = None
     load_age_s: float | None = None
     ledger_only: bool = False  # no figure of the engine about its KV cache is gone by: missing or stale
@@ -95,4 +97,4 @@ class ReplicaState:
         """KV blocks a new placement may take; None where the engine's size is unknown."""
         if self.profile.kv_blocks is None:
             return None
-        return max(0, self.profile.kv_blocks - self.reserved_blocks - self.foreign_blocks)
+        return max(0, self.share.of(self.profile.kv_blocks - self.foreign_blocks) - self.reserved_blocks)

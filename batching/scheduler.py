@@ -11,6 +11,7 @@ from math import inf
 
 from batching.admission import bound_broken, refuse_unservable, retry_after_s
 from batching.audit import judge
+from batching.claims import claims
 from batching.decisions import Decisions
 from batching.dispatching import Dispatching
 from batching.estimators import Estimators
@@ -24,6 +25,7 @@ from batching.queue import OUTPUT_TOKEN_WEIGHT, QueueStatistics, WaitingQueue
 from batching.replica import EngineLoad, Lifecycle, ReplicaProfile, ReplicaState
 from batching.request import Outcome, Reason, Rejected, ReplicaId, Request, ServiceTier
 from batching.retry_budget import RetryBudget
+from batching.shares import Claim, Share
 from batching.ticket import Decision, Evicted, LeaseId, Ticket, TicketId, TicketState
 from config.schema import Mechanism, Queue, Scheduling
 
@@ -231,6 +233,14 @@ class Scheduler:
     def observe(self, replica: ReplicaId, load: EngineLoad, now: float) -> None:
         """What the engine says of itself."""
         self._fleet.observe(replica, load, now)
+
+    def allot(self, replica: ReplicaId, share: Share) -> None:
+        """What this scheduler may use of a replica that others use, too; all of it until somebody says so."""
+        self._fleet.allot(replica, share)
+
+    def claims(self) -> Mapping[ReplicaId, Claim]:
+        """What it has of each replica, and what those who wait would need."""
+        return claims(self._fleet, self._queue)
 
     def correct_prefixes(self, replica: ReplicaId, *, held: Sequence[int] = (), lost: Sequence[int] = ()) -> None:
         """Its engine said that it has these prompt chunks, and those no longer."""

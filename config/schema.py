@@ -215,6 +215,7 @@ class Server(Section):
 
     host: str = Field("127.0.0.1", min_length=1, description="0.0.0.0 or :: for all interfaces")
     port: int = Field(8080, ge=0, le=65535, description="0 lets the system choose")
+    workers: int = Field(1, ge=1, le=256, description="processes that share the port (docs/workers.md); one a core")
     max_body_bytes: PositiveInt = Field(16 * 2**20, description="larger bodies get 413")
     max_json_depth: PositiveInt = 64
     header_timeout_s: PositiveFloat = Field(

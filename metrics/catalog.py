@@ -231,7 +231,17 @@ class Metrics:
     ]
     replica_metrics_age_seconds: Annotated[Gauge, Spec(help="Age of the engine's last figures", labels=("replica",))]
 
+    replica_share_ratio: Annotated[
+        Gauge,
+        Spec(
+            help="Of the replica's budgets, that the gateway's workers may use; 1 of each without --workers",
+            labels=("replica",),
+        ),
+    ]
+
     # The gateway itself
+    workers: Annotated[Gauge, Spec(help="Processes that serve; 1 without --workers")]
+    worker_restarts_total: Annotated[Counter, Spec(help="Workers that ended unasked and were started anew")]
     config_reloads_total: Annotated[Counter, Spec(help="Reloads by result: applied, rejected", labels=("result",))]
     config_last_reload_success_timestamp_seconds: Annotated[Gauge, Spec(help="Unix time of the last applied reload")]
     build_info: Annotated[Gauge, Spec(help="Always 1; the version is the label", labels=("version",))]

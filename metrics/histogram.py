@@ -63,6 +63,10 @@ class Histogram(Collector):
         """Where there are no labels."""
         self.labels().observe(value)
 
+    def series(self) -> Iterable[tuple[tuple[str, ...], Series]]:
+        """By their labels."""
+        return self._series.items()
+
     def describe(self) -> Iterable[HistogramMetricFamily]:
         return [HistogramMetricFamily(self._name, self._documentation, labels=self._labelnames)]
 

@@ -10,7 +10,8 @@ from typing import Final
 import msgspec
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 
-from batching.decision_record import DecisionRecord
+from router.decision_documents import Document
+from router.decision_log import Asked
 from router.gateway import Gateway
 from router.openai.errors import ApiError, Case, invalid_request
 
@@ -35,11 +36,10 @@ def add_admin(api: FastAPI, gateway: Gateway) -> None:
         model: str | None = None,
     ) -> Response:
         """The last placements, newest first: what was asked, every candidate's offer and score, the choice, what came of it."""
-        ledger = gateway.decisions.ledger
-        if ledger is None:
+        if gateway.decisions.ledger is None:
             raise _off()
-        found = ledger.recent(limit=_limit(limit), request_id=request_id, replica=replica, model=model)
-        return _json({"object": "list", "data": [gateway.decisions.document(record) for record in found]})
+        asked = Asked(limit=_limit(limit), request_id=request_id, replica=replica, model=model)
+        return _json({"object": "list", "data": await _recent(gateway, asked)})
 
     @admin.get("/decisions/{request_id}", response_model=None)
     async def decision(request_id: str) -> Response:
@@ -47,14 +47,14 @@ def add_admin(api: FastAPI, gateway: Gateway) -> None:
         ledger = gateway.decisions.ledger
         if ledger is None:
             raise _off()
-        found: list[DecisionRecord] = ledger.recent(limit=MAX_LIMIT, request_id=request_id)
+        found = await _recent(gateway, Asked(limit=MAX_LIMIT, request_id=request_id))
         if not found:
             message = (
                 f"No placement of this request is among the last {len(ledger)} kept; it may be older (decisions.ring), "
                 "or was never placed. GET /admin/decisions lists what there is."
             )
             raise ApiError(Case.NOT_FOUND, message)
-        return _json({**gateway.decisions.document(found[0]), "earlier": len(found) - 1})
+        return _json({**found[0], "earlier": len(found) - 1})
 
     api.include_router(admin)
 
@@ -82,6 +82,11 @@ def is_loopback(host: str) -> bool:
         return ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
+
+
+async def _recent(gateway: Gateway, asked: Asked) -> list[Document]:
+    """Of all workers, where there are several."""
+    return gateway.decisions.recent(asked) if gateway.crew is None else await gateway.crew.decisions(asked)
 
 
 def _limit(said: str) -> int:

@@ -32,6 +32,7 @@ class Admission:
         self._timer: asyncio.TimerHandle | None = None
         self._due_s = 0.0  # when it is to wake us; uvloop's handles do not always tell
         self._on_pass = on_pass
+        self.on_waiting: Callable[[], None] | None = None  # called after a pass that leaves somebody waiting
         self._advance_soon = False
 
     async def place(self, request: Request) -> Placed:
@@ -101,6 +102,8 @@ class Admission:
         self._on_pass(self._now() - now)
         self._settle(decisions)
         self._rearm()
+        if self.on_waiting is not None and self.scheduler.queued:
+            self.on_waiting()
 
     def drain(self) -> None:
         """Refuse what is queued and what comes; leases run on."""

@@ -11,11 +11,14 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
+from prometheus_client import CollectorRegistry
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
+from metrics.catalog import Metrics
 from metrics.exposition import render
+from metrics.pages import merged, write
 from router.admin import add_admin
 from router.gateway import Gateway
 from router.health import readiness
@@ -105,13 +108,20 @@ def _add_health(api: FastAPI, gateway: Gateway) -> None:
     async def readyz() -> JSONResponse:
         """200 while the gateway can accept work, also by queueing it; else 503 and why."""
         verdict = readiness(gateway.watched(), draining=gateway.draining)
-        return JSONResponse(verdict.document(), status_code=200 if verdict.ready else 503)
+        document, crew = verdict.document(), gateway.crew
+        if crew is not None:
+            document["workers"] = {"answered_by": crew.seat, "live": crew.live, "configured": crew.seats}
+        return JSONResponse(document, status_code=200 if verdict.ready else 503)
 
     @api.get("/metrics", tags=["health"], response_model=None)
     async def metrics(request: Request) -> Response:
-        """Prometheus text, or OpenMetrics where the scraper asks for it."""
+        """Prometheus text, or OpenMetrics where the scraper asks for it; of all workers together."""
         gateway.refresh_gauges()
-        body, content_type = render(gateway.registry, request.headers.get("accept", ""))
+        registry = gateway.registry
+        if gateway.crew is not None:
+            registry = CollectorRegistry()
+            write(merged(await gateway.crew.pages()), Metrics.create(registry))
+        body, content_type = render(registry, request.headers.get("accept", ""))
         return Response(body, media_type=None, headers={"content-type": content_type})
 
     @api.get("/", include_in_schema=False)

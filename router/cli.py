@@ -51,6 +51,7 @@ Examples:
                  --backend b=http://127.0.0.1:8102,gpu=A100-80G,tier=spot,usd=1.2
   penstock serve --backend t=grpc://127.0.0.1:8001,model=textgen
   penstock serve --config penstock.yaml --print-config
+  penstock serve --config penstock.yaml --workers 4
   PENSTOCK_SERVER__PORT=9000 penstock serve
 
 \b
@@ -117,6 +118,9 @@ def serve(
     ] = None,
     host: Annotated[str | None, typer.Option(help="address to listen on  [default: 127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="0: any free one  [default: 8080]")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, max=256, help="processes that share the port  [default: 1]")
+    ] = None,
     backend: Annotated[
         list[str] | None,
         typer.Option("--backend", "-b", metavar="NAME=URL[,KEY=VALUE]...", help="an engine; may be repeated"),
@@ -131,7 +135,7 @@ def serve(
 
     if log_level is not None and log_level not in _LOG_LEVELS:
         raise typer.BadParameter(f"{log_level!r} is not one of {', '.join(_LOG_LEVELS)}", param_hint="--log-level")
-    flags = _flags(host=host, port=port, backends=backend or [], log_level=log_level)
+    flags = _flags(host=host, port=port, workers=workers, backends=backend or [], log_level=log_level)
     read: Callable[[], Config] = partial(load, config, flags)
     loaded = _loaded(read)
     if print_config:
@@ -142,7 +146,10 @@ def serve(
             "penstock: no replicas configured; serving three simulated ones (--config or --backend for yours)",
             file=sys.stderr,
         )
-    from router.server import run  # noqa: PLC0415
+    if loaded.server.workers > 1:
+        from router.workers.supervisor import supervise as run  # noqa: PLC0415
+    else:
+        from router.server import run  # noqa: PLC0415
 
     raise typer.Exit(run(loaded, reload=read))
 
@@ -230,7 +237,9 @@ def version() -> None:
     print(f"penstock {installed('penstock')}")
 
 
-def _flags(*, host: str | None, port: int | None, backends: list[str], log_level: str | None) -> Mapping[str, object]:
+def _flags(
+    *, host: str | None, port: int | None, workers: int | None, backends: list[str], log_level: str | None
+) -> Mapping[str, object]:
     """What was given, nested as in a file; what was not is absent. A malformed --backend is a usage error."""
     from config.load import ConfigError, parse_backend_flag  # noqa: PLC0415
 
@@ -243,7 +252,7 @@ def _flags(*, host: str | None, port: int | None, backends: list[str], log_level
         if any(other["name"] == replica["name"] for other in replicas):
             raise typer.BadParameter(f"--backend {replica['name']} is given twice; keep one")
         replicas.append(replica)
-    server = {key: value for key, value in (("host", host), ("port", port)) if value is not None}
+    server = {key: value for key, value in (("host", host), ("port", port), ("workers", workers)) if value is not None}
     given: dict[str, object] = {"server": server, "replicas": replicas, "log_level": log_level}
     return {key: value for key, value in given.items() if value}
 

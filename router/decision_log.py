@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from batching.audit import Judged
 from batching.decision_record import DecisionRecord
 from batching.decisions import Decisions
@@ -24,6 +26,16 @@ log = logging.getLogger("penstock")
 _FLUSH_S: Final = 0.5
 _MOST_PENDING: Final = 16_384  # records that a slow disk may fall behind: some 50 MB
 _COMPLAIN_S: Final = 60.0  # about a file that cannot be written
+
+
+class Asked(msgspec.Struct, kw_only=True):
+    """Which placements, newest first; None: of all."""
+
+    limit: int
+    request_id: str | None = None
+    replica: str | None = None
+    model: str | None = None
+
 
 Fleet = Callable[[], Sequence[ReplicaProfile]]
 
@@ -85,9 +97,14 @@ class DecisionLog:
         if self._file is not None:
             await asyncio.to_thread(self._file.close)
 
-    def document(self, record: DecisionRecord) -> Document:
-        """For people."""
-        return document(record, self._names, unix_at_zero=self._unix_at_zero, named=True)
+    def recent(self, asked: Asked) -> list[Document]:
+        """For people; nothing where the ledger is off."""
+        if self.ledger is None:
+            return []
+        found = self.ledger.recent(
+            limit=asked.limit, request_id=asked.request_id, replica=asked.replica, model=asked.model
+        )
+        return [document(record, self._names, unix_at_zero=self._unix_at_zero, named=True) for record in found]
 
     def _ended(self, record: DecisionRecord, found: Sequence[Judged]) -> None:
         histogram = self._metrics.prediction_error_ratio

@@ -17,11 +17,13 @@ from batching.policies import BASELINES
 from batching.replica import ReplicaProfile
 from batching.request import ReplicaId
 from batching.scheduler import Scheduler
+from batching.shares import NOTHING
 from config.checks import OWN_POLICY
 from config.gpus import gpu_table
 from config.schema import Config, ReplicaConfig
 from metrics.catalog import Metrics
 from router.admission import Admission
+from router.crew import Crew
 from router.decision_log import DecisionLog
 from router.dispatch import Dispatcher
 from router.engines import build_backend
@@ -45,6 +47,7 @@ class Gateway:
     def __init__(self, config: Config, *, version: str, backend_factory: BackendFactory = build_backend) -> None:
         self.config = config
         self.draining = False
+        self.crew: Crew | None = None  # the other workers, where there are any; set before `running`
         self.started_unix_s = int(datetime.now(UTC).timestamp())  # `created` of the models: when they became known here
         self.registry = CollectorRegistry()
         self.metrics = Metrics.create(self.registry)
@@ -161,6 +164,8 @@ class Gateway:
         backend = self._backend_factory(replica, self.config, self._http)
         self.backends[ReplicaId(replica.name)] = backend
         self.watch.add(replica, backend)
+        if self.crew is not None:
+            self.scheduler.allot(ReplicaId(replica.name), NOTHING)  # until the book of shares says more
         self.kv_watch.add(replica)
 
     def _retire(self, name: str) -> None:

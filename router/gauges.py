@@ -5,6 +5,7 @@ from collections import Counter
 from batching.hedging import Refusal
 from batching.replica import Lifecycle, ReplicaState
 from batching.scheduler import Scheduler
+from batching.shares import WHOLE
 from metrics.catalog import Metrics
 
 
@@ -17,6 +18,7 @@ class Gauges:
         self._told: Counter[tuple[str, Refusal]] = Counter()  # refusals that the counter has already
 
     def refresh(self, now: float, queue_limit: int) -> None:
+        self._metrics.workers.set(1)
         self._queue(now, queue_limit)
         self._hedges()
         self._clear_replicas()
@@ -49,7 +51,8 @@ class Gauges:
         for gauge in (m.replica_up, m.replica_state, m.replica_kv_headroom_tokens, m.replica_kv_usage_ratio,
                       m.replica_kv_reserved_ratio, m.replica_kv_held_ratio, m.replica_kv_error_ratio, m.replica_running,
                       m.replica_waiting, m.replica_metrics_age_seconds, m.replica_batch_occupancy_ratio,
-                      m.signal_error_ratio, m.signal_weight_ratio, m.replica_kv_margin_deviations, m.replica_ledger_only):  # fmt: skip
+                      m.signal_error_ratio, m.signal_weight_ratio, m.replica_kv_margin_deviations, m.replica_ledger_only,
+                      m.replica_share_ratio):  # fmt: skip
             gauge.clear()
 
     def _replica(self, state: ReplicaState) -> None:
@@ -61,6 +64,7 @@ class Gauges:
         m.replica_running.labels(*labels).set(state.running)
         m.replica_kv_margin_deviations.labels(*labels).set(state.extras["kv_margin"])
         m.replica_ledger_only.labels(profile.id).set(state.ledger_only)
+        m.replica_share_ratio.labels(profile.id).set(state.share.parts / WHOLE)
         if state.max_num_seqs:
             m.replica_batch_occupancy_ratio.labels(*labels).set(state.running / state.max_num_seqs)
         blocks, headroom = profile.kv_blocks, state.headroom_blocks

@@ -28,7 +28,7 @@ log = logging.getLogger("penstock")
 
 # Room for a burst of clients that all connect at once: SDKs give up on a connection after 5 s.
 _BACKLOG = 4096
-_ABORT_GRACE_S = 5  # after the drain deadline, for the error events to go out
+ABORT_GRACE_S = 5  # after the drain deadline, for the error events to go out
 _RELOAD_AFTER_START_S = 0.5
 _DRAIN_LOOK_S = 0.05
 _FORCED_GRACE_S = 1.0  # the same after a second signal, which asks not to wait
@@ -36,7 +36,7 @@ _FORCED_GRACE_S = 1.0  # the same after a second signal, which asks not to wait
 
 def run(config: Config, *, reload: Callable[[], Config] | None = None) -> int:
     """Serve until a signal; returns the exit code (1: the address could not be bound)."""
-    _configure_logging(config.log_level)
+    configure_logging(config.log_level)
     try:
         listener = bind(config.server.host, config.server.port)
     except OSError as error:
@@ -49,15 +49,18 @@ def run(config: Config, *, reload: Callable[[], Config] | None = None) -> int:
     return 0
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """A listening socket; raises OSError as the system gives it."""
+def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
+    """A listening socket; raises OSError as the system gives it. `shared`: others of this user may have the port, too, and it does not listen yet."""
     family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if shared:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.bind(address)
-        listener.listen(_BACKLOG)  # now, so that a second gateway on this port fails here and not half started
+        if not shared:
+            listener.listen(_BACKLOG)  # now, so that a second gateway on this port fails here and not half started
     except OSError:
         listener.close()
         raise
@@ -101,7 +104,7 @@ class PenstockServer(uvicorn.Server):
                 server_header=False,
                 backlog=_BACKLOG,
                 timeout_keep_alive=KEEP_ALIVE_IDLE_S,
-                timeout_graceful_shutdown=int(server.drain_timeout_s) + _ABORT_GRACE_S,
+                timeout_graceful_shutdown=int(server.drain_timeout_s) + ABORT_GRACE_S,
             )
         )
         self._gateway = gateway
@@ -116,6 +119,10 @@ class PenstockServer(uvicorn.Server):
         # What has been imported and built stays to the end: a full collection need not walk through it, for 0.1 s, with streams waiting.
         gc.collect()
         gc.freeze()
+        self.announce()
+
+    def announce(self) -> None:
+        """Connections are accepted from now on."""
         print(banner(self._gateway, self._listener.getsockname(), self._version), flush=True)  # noqa: T201 - what a newcomer copies
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -187,7 +194,8 @@ Metrics: {url}/metrics   API: {url}/docs   Stop with Ctrl-C.
 """
 
 
-def _configure_logging(level: str) -> None:
+def configure_logging(level: str) -> None:
+    """Of the process, to standard error."""
     logging.basicConfig(
         level=level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)-7s %(name)s %(message)s"
     )

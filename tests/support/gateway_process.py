@@ -1,14 +1,16 @@
 """`penstock serve` as a process of its own: signals, exit codes and what it prints."""
 
 import asyncio
+import os
 import re
 import signal
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 _PENSTOCK = Path(sys.executable).with_name("penstock")
+_ROOT = Path(__file__).resolve().parents[2]
 _PATIENCE_S = 60.0
 _URL = re.compile(r"listens on (http://\S+)")
 
@@ -71,7 +73,8 @@ async def started(*arguments: str) -> AsyncIterator[GatewayProcess]:
     async with asyncio.TaskGroup() as tasks:
         process = await asyncio.create_subprocess_exec(
             _PENSTOCK, "serve", *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-            env={"PYTHONUNBUFFERED": "1"},
+            # This checkout's code, whichever one is installed; a session of its own, so that its workers can be killed with it.
+            env={"PYTHONUNBUFFERED": "1", "PYTHONPATH": str(_ROOT)}, start_new_session=True,
         )  # fmt: skip
         gateway = GatewayProcess(process, tasks)
         try:
@@ -79,11 +82,13 @@ async def started(*arguments: str) -> AsyncIterator[GatewayProcess]:
         finally:
             gateway.kill()
             await process.wait()
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 @asynccontextmanager
-async def serving(config: Path) -> AsyncIterator[GatewayProcess]:
+async def serving(config: Path, *arguments: str) -> AsyncIterator[GatewayProcess]:
     """... from this file, on a free port, once it listens."""
-    async with started("--config", str(config), "--port", "0") as gateway:
+    async with started("--config", str(config), "--port", "0", *arguments) as gateway:
         await gateway.listens()
         yield gateway

@@ -59,6 +59,9 @@ NAMES: dict[str, tuple[type, tuple[str, ...]]] = {
     "replica_waiting": (Gauge, MACHINE),
     "replica_batch_occupancy_ratio": (Gauge, MACHINE),
     "replica_metrics_age_seconds": (Gauge, ("replica",)),
+    "replica_share_ratio": (Gauge, ("replica",)),
+    "workers": (Gauge, ()),
+    "worker_restarts_total": (Counter, ()),
     "config_reloads_total": (Counter, ("result",)),
     "config_last_reload_success_timestamp_seconds": (Gauge, ()),
     "build_info": (Gauge, ("version",)),
@@ -145,6 +148,6 @@ def test_a_fresh_catalog_can_be_parsed():
 def test_no_instrument_is_dead():
     """Every instrument of the catalog is fed somewhere: one that stays empty lies about a fleet that is fine."""
     root = Path(__file__).resolve().parents[3]
-    sources = [root / "metrics/handles.py", *(root / "router").glob("*.py")]
+    sources = [root / "metrics/handles.py", *(root / "router").rglob("*.py")]
     text = "".join(source.read_text() for source in sources)
     assert [name for name in NAMES if f".{name}" not in text] == []

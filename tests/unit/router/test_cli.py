@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 
 import backends.simulated.server
 import router.server
+import router.workers.supervisor
 from backends.simulated.options import EngineOptions
 from config.gpus import ShapeName
 from config.load import ConfigError, embedded_default, load
@@ -48,6 +49,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Config, Callable[[], C
         return 0
 
     monkeypatch.setattr(router.server, "run", run)
+    monkeypatch.setattr(router.workers.supervisor, "supervise", run)
     return calls
 
 
@@ -102,6 +104,14 @@ def test_reload_reads_the_file_again_and_keeps_the_flags(served: list[Any], tmp_
     path.write_text("replicas: []")
     with pytest.raises(ConfigError):
         reload()
+
+
+def test_one_worker_starts_no_other_process(monkeypatch: pytest.MonkeyPatch):
+    """The supervisor is for several; one, however it is said, is the gateway in this process."""
+    monkeypatch.setattr(router.server, "run", lambda config, *, reload: 10)
+    monkeypatch.setattr(router.workers.supervisor, "supervise", lambda config, *, reload: config.server.workers)
+    for arguments, code in ((["serve"], 10), (["serve", "--workers", "1"], 10), (["serve", "--workers", "3"], 3)):
+        assert cli(*arguments).exit_code == code
 
 
 def test_the_exit_code_is_the_server_s(monkeypatch: pytest.MonkeyPatch):

@@ -1,0 +1,86 @@
+"""What a scheduler has of each replica, and what those who wait would need: its claims in the book of shares."""
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Final, NamedTuple
+
+from batching.fleet import Fleet
+from batching.lane import Lane
+from batching.live_replica import LiveReplica
+from batching.placement import Need, blocks_needed, could_ever_hold
+from batching.queue import WaitingQueue
+from batching.request import ReplicaId
+from batching.shares import WHOLE, Claim, parts_for
+
+_COUNTED: Final = 64  # of those who wait, for what all of them would like: a claim is a wish, not a budget
+
+
+class _Demand(NamedTuple):
+    """Of one model: the head of its lane, and all who wait."""
+
+    head: Need | None
+    sequences: int
+    tokens: int
+
+
+def claims(fleet: Fleet, queue: WaitingQueue) -> dict[ReplicaId, Claim]:
+    """Of every replica, those that are on their way out included. O(replicas + some of those who wait)."""
+    queue.settle()
+    demands = {model: _demand(lane, queue) for model, lane in queue.lanes.items() if lane.size}
+    return {live.profile.id: _claim(live, demands, queue) for live in fleet}
+
+
+def blocks_in_use(live: LiveReplica) -> int:
+    """KV blocks that its leases need at least: the forecast of their sum where there is one, else each one's own."""
+    reserved, free = live.ledger.reserved_blocks, live.offer.free_tokens()
+    usable = live.usable_blocks
+    if free is None or usable is None:
+        return reserved
+    peak_tokens = live.share.of(usable) * live.block_size - min(free)
+    return min(reserved, max(live.ledger.held_blocks, int(-(-peak_tokens // live.block_size))))
+
+
+def _demand(lane: Lane, queue: WaitingQueue) -> _Demand:
+    some = list(islice((w for w in queue if w.ticket.request.model == lane.model), _COUNTED))
+    head = lane.peek()
+    times = max(1, lane.size // max(1, len(some)))
+    return _Demand(
+        None if head is None else head[1].need,
+        times * sum(waiting.ticket.request.sequences for waiting in some),
+        times * sum(waiting.need.request.prompt_tokens + waiting.need.forecast_tokens for waiting in some),
+    )
+
+
+def _claim(live: LiveReplica, demands: dict[str, _Demand], queue: WaitingQueue) -> Claim:
+    sequences, limit = live.ledger.sequences, live.max_num_seqs
+    blocks, usable = blocks_in_use(live), live.usable_blocks
+    enforced = live.share.parts
+
+    def parts(more_sequences: int, more_blocks: int) -> int:
+        found = parts_for(sequences + more_sequences, limit)
+        return found if usable is None else max(found, parts_for(blocks + more_blocks, usable))
+
+    needed = wanted = 0
+    in_use = min(parts(0, 0), enforced) if live.ledger.leases else 0
+    if live.offer.open:
+        wishes = [demands[model] for model in live.profile.models if model in demands]
+        for need in _heads(live, wishes, queue):
+            needed = max(needed, parts(need.request.sequences, blocks_needed(need, live.offer)))
+        if needed:
+            tokens = sum(wish.tokens for wish in wishes)
+            wanted = max(needed, parts(sum(wish.sequences for wish in wishes), tokens // live.block_size))
+    return Claim(enforced, in_use, needed, min(wanted, WHOLE), sequences, live.ledger.held_blocks)
+
+
+def _heads(live: LiveReplica, wishes: Iterable[_Demand], queue: WaitingQueue) -> Iterator[Need]:
+    """Who goes first for its models, and whom the replica is kept for; those that it could ever take."""
+    kept = [
+        waiting.need
+        for model in live.profile.models
+        if (lane := queue.lanes.get(model)) is not None
+        for waiting in lane.protected
+        if waiting.protected_at == live.profile.id
+    ]
+    for need in [*kept, *(wish.head for wish in wishes if wish.head is not None)]:
+        if could_ever_hold(need.request, live.offer, min_output_tokens=need.min_output_tokens):
+            yield need

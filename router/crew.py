@@ -1,0 +1,35 @@
+"""The other workers of this gateway, as the HTTP surface sees them; one process alone has none (docs/workers.md)."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from metrics.pages import Page
+from router.decision_documents import Document
+from router.decision_log import Asked
+
+
+class Crew(Protocol):
+    """One worker's view of all. Questions are answered in seconds, without those who do not reply."""
+
+    @property
+    def seat(self) -> int:
+        """Which of them this one is, from 1."""
+        ...
+
+    @property
+    def live(self) -> int:
+        """How many there are now."""
+        ...
+
+    @property
+    def seats(self) -> int:
+        """How many there should be."""
+        ...
+
+    async def pages(self) -> Sequence[Page]:
+        """Everybody's figures, this one's too, and what those who are gone had counted."""
+        ...
+
+    async def decisions(self, asked: Asked) -> list[Document]:
+        """Everybody's, newest first."""
+        ...

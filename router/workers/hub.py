@@ -1,0 +1,191 @@
+"""The supervisor's end of every worker's line: the book of shares, questions to all, and what the dead had counted.
+
+Decides nothing about processes; a line that ends is a worker that is gone.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import Final
+
+import msgspec
+from prometheus_client import CollectorRegistry
+
+from batching.shares import HolderId, ShareBook
+from metrics.catalog import Metrics
+from metrics.pages import Page, merged, packed, read, unpacked
+from router.workers.wire import (
+    Answer,
+    Ask,
+    Crew,
+    FromWorker,
+    Hello,
+    Question,
+    Ready,
+    Replies,
+    Reply,
+    Report,
+    Topic,
+    ToWorker,
+    from_worker,
+    send,
+)
+
+log = logging.getLogger("penstock.workers")
+
+_PATIENCE_S: Final = 2.0  # with a worker that does not reply: a scrape gives up after ten
+
+
+@dataclass(slots=True, eq=False)
+class _Line:
+    """One connected worker."""
+
+    holder: HolderId
+    seat: int
+    writer: asyncio.StreamWriter
+    page: bytes | None = None  # the last it said
+
+
+@dataclass(slots=True, eq=False)
+class _Open:
+    """A question that is not answered yet."""
+
+    ask: Ask
+    asker: _Line
+    awaited: set[_Line]
+    bodies: list[bytes] = field(default_factory=list)
+    timer: asyncio.TimerHandle | None = None
+
+
+class Hub:
+    """`serve` first; then it runs by what comes over the lines."""
+
+    def __init__(self, seats: int, on_ready: Callable[[int, str], None]) -> None:
+        self.book = ShareBook()
+        self.metrics = Metrics.create(CollectorRegistry())  # what only a supervisor can count
+        self._seats = seats
+        self._on_ready = on_ready
+        self._lines: list[_Line] = []
+        self._conversations: set[asyncio.Task[None]] = set()
+        self._open: dict[int, _Open] = {}
+        self._holders, self._questions = count(1), count(1)
+        self._departed = Page({}, {}, {})
+        self._server: asyncio.Server | None = None
+
+    async def serve(self, path: Path) -> None:
+        """Listen there; raises OSError."""
+        self._server = await asyncio.start_unix_server(self._converse, path)
+
+    async def close(self) -> None:
+        """All lines, and what was going on over them."""
+        if self._server is not None:
+            self._server.close()
+        for line in self._lines:
+            line.writer.close()
+        if self._conversations:  # cancelled by the loop's end they would each leave a traceback
+            await asyncio.wait(self._conversations, timeout=_PATIENCE_S)
+
+    def tell_all(self, message: ToWorker) -> None:
+        for line in self._lines:
+            send(line.writer, message)
+
+    def connected(self, seat: int) -> bool:
+        return any(line.seat == seat for line in self._lines)
+
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task: asyncio.Task[None] | None = asyncio.current_task()
+        assert task is not None
+        self._conversations.add(task)
+        task.add_done_callback(self._conversations.discard)
+        hello = await from_worker(reader)
+        if not isinstance(hello, Hello):
+            writer.close()
+            return
+        line = _Line(HolderId(f"worker-{next(self._holders)}"), hello.seat, writer)
+        self._lines.append(line)
+        self._tell_crew()
+        try:
+            while (message := await from_worker(reader)) is not None:
+                self._take(line, message)
+        except msgspec.DecodeError:
+            log.exception("worker %d speaks another language; its line is cut", line.seat)
+        finally:
+            self._lost(line)
+            writer.close()
+
+    def _take(self, line: _Line, message: FromWorker) -> None:
+        match message:
+            case Report(number, claims):
+                if self.book.report(line.holder, number, claims):
+                    self._answer(line)
+                    self._settle()
+            case Reply(id, body):
+                self._reply(line, id, body)
+            case Ask():
+                self._ask(line, message)
+            case Ready(banner):
+                self._on_ready(line.seat, banner)
+
+    # -- shares ------------------------------------------------------------------------------------------------------
+
+    def _answer(self, line: _Line) -> None:
+        send(line.writer, Answer(*self.book.answer(line.holder)))
+
+    def _settle(self) -> None:
+        """Those hear, too, who can give to somebody that is short, or can have more now."""
+        unsettled = self.book.unsettled()
+        for line in self._lines:
+            if line.holder in unsettled:
+                self._answer(line)
+
+    def _lost(self, line: _Line) -> None:
+        self._lines.remove(line)
+        self.book.leave(line.holder)
+        if line.page is not None:
+            self._departed = merged([self._departed, unpacked(line.page).counted()])
+        for asked in [asked for asked in self._open.values() if line in asked.awaited]:
+            asked.awaited.discard(line)
+            self._close_if_done(asked)
+        self._settle()
+        self._tell_crew()
+
+    def _tell_crew(self) -> None:
+        self.tell_all(Crew(len(self._lines), self._seats))
+
+    # -- questions ---------------------------------------------------------------------------------------------------
+
+    def _ask(self, line: _Line, ask: Ask) -> None:
+        number = next(self._questions)
+        asked = self._open[number] = _Open(ask, line, set(self._lines))
+        asked.timer = asyncio.get_running_loop().call_later(_PATIENCE_S, self._close, asked, number)
+        for other in self._lines:
+            send(other.writer, Question(number, ask.topic, ask.question))
+
+    def _reply(self, line: _Line, number: int, body: bytes) -> None:
+        asked = self._open.get(number)
+        if number == 0 or (asked is not None and asked.ask.topic is Topic.PAGE):
+            line.page = body
+        if asked is not None and line in asked.awaited:
+            asked.awaited.discard(line)
+            if asked.ask.topic is not Topic.PAGE:
+                asked.bodies.append(body)
+            self._close_if_done(asked)
+
+    def _close_if_done(self, asked: _Open) -> None:
+        if not asked.awaited:
+            number = next(number for number, known in self._open.items() if known is asked)
+            self._close(asked, number)
+
+    def _close(self, asked: _Open, number: int) -> None:
+        del self._open[number]
+        if asked.timer is not None:
+            asked.timer.cancel()
+        bodies = asked.bodies
+        if asked.ask.topic is Topic.PAGE:
+            # The last page of each, be it this moment's or, of one that hangs, older: no counter goes backwards.
+            bodies = [line.page for line in self._lines if line.page is not None]
+            bodies.append(packed(merged([self._departed, read(self.metrics).counted()])))
+        send(asked.asker.writer, Replies(asked.ask.id, bodies))

@@ -1,0 +1,154 @@
+"""A worker's line to its supervisor: orders come in, reports and figures go out, questions to all are asked and answered.
+
+Decides nothing: whoever made it says what an order does. Without a supervisor there is nobody to start or stop this worker, so the
+end of the line is an order, too.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from batching.request import ReplicaId
+from batching.shares import Claim, Share
+from metrics.pages import Page, packed, unpacked
+from router.decision_documents import Document
+from router.decision_log import Asked
+from router.workers.wire import (
+    Answer,
+    Ask,
+    Crew,
+    FromWorker,
+    Hello,
+    Question,
+    Ready,
+    Reload,
+    Replies,
+    Reply,
+    Report,
+    Stop,
+    Topic,
+    ToWorker,
+    send,
+    to_worker,
+)
+
+_PATIENCE_S: Final = 3.0  # the supervisor gives up after two
+_KEEP_S: Final = 1.0  # of what was counted, so much may be lost with a worker that is killed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Orders:
+    """What the supervisor's words do here."""
+
+    stop: Callable[[bool], None]  # now?
+    reload: Callable[[], None]
+    orphaned: Callable[[], None]  # the supervisor is gone
+    answer: Callable[[int, Mapping[ReplicaId, Share]], None]  # shares
+    page: Callable[[], Page]  # the figures of now
+    decisions: Callable[[Asked], list[Document]]  # the last placements
+
+
+class Link:
+    """`connect` gives one; `run` reads until the line ends."""
+
+    def __init__(self, seat: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.seat = seat
+        self.live = self.seats = 1
+        self._reader = reader
+        self._writer = writer
+        self._asked: dict[int, asyncio.Future[list[bytes]]] = {}
+        self._numbers = count(1)
+        self._orders: Orders | None = None
+        self._send(Hello(seat))
+
+    async def run(self, orders: Orders) -> None:
+        """Until the supervisor is gone, or this is cancelled."""
+        self._orders = orders
+        while (message := await to_worker(self._reader)) is not None:
+            self._take(message, orders)
+        for future in self._asked.values():
+            future.cancel()
+        orders.orphaned()
+
+    async def keep(self, page: Callable[[], Page]) -> None:
+        """Tell again and again what was counted, in case this process ends without a word; until cancelled."""
+        while True:
+            self.tell_page(page())
+            await asyncio.sleep(_KEEP_S)
+
+    async def close(self) -> None:
+        """What was said still goes out."""
+        self._writer.close()
+        with suppress(OSError):
+            await self._writer.wait_closed()
+
+    # -- what is said ------------------------------------------------------------------------------------------------
+
+    def report(self, number: int, claims: Mapping[ReplicaId, Claim]) -> None:
+        self._send(Report(number, dict(claims)))
+
+    def ready(self, banner: str) -> None:
+        self._send(Ready(banner))
+
+    def tell_page(self, page: Page) -> None:
+        self._send(Reply(0, packed(page)))
+
+    async def pages(self) -> Sequence[Page]:
+        """Of all workers, and of those who are gone. Without a supervisor: nobody's but ours."""
+        bodies = await self._ask(Topic.PAGE, b"")
+        if bodies is None:
+            return [] if self._orders is None else [self._orders.page()]
+        return [unpacked(body) for body in bodies]
+
+    async def decisions(self, asked: Asked) -> list[Document]:
+        """Of all workers, newest first."""
+        bodies = await self._ask(Topic.DECISIONS, msgspec.json.encode(asked))
+        found: list[Document] = [entry for body in bodies or () for entry in msgspec.json.decode(body)]
+        found.sort(key=lambda entry: str(entry["at"]), reverse=True)
+        return found[: asked.limit]
+
+    async def _ask(self, topic: Topic, question: bytes) -> list[bytes] | None:
+        number = next(self._numbers)
+        future: asyncio.Future[list[bytes]] = asyncio.get_running_loop().create_future()
+        self._asked[number] = future
+        self._send(Ask(number, topic, question))
+        try:
+            async with asyncio.timeout(_PATIENCE_S):
+                return await future
+        except TimeoutError:
+            return None
+        finally:
+            del self._asked[number]
+
+    def _take(self, message: ToWorker, orders: Orders) -> None:
+        match message:
+            case Answer(number, shares):
+                orders.answer(number, shares)
+            case Question(number, Topic.PAGE):
+                self._send(Reply(number, packed(orders.page())))
+            case Question(number, Topic.DECISIONS, question):
+                asked = msgspec.json.decode(question, type=Asked)
+                self._send(Reply(number, msgspec.json.encode(orders.decisions(asked))))
+            case Replies(number, bodies):
+                if (future := self._asked.get(number)) is not None and not future.done():
+                    future.set_result(bodies)
+            case Crew(live, seats):
+                self.live, self.seats = live, seats
+            case Stop(now):
+                orders.stop(now)
+            case Reload():
+                orders.reload()
+
+    def _send(self, message: FromWorker) -> None:
+        send(self._writer, message)
+
+
+async def connect(path: Path, seat: int) -> Link:
+    """Raises OSError where nobody listens."""
+    return Link(seat, *await asyncio.open_unix_connection(path))

@@ -1,0 +1,77 @@
+"""When a worker reports what it has of each replica: once a second, and sooner when somebody waits or others do.
+
+Where the book is kept is the desk's business: here it is the supervisor, over its line.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Final, Protocol
+
+from batching.request import ReplicaId
+from batching.share_holder import Holding
+from batching.shares import Claim, Share
+from router.admission import Admission
+
+_REPORT_S: Final = 1.0
+_UNEASY_S: Final = 0.05  # while somebody waits, or others for what is in use here
+
+
+class ShareDesk(Protocol):
+    """Where the book of shares is kept, seen from a holder. Answers come by `ShareClient.take`, asked for or not."""
+
+    def report(self, number: int, claims: Mapping[ReplicaId, Claim]) -> None:
+        """Hand in a report; never waits, and may be lost."""
+        ...
+
+
+class ShareClient:
+    """Owns one timer. `begin` inside the loop."""
+
+    def __init__(self, admission: Admission, desk: ShareDesk) -> None:
+        self._admission = admission
+        self._desk = desk
+        self._holding = Holding(admission.scheduler)
+        self._timer: asyncio.TimerHandle | None = None
+        self._due_s = 0.0  # when it fires; uvloop's handle of what is due at once cannot say
+        self._reported_s = 0.0
+        self._pause_s = _UNEASY_S
+        self._on_first: Callable[[], None] | None = None
+
+    def begin(self, on_first: Callable[[], None]) -> None:
+        """`on_first`: called at the first answer."""
+        self._on_first = on_first
+        self._admission.on_waiting = self._hurry
+        self._report()
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def take(self, number: int, shares: Mapping[ReplicaId, Share]) -> None:
+        """An answer of the desk."""
+        if self._holding.take(number, shares):
+            self._report()
+        self._admission.soon()
+        if self._on_first is not None:
+            first, self._on_first = self._on_first, None
+            first()
+
+    def _hurry(self) -> None:
+        """Somebody waits; whether for want of a share, the report will tell."""
+        due_s = self._reported_s + self._pause_s
+        if self._timer is not None and due_s < self._due_s:
+            self._timer.cancel()
+            self._due_s = due_s
+            self._timer = asyncio.get_running_loop().call_at(due_s, self._report)
+
+    def _report(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._reported_s = loop.time()
+        self._desk.report(*self._holding.report())
+        # A large fleet takes a while to reckon: no more than a twentieth of the time is spent on it.
+        self._pause_s = max(_UNEASY_S, 20 * (loop.time() - self._reported_s))
+        if self._timer is not None:
+            self._timer.cancel()
+        uneasy = self._holding.short or self._holding.owing
+        self._due_s = self._reported_s + (self._pause_s if uneasy else _REPORT_S)
+        self._timer = loop.call_at(self._due_s, self._report)

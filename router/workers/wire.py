@@ -1,0 +1,141 @@
+"""What supervisor and workers say to each other over a Unix socket: four bytes of length, then MessagePack.
+
+The socket lies in a directory that only this user can enter; what comes over it is trusted, and still bounded.
+"""
+
+import asyncio
+from enum import StrEnum
+from typing import Final
+
+import msgspec
+
+from batching.request import ReplicaId
+from batching.shares import Claim, Share
+
+MAX_BYTES: Final = 64 * 2**20  # a page of metrics of a thousand replicas has some ten
+_LENGTH_BYTES: Final = 4
+
+
+class Topic(StrEnum):
+    """What workers can be asked."""
+
+    PAGE = "page"  # their metrics
+    DECISIONS = "decisions"  # their last placements
+
+
+# -- from a worker -------------------------------------------------------------------------------------------------------
+
+
+class Hello(msgspec.Struct, tag="hello"):
+    """The first message of a connection."""
+
+    seat: int
+
+
+class Ready(msgspec.Struct, tag="ready"):
+    """It serves."""
+
+    banner: str
+
+
+class Report(msgspec.Struct, tag="report"):
+    """What it has of every replica."""
+
+    number: int
+    claims: dict[ReplicaId, Claim]
+
+
+class Ask(msgspec.Struct, tag="ask"):
+    """A question to all workers, itself included."""
+
+    id: int
+    topic: Topic
+    question: bytes
+
+
+class Reply(msgspec.Struct, tag="reply"):
+    """To a `Question`; id 0: a page that nobody asked for, to be kept."""
+
+    id: int
+    body: bytes
+
+
+FromWorker = Hello | Ready | Report | Ask | Reply
+
+# -- to a worker ---------------------------------------------------------------------------------------------------------
+
+
+class Answer(msgspec.Struct, tag="answer"):
+    """Its shares; counts as the answer to this report."""
+
+    number: int
+    shares: dict[ReplicaId, Share]
+
+
+class Crew(msgspec.Struct, tag="crew"):
+    """How many serve, of how many."""
+
+    live: int
+    seats: int
+
+
+class Question(msgspec.Struct, tag="question"):
+    """Somebody asks; to be replied to under this id."""
+
+    id: int
+    topic: Topic
+    question: bytes
+
+
+class Replies(msgspec.Struct, tag="replies"):
+    """All that was said to an `Ask`."""
+
+    id: int
+    bodies: list[bytes]
+
+
+class Stop(msgspec.Struct, tag="stop"):
+    """Drain and end; `now`: without waiting for streams."""
+
+    now: bool
+
+
+class Reload(msgspec.Struct, tag="reload"):
+    """Read the configuration again."""
+
+
+ToWorker = Answer | Crew | Question | Replies | Stop | Reload
+
+_encoder: Final = msgspec.msgpack.Encoder()
+_from_worker: Final = msgspec.msgpack.Decoder(FromWorker)
+_to_worker: Final = msgspec.msgpack.Decoder(ToWorker)
+
+
+def send(writer: asyncio.StreamWriter, message: FromWorker | ToWorker) -> None:
+    """Never waits. A reader that has stopped reading is cut off rather than remembered without end."""
+    if writer.transport.is_closing():
+        return
+    data = _encoder.encode(message)
+    writer.write(len(data).to_bytes(_LENGTH_BYTES, "big") + data)
+    if writer.transport.get_write_buffer_size() > MAX_BYTES:
+        writer.transport.abort()
+
+
+async def from_worker(reader: asyncio.StreamReader) -> FromWorker | None:
+    """The next message; None: there will be no more."""
+    data = await _frame(reader)
+    return None if data is None else _from_worker.decode(data)
+
+
+async def to_worker(reader: asyncio.StreamReader) -> ToWorker | None:
+    """The next message; None: there will be no more."""
+    data = await _frame(reader)
+    return None if data is None else _to_worker.decode(data)
+
+
+async def _frame(reader: asyncio.StreamReader) -> bytes | None:
+    try:
+        size = int.from_bytes(await reader.readexactly(_LENGTH_BYTES), "big")
+        return await reader.readexactly(size) if size <= MAX_BYTES else None
+    except (asyncio.IncompleteReadError, OSError):
+        return None

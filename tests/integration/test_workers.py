@@ -1,0 +1,337 @@
+"""`penstock serve --workers 2`: one gateway in two processes - one port, one page of metrics, one budget of each replica."""
+
+import asyncio
+import json
+import os
+import re
+import signal
+import socket
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import pytest
+import uvicorn
+
+from backends.simulated.bodies import chat_text
+from backends.simulated.options import EngineOptions
+from backends.simulated.server import create_engine_app
+from backends.simulated.tokens import expected_text
+from tests.support.asgi import chat
+from tests.support.gateway_process import GatewayProcess, serving, started
+from tests.support.raw_http import RawClient, ask, connected, get, post
+from tests.support.scrape import from_page
+from tests.support.servers import in_this_loop
+
+CHAT = "/v1/chat/completions"
+SEQUENCES = 4  # of the engine
+PATIENCE_S = 30.0
+
+
+@asynccontextmanager
+async def engine(**options: object) -> AsyncIterator[str]:
+    """A simulated engine behind HTTP, which both workers send to; yields its URL."""
+    values: dict[str, object] = {
+        "model": "m",
+        "kv_blocks": 4096,
+        "max_model_len": 32_768,
+        "max_num_seqs": 256,
+        **options,
+    }
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        app = create_engine_app(EngineOptions(**values))  # type: ignore[arg-type]
+        async with in_this_loop(uvicorn.Server(uvicorn.Config(app, log_level="warning")), listener):
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+def write(folder: Path, url: str, *, name: str = "sim", max_num_seqs: int = 256, **server: object) -> Path:
+    path = folder / "penstock.yaml"
+    capacity = {"max_num_seqs": max_num_seqs}  # which no engine tells
+    replicas = [{"name": name, "url": url, "gpu": {"type": "H100-80G"}, "capacity": capacity}]
+    path.write_text(json.dumps({"server": server, "replicas": replicas, "probe": {"interval_s": 0.1}}))
+    return path
+
+
+@asynccontextmanager
+async def two_workers(folder: Path, **options: object) -> AsyncIterator[GatewayProcess]:
+    async with engine(**options) as url, serving(write(folder, url, drain_timeout_s=60), "--workers", "2") as gateway:
+        yield gateway
+    assert "Traceback" not in gateway.log
+
+
+async def seat(client: RawClient) -> int:
+    """Which worker has this connection."""
+    found: int = (await client.ask(get("/readyz"))).json()["workers"]["answered_by"]
+    return found
+
+
+async def one_each(stack: AsyncExitStack, url: str) -> dict[int, RawClient]:
+    """A connection to each worker; the kernel chooses, so that it may take some."""
+    found: dict[int, RawClient] = {}
+    async with asyncio.timeout(PATIENCE_S):
+        while len(found) < 2:
+            client = await stack.enter_async_context(connected(url))
+            found.setdefault(await seat(client), client)
+    return found
+
+
+async def page(url: str) -> str:
+    return (await ask(url, get("/metrics"))).body.decode()
+
+
+async def until_metric(url: str, wanted: float, name: str, **labels: str) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while from_page(await page(url), name, **labels) != wanted:
+            await asyncio.sleep(0.05)
+
+
+def counters(text: str) -> dict[str, float]:
+    """Whatever must never go back: counters, and histograms' counts and buckets."""
+    samples = (line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    return {name: float(value) for name, value in samples if re.search(r"_(total|count|sum|bucket)(\{|$)", name)}
+
+
+def story(tokens: int, word: str = "Hello") -> bytes:
+    return post(CHAT, chat(word, stream=True, max_tokens=tokens, ignore_eos=True))
+
+
+def told(body: bytes) -> str:
+    events = [json.loads(line[6:]) for line in body.decode().split("\n") if line.startswith("data: {")]
+    return "".join(choice["delta"].get("content") or "" for event in events for choice in event["choices"])
+
+
+def pid(gateway: GatewayProcess, number: int) -> int:
+    """Of the worker that sits there now."""
+    return int(re.findall(rf"worker {number} serves \(pid (\d+)\)", gateway.log)[-1])
+
+
+async def test_metrics_are_exact_across_workers(tmp_path: Path) -> None:
+    """Both workers serve, and whichever is scraped says what all were asked, to the last request."""
+    async with two_workers(tmp_path, speed=50) as gateway, AsyncExitStack() as stack:
+        clients = await one_each(stack, gateway.url)
+        for client in clients.values():
+            for _ in range(10):
+                assert (await client.ask(post(CHAT, chat("Hi", max_tokens=3, ignore_eos=True)))).status == 200
+        await until_metric(gateway.url, 20, "penstock_requests_total", status="200")
+        pages = [(await client.ask(get("/metrics"))).body.decode() for client in clients.values()]
+        for text in pages:
+            assert from_page(text, "penstock_requests_total", status="200") == 20
+            assert from_page(text, "penstock_request_duration_seconds_count") == 20
+            assert from_page(text, "penstock_tokens_total", kind="output") == 60
+            assert from_page(text, "penstock_build_info") == 1
+            assert from_page(text, "penstock_workers") == 2
+            assert from_page(text, "penstock_replica_share_ratio", replica="sim") <= 1
+        gateway.signal(signal.SIGTERM)
+        assert await gateway.exit_code() == 0
+
+
+async def test_workers_share_an_engine_and_never_overfill_it(tmp_path: Path) -> None:
+    """More requests at each worker than the engine has sequences: none ever waits in the engine, and all are served."""
+    async with (
+        engine(max_num_seqs=SEQUENCES, speed=4) as url,
+        serving(write(tmp_path, url, max_num_seqs=SEQUENCES), "--workers", "2") as gateway,
+        AsyncExitStack() as stack,
+    ):
+        seats = [await stack.enter_async_context(connected(gateway.url)) for _ in range(24)]
+        assert {await seat(client) for client in seats} == {1, 2}
+        asked = asyncio.gather(*(client.ask(story(20, word=f"word {number}")) for number, client in enumerate(seats)))
+        most = 0.0
+        while not asked.done():
+            figures = (await ask(url, get("/metrics"))).body.decode()
+            running, waiting = (from_page(figures, f"vllm:num_requests_{what}") for what in ("running", "waiting"))
+            assert running + waiting <= SEQUENCES
+            most = max(most, running)
+        assert most == SEQUENCES
+        for number, answer in enumerate(await asked):
+            assert answer.events()[-1] == "[DONE]"
+            assert told(answer.body) == expected_text(chat_text([{"role": "user", "content": f"word {number}"}]), 20)
+    assert "Traceback" not in gateway.log
+
+
+async def test_request_wider_than_any_share_is_served(tmp_path: Path) -> None:
+    """It needs nine tenths of the replica's KV cache, of which each worker has about half: it waits for more, and gets it."""
+    async with two_workers(tmp_path, kv_blocks=200, max_model_len=4096, speed=20) as gateway, AsyncExitStack() as stack:
+        for client in (await one_each(stack, gateway.url)).values():
+            answer = await client.ask(post(CHAT, chat("word " * 2000, max_tokens=100, ignore_eos=True)))
+            assert answer.status == 200, answer.body
+
+
+async def test_killed_worker_loses_only_its_own_streams(tmp_path: Path) -> None:
+    """The others' go on whole, it is back at once, its share returns, and no counter goes backwards."""
+    async with two_workers(tmp_path) as gateway, AsyncExitStack() as stack:
+        clients = await one_each(stack, gateway.url)
+        for client in clients.values():
+            assert (await client.ask(post(CHAT, chat("Hi", max_tokens=3, ignore_eos=True)))).status == 200
+        await until_metric(gateway.url, 2, "penstock_requests_total", status="200")
+        begun = {}
+        for number, client in clients.items():
+            await client.send(story(300))
+            await client.head()
+            begun[number] = await client.chunk()
+        before = counters(await page(gateway.url))
+        os.kill(pid(gateway, 1), signal.SIGKILL)
+        lost = begun[1] + await clients[1].until_closed()
+        assert b"[DONE]" not in lost
+        kept = begun[2] + await clients[2].rest_of_chunks()
+        assert kept.endswith(b"data: [DONE]\n\n")
+        assert told(kept) == expected_text(chat_text([{"role": "user", "content": "Hello"}]), 300)
+        await gateway.until_log(r"worker 1 serves", times=2)
+        await until_metric(gateway.url, 2, "penstock_workers")
+        after = counters(await page(gateway.url))
+        assert {name: value for name, value in before.items() if after.get(name, 0.0) < value} == {}
+        assert after["penstock_worker_restarts_total"] == 1
+        assert from_page(await page(gateway.url), "penstock_requests_total", status="200") == 3
+        await until_metric(gateway.url, 1, "penstock_replica_share_ratio", replica="sim")
+        fresh = await one_each(stack, gateway.url)
+        answer = await fresh[1].ask(post(CHAT, chat("Hi", max_tokens=3, ignore_eos=True)))
+        assert answer.status == 200
+
+
+async def test_sigterm_drains_all_workers(tmp_path: Path) -> None:
+    """Streams of both end whole, the exit code is 0, and nothing is started again."""
+    async with two_workers(tmp_path) as gateway, AsyncExitStack() as stack:
+        clients = await one_each(stack, gateway.url)
+        begun = {}
+        for number, client in clients.items():
+            await client.send(story(150))
+            await client.head()
+            begun[number] = await client.chunk()
+        gateway.signal(signal.SIGTERM)
+        await gateway.until_log("draining: 1 requests in flight", times=2)
+        for number, client in clients.items():
+            body = begun[number] + await client.rest_of_chunks()
+            assert body.endswith(b"data: [DONE]\n\n")
+            assert told(body) == expected_text(chat_text([{"role": "user", "content": "Hello"}]), 150)
+        assert await gateway.exit_code() == 0
+    assert "started again" not in gateway.log
+
+
+async def test_second_signal_does_not_wait_for_any(tmp_path: Path) -> None:
+    """Whoever asks twice means it, of all workers."""
+    async with two_workers(tmp_path) as gateway, AsyncExitStack() as stack:
+        clients = await one_each(stack, gateway.url)
+        for client in clients.values():
+            await client.send(story(20_000))
+            await client.head()
+            await client.chunk()
+        gateway.signal(signal.SIGINT)
+        await gateway.until_log("draining: 1 requests in flight", times=2)
+        gateway.signal(signal.SIGINT)
+        for client in clients.values():
+            assert b'"code":"draining"' in await client.rest_of_chunks()
+        assert await gateway.exit_code() == 0
+
+
+async def test_sighup_reloads_all_and_who_starts_later(tmp_path: Path) -> None:
+    """Both workers take the new replicas, and so does one that replaces a dead one."""
+    async with (
+        engine(speed=50) as url,
+        serving(write(tmp_path, url), "--workers", "2") as gateway,
+        AsyncExitStack() as stack,
+    ):
+        write(tmp_path, url, name="other")
+        gateway.signal(signal.SIGHUP)
+        await gateway.until_log("configuration reloaded: 1 replicas", times=2)
+        os.kill(pid(gateway, 2), signal.SIGKILL)
+        await gateway.until_log("worker 2 serves", times=2)
+        for client in (await one_each(stack, gateway.url)).values():
+            assert (await client.ask(get("/readyz"))).json()["replicas"].keys() == {"other"}
+
+
+async def test_workers_without_their_supervisor_end(tmp_path: Path) -> None:
+    """Nobody could stop them: what runs is finished, then they are gone, and the port is free."""
+    async with two_workers(tmp_path) as gateway, AsyncExitStack() as stack:
+        client = (await one_each(stack, gateway.url))[1]
+        await client.send(story(100))
+        await client.head()
+        first = await client.chunk()
+        gateway.kill()
+        assert (first + await client.rest_of_chunks()).endswith(b"data: [DONE]\n\n")
+        async with asyncio.timeout(PATIENCE_S):
+            while await accepts(gateway.url):
+                await asyncio.sleep(0.05)
+
+
+async def accepts(url: str) -> bool:
+    try:
+        async with connected(url):
+            return True
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("shared", [False, True])
+async def test_port_in_use_is_said_once(tmp_path: Path, shared: bool) -> None:
+    """Also where the other one shares its port: two gateways on one port would take each other's requests."""
+    with socket.socket() as taken:
+        if shared:
+            taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        config = write(tmp_path, "http://127.0.0.1:9", port=port, workers=2)
+        async with started("--config", str(config)) as gateway:
+            assert await gateway.exit_code() == 1
+            await gateway.until_log("choose another port with --port")
+    assert gateway.log.count(f"127.0.0.1:{port} is in use") == 1
+
+
+async def test_decisions_of_all_workers(tmp_path: Path) -> None:
+    """Whoever is asked knows what the others placed: the last ones first, and any by its request."""
+    async with two_workers(tmp_path, speed=50) as gateway, AsyncExitStack() as stack:
+        clients = await one_each(stack, gateway.url)
+        asked = []
+        for client in [*clients.values(), *clients.values()]:
+            answer = await client.ask(post(CHAT, chat("Hi", max_tokens=3, ignore_eos=True)))
+            asked.append(answer.headers["x-request-id"])
+        for client in clients.values():
+            found = (await client.ask(admin("/decisions"))).json()["data"]
+            assert [entry["request_id"] for entry in found] == asked[::-1]
+            assert len((await client.ask(admin("/decisions?limit=3"))).json()["data"]) == 3
+            for name in asked:
+                one = (await client.ask(admin(f"/decisions/{name}"))).json()
+                assert (one["request_id"], one["earlier"]) == (name, 0)
+
+
+def admin(path: str) -> bytes:
+    """By a name of this machine, which it asks for."""
+    return f"GET /admin{path} HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n".encode()
+
+
+async def test_sigterm_to_one_worker_replaces_it(tmp_path: Path) -> None:
+    """It drains, whatever number of times it is told, and another takes its seat."""
+    async with two_workers(tmp_path) as gateway, AsyncExitStack() as stack:
+        client = (await one_each(stack, gateway.url))[2]
+        await client.send(story(100))
+        await client.head()
+        first = await client.chunk()
+        for _ in range(2):
+            os.kill(pid(gateway, 2), signal.SIGTERM)
+        assert (first + await client.rest_of_chunks()).endswith(b"data: [DONE]\n\n")
+        await gateway.until_log("worker 2 serves", times=2)
+        await until_metric(gateway.url, 1, "penstock_requests_total", status="200")
+
+
+async def test_nobody_can_start(tmp_path: Path) -> None:
+    """Where every worker ends before it serves, the supervisor does, too, and says so."""
+    config = write(tmp_path, "http://127.0.0.1:9")
+    async with started("--config", str(config), "--port", "0", "--workers", "2") as gateway:
+        found: set[int] = set()
+        async with asyncio.timeout(PATIENCE_S):
+            while len(found) < 2:
+                found = children(gateway.pid)
+                await asyncio.sleep(0.005)
+        for child in found:
+            os.kill(child, signal.SIGKILL)
+        assert await gateway.exit_code() == 1
+        await gateway.until_log("no worker could start")
+
+
+def children(parent: int) -> set[int]:
+    """The workers a supervisor has started so far."""
+    found = set()
+    for child in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
+        if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text():
+            found.add(int(child))
+    return found

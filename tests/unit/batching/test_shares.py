@@ -1,0 +1,138 @@
+"""The book of shares by example: who gets what, and what a late message must not do."""
+
+from batching.request import ReplicaId
+from batching.share_holder import Holding
+from batching.shares import NOTHING, WHOLE, Claim, HolderId, Share, ShareBook, parts_for
+
+A = ReplicaId("a")
+ONE, TWO = HolderId("one"), HolderId("two")
+
+
+def told(book: ShareBook, holder: HolderId) -> int:
+    return book.answer(holder)[1][A].parts
+
+
+def report(book: ShareBook, holder: HolderId, number: int, claim: Claim) -> int:
+    assert book.report(holder, number, {A: claim})
+    return told(book, holder)
+
+
+def halves() -> ShareBook:
+    """Two idle holders that keep half each."""
+    book = ShareBook()
+    assert report(book, ONE, 1, Claim(0, 0)) == WHOLE
+    assert report(book, TWO, 1, Claim(0, 0)) == 0
+    assert report(book, ONE, 2, Claim(WHOLE, 0)) == WHOLE // 2
+    assert report(book, ONE, 3, Claim(WHOLE // 2, 0)) == WHOLE // 2
+    assert report(book, TWO, 2, Claim(0, 0)) == WHOLE // 2
+    return book
+
+
+def test_idle_holders_share_alike():
+    """Alone, a holder has the whole; a second one has half once the first has said that it keeps to its half."""
+    assert halves().bounds(A) == {ONE: WHOLE // 2, TWO: WHOLE // 2}
+
+
+def test_demand_is_followed_but_for_a_little():
+    """Who has much waiting gets what the idle one can spare, and only after that one has confirmed."""
+    book = halves()
+    assert report(book, ONE, 4, Claim(WHOLE // 2, WHOLE // 2, WHOLE // 2 + 9, WHOLE)) == WHOLE // 2
+    assert book.unsettled() == {TWO}
+    assert told(book, TWO) == WHOLE // 16
+    assert book.unsettled() == set()
+    report(book, TWO, 3, Claim(WHOLE // 16, 0))
+    assert book.unsettled() == {ONE}
+    assert told(book, ONE) == WHOLE - WHOLE // 16
+
+
+def test_who_needs_the_whole_gets_it_when_the_others_have_ended():
+    """A request wider than any share waits until nobody else runs anything; then not even a floor is kept from it."""
+    book = halves()
+    report(book, ONE, 4, Claim(WHOLE // 2, 0, WHOLE, WHOLE))
+    report(book, TWO, 3, Claim(WHOLE // 2, 1000))
+    report(book, TWO, 4, Claim(1000, 1000))
+    assert told(book, ONE) == WHOLE - 1000
+    report(book, TWO, 5, Claim(1000, 0))
+    report(book, TWO, 6, Claim(0, 0))
+    assert told(book, ONE) == WHOLE
+
+
+def test_heads_take_turns():
+    """Two whose heads need more than half each have it one after the other, not half each for ever."""
+    book = halves()
+    most = WHOLE * 3 // 4
+    report(book, ONE, 4, Claim(WHOLE // 2, 0, most, most))
+    report(book, TWO, 3, Claim(WHOLE // 2, 0, most, most))
+    report(book, TWO, 4, Claim(WHOLE // 4, 0, most, most))
+    assert told(book, ONE) == most
+    report(book, ONE, 5, Claim(most, 0, most, most))  # it does not use it: the other's turn
+    assert told(book, ONE) == WHOLE // 4
+    report(book, ONE, 6, Claim(WHOLE // 4, 0, most, most))
+    assert told(book, TWO) == most
+
+
+def test_who_leaves_gives_back_all():
+    """A holder that is gone keeps nothing, whatever it ran; who is short hears of it."""
+    book = halves()
+    report(book, ONE, 4, Claim(WHOLE // 2, WHOLE // 2, WHOLE, WHOLE))
+    book.leave(TWO)
+    assert book.unsettled() == {ONE}
+    assert told(book, ONE) == WHOLE
+    assert book.bounds(A) == {ONE: WHOLE}
+
+
+def test_report_that_was_overtaken_counts_for_nothing():
+    """What an old report confirms may have been raised since."""
+    book = halves()
+    assert report(book, ONE, 6, Claim(WHOLE // 2, 7)) == WHOLE // 2
+    assert not book.report(ONE, 5, {A: Claim(7, 7)})
+    assert book.bounds(A)[ONE] == WHOLE // 2
+
+
+class Site:
+    """One replica of a scheduler."""
+
+    def __init__(self) -> None:
+        self.share, self.in_use = NOTHING, 0
+
+    def claims(self) -> dict[ReplicaId, Claim]:
+        return {A: Claim(self.share.parts, self.in_use)}
+
+    def allot(self, replica: ReplicaId, share: Share) -> None:
+        assert replica == A
+        self.share = share
+
+
+def test_answer_to_an_older_report_counts_for_nothing():
+    """What it promised may have been given to another since the later report confirmed less."""
+    site = Site()
+    holding = Holding(site)
+    first, _ = holding.report()
+    second, _ = holding.report()
+    assert not holding.take(first, {A: Share(WHOLE)})
+    assert site.share == NOTHING
+    holding.take(second, {A: Share(5, 2, 3)})
+    assert site.share == Share(5, 2, 3)
+
+
+def test_lower_share_is_kept_to_as_far_as_it_is_free():
+    """At the next report, which says so; what is in use goes with the last of it."""
+    site = Site()
+    holding = Holding(site)
+    holding.take(holding.report()[0], {A: Share(100)})
+    site.in_use = 60
+    assert holding.take(holding.report()[0], {A: Share(40)})
+    assert site.share.parts == 100
+    assert holding.report()[1][A].enforced == site.share.parts == 60
+    assert holding.owing
+    site.in_use = 10
+    assert holding.report()[1][A].enforced == site.share.parts == 40
+    assert not holding.owing
+
+
+def test_parts_leave_room_for_what_they_are_for():
+    """A share computed for an amount has room for it, whatever is rounded; shares of all do not exceed the budget."""
+    for total in (1, 3, 8, 255, 29_000):
+        for amount in (0, 1, total // 2, total):
+            assert Share(parts_for(amount, total)).of(total) >= amount
+        assert 3 * Share(WHOLE // 3).of(total) <= total
