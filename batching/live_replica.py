@@ -18,9 +18,10 @@ from batching.pace import Pace
 from batching.placement import Need, Score
 from batching.replica import EngineLoad, Lifecycle, ReplicaProfile, ReplicaState
 from batching.request import ServiceTier
-from batching.shares import ALONE, Share
+from batching.shares import ALONE, WHOLE, Share
 from batching.step_prior import step_prior
 from batching.until_fit import seconds_until_fit
+from config.gpus import StepModel
 from config.schema import CostTier, Mechanism, Scheduling
 
 _DEFAULT_CHUNK_TOKENS = (
@@ -216,11 +217,13 @@ class LiveReplica:
         )  # fmt: skip
         offer.told = None
         offer.open = self.lifecycle is _READY and not self.retired
-        offer.empty = not ledger.leases and share.whole  # else what it takes beyond its budgets would be others'
-        limit = share.of(self.max_num_seqs)
+        limit = whole = self.profile.max_num_seqs or self.learned.limit
+        offer.empty = not ledger.leases
+        if share.parts != WHOLE:
+            offer.empty = False  # what it takes beyond its budgets would be others'
+            limit = share.of(whole)
         offer.free_sequences = limit - ledger.sequences
         offer.spared_sequences = limit // 10
-        whole = limit if share.whole else self.max_num_seqs
         offer.batch = whole if whole < _TYPICAL_BATCH else _TYPICAL_BATCH
         self._refresh_blocks()
         self._refresh_prefill()
@@ -246,10 +249,12 @@ class LiveReplica:
             offer.free_blocks = UNBOUNDED
             offer.headroom_ratio = 1 - self.ledger.sequences / max(self.share.of(self.max_num_seqs), 1)
         else:
-            reserved, foreign, share = self.ledger.reserved_blocks, self.foreign_blocks, self.share
-            used = share.scaled(reserved) + foreign
-            offer.free_blocks = share.of(self._usable_blocks - foreign) - reserved
-            offer.headroom_ratio = 1 - used / self.profile.kv_blocks
+            reserved, usable, share = self.ledger.reserved_blocks, self._usable_blocks - self.foreign_blocks, self.share
+            dense = reserved
+            if share.parts != WHOLE:
+                usable, dense = share.of(usable), share.scaled(reserved)
+            offer.free_blocks = usable - reserved
+            offer.headroom_ratio = 1 - (dense + self.foreign_blocks) / self.profile.kv_blocks
 
     def _refresh_prefill(self) -> None:
         """What a prompt costs here, and what was admitted before it."""
@@ -264,7 +269,8 @@ class LiveReplica:
         offer.attention_s = factor * step.attention_s
         ahead, ahead_s = ledger.prefill_tokens, ledger.prefill_s
         offer.prefill_tokens = ahead
-        offer.free_prefill_tokens = self._own_prefill_limit().free(ahead)
+        limit = self._prefill_limit if self.share.parts == WHOLE else self._own_prefill_limit()
+        offer.free_prefill_tokens = UNBOUNDED if ahead <= limit.open_up_to else limit.budget - ahead
         ends_s, silent_s = self._prefill_end_s, self.silent_until_s
         offer.prefill_end_s = ends_s if ends_s >= silent_s else silent_s
         offer.prefill_rest_s = _REST_RATIO * ahead_s
