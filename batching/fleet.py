@@ -156,7 +156,7 @@ class Fleet:
             self.prefixes.record(lease.replica, request.prefix_hashes, live.cached_chunks(request.prefix_chunk_tokens))
         if assume_first_token_s is not None:
             self._assumed.push((assume_first_token_s, lease.id), record)
-        self._rewritten(live)
+        self._changed(live)  # room, too: it may be seen only now that an expected stream did not come
 
     def first_token(self, record: LeaseRecord, now: float) -> None:
         live = self._replicas[record.lease.replica]

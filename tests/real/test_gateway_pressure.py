@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import json
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
@@ -25,6 +25,7 @@ PROMPT = "The gateway routes each request to the replica that is most likely to 
 LEDGER_ERROR_LIMIT = 0.05
 # A request that was just placed passes through the engine's queue for one step.
 WAITING_LIMIT = 3
+MOST_RUNS = 5
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +50,10 @@ class Watch:
         while True:
             await asyncio.to_thread(self._look)
             await asyncio.sleep(0.2)
+
+    def busy(self) -> int:
+        """Looks that found an engine at work."""
+        return sum(usage > 0.01 for usage in self.usage)
 
     def _look(self) -> None:
         for name, server in zip(("a", "b"), self.pair, strict=True):
@@ -83,14 +88,20 @@ async def load(urls: Iterator[str], requests: int = REQUESTS, tokens: int = OUTP
         return await asyncio.gather(*(one(i, next(urls)) for i in range(requests)))
 
 
-async def watched(pair: Pair, gateway: GatewayProcess, **options: int) -> Watch:
-    """What was seen while the load ran through the gateway; every request got all its tokens."""
+async def watched(pair: Pair, gateway: GatewayProcess, enough: Callable[[Watch], bool], **options: int) -> Watch:
+    """What was seen while the load ran through the gateway; every request got all its tokens.
+
+    Again until `enough` was seen, a few times at most: on a busy machine a look takes as long as the load.
+    """
     watch = Watch(pair, gateway)
-    watching = asyncio.get_running_loop().create_task(watch.run())
-    outputs = await load(itertools.repeat(gateway.url), **options)
-    watching.cancel()
-    await asyncio.gather(watching, return_exceptions=True)
-    assert set(outputs) == {options.get("tokens", OUTPUT_TOKENS)}
+    for _ in range(MOST_RUNS):
+        watching = asyncio.get_running_loop().create_task(watch.run())
+        outputs = await load(itertools.repeat(gateway.url), **options)
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+        assert set(outputs) == {options.get("tokens", OUTPUT_TOKENS)}
+        if enough(watch):
+            break
     return watch
 
 
@@ -105,7 +116,7 @@ async def test_the_ledger_agrees_with_the_engines(
 ) -> None:
     """While a few long answers grow, the KV blocks that the gateway holds in its books are those that the engine uses."""
     await load(itertools.repeat(gateway.url), requests=24, tokens=16)  # learns the tokenizer's characters per token
-    watch = await watched(vllm_pair, gateway, requests=4, tokens=1500)
+    watch = await watched(vllm_pair, gateway, lambda seen: seen.busy() >= 5, requests=4, tokens=1500)
     errors = [error for error, usage in zip(watch.errors, watch.usage, strict=True) if usage > 0.01]
     mean = statistics.fmean(abs(error) for error in errors)
     figures = {"samples": len(errors), "ledger_error_mean_abs": mean, "ledger_error_mean": statistics.fmean(errors)}
@@ -122,7 +133,7 @@ async def test_round_robin_preempts_and_the_gateway_does_not(
     before = preemptions(vllm_pair)
     assert await load(itertools.cycle(server.url for server in vllm_pair)) == [OUTPUT_TOKENS] * REQUESTS
     round_robin = preemptions(vllm_pair) - before
-    watch = await watched(vllm_pair, gateway)
+    watch = await watched(vllm_pair, gateway, lambda seen: max(seen.usage) > 0.5)
     ours = preemptions(vllm_pair) - before - round_robin
     waiting = statistics.fmean(watch.waiting)
     say(
