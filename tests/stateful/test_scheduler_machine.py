@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from batching.blocks import blocks_for
 from batching.decision_record import offer_values, told
+from batching.fleet import _REPACE_S
 from batching.kv_forecast import HORIZONS
 from batching.lane import Waiting
 from batching.ledger import LeaseRecord
@@ -308,9 +309,11 @@ class SchedulerMachine(RuleBasedStateMachine):
                 return "KV blocks until somebody ends"  # the forecast was eased by tokens alone, which nobody looks at
             if not fits:
                 return "credit of the streams, or of those to come" if offer.binding_s(self.now) < inf else None
-        if waiting.tested_epoch >= offer.epoch and any(r.first_token_s is None for r in live.ledger.leases.values()):
-            # It fits by time alone, which a timer looks at - unless a placement there has written the offer anew meanwhile.
-            return "streams that were expected did not come"
+        if live.ledger.leases and offer.wanted_due_s < inf:
+            due_s = self.scheduler.next_deadline()
+            assert due_s is not None
+            assert due_s <= self.now + _REPACE_S
+            return "streams that were expected did not come: time alone tells that, and a timer looks"
         if self._awaits_holder(waiting):
             return "held for the replica that holds its beginning"
         held = self.now < self.late_at.get(waiting.ticket.id, 0.0)
