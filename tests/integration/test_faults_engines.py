@@ -202,3 +202,5 @@ async def test_engine_that_is_aborted() -> None:
             await client.head()
         async with asyncio.timeout(30):
             await gone.wait()
+        await until_at_rest(running)
+        assert running.metric("penstock_requests_total", status="499") == 1

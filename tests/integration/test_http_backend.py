@@ -276,5 +276,8 @@ async def test_cancelling_a_send_cancels_the_work_upstream():
         sending = tasks.create_task(engine.send(call()))
         await asked.wait()
         sending.cancel()
-        await left.wait()
+        async with asyncio.timeout(30):
+            await left.wait()
+        assert engine.statistics().open == 0
         await engine.aclose()
+    assert sending.cancelled()

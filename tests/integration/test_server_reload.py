@@ -106,3 +106,4 @@ async def test_reload_says_what_needs_a_restart(tmp_path: Path) -> None:
         gateway.signal(signal.SIGHUP)
         await gateway.until_log("a change under `queue` takes effect at the next start")
         await gateway.until_log("configuration reloaded")
+    assert "Traceback" not in gateway.log

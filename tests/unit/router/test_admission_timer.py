@@ -22,7 +22,10 @@ def test_two_passes_in_one_turn_with_something_due_at_once():
     async def passes() -> None:
         admission = Admission(Impatient(Scheduling(), Queue()))
         admission.advance()
+        first = admission._timer
         admission.advance()
+        assert first is not None
+        assert admission._timer is first
         admission.close()
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
