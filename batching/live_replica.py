@@ -13,14 +13,13 @@ from batching.kv_audit import KvAudit
 from batching.kv_forecast import Holder, KvRisk, free_tokens, normal_quantile
 from batching.ledger import LeaseRecord, Ledger
 from batching.offer import Offer
-from batching.outlook import PrefillLimit, seconds_until_borne, seconds_until_prefilled
+from batching.outlook import PrefillLimit, seconds_until_borne, seconds_until_fit, seconds_until_prefilled
 from batching.pace import Pace
 from batching.placement import Need, Score
 from batching.replica import EngineLoad, Lifecycle, ReplicaProfile, ReplicaState
 from batching.request import ServiceTier
 from batching.shares import ALONE, WHOLE, Share
 from batching.step_prior import step_prior
-from batching.until_fit import seconds_until_fit
 from config.gpus import StepModel
 from config.schema import CostTier, Mechanism, Scheduling
 

@@ -1,6 +1,7 @@
-"""When a busy replica can take one more prompt, if nothing else is placed there meanwhile.
+"""When a busy replica can take one more request, if nothing else is placed there meanwhile.
 
-A guess from its leases: prompts are prefilled in the order in which they came, and streams gain with each token. Decides nothing.
+Guesses from its leases, only used to compare replicas: prompts are prefilled in the order in which they came, streams gain with each
+token, answers end as forecast. Decides nothing.
 """
 
 from collections.abc import Iterable
@@ -8,9 +9,9 @@ from math import inf
 from typing import NamedTuple
 
 from batching.blocks import UNBOUNDED
-from batching.ledger import LeaseRecord
+from batching.ledger import LeaseRecord, Ledger
 from batching.offer import Offer
-from batching.placement import Need, cached_on, prefill_steps
+from batching.placement import Need, blocks_if_fits, blocks_needed, cached_on, could_ever_hold, prefill_steps
 
 
 class PrefillLimit(NamedTuple):
@@ -50,3 +51,32 @@ def seconds_until_borne(need: Need, offer: Offer, now: float) -> float:
         return 0.0
     gain_s = offer.pace_s - offer.decode_s
     return short_s * offer.decode_s / gain_s if gain_s > 0 else inf
+
+
+def seconds_until_fit(need: Need, offer: Offer, ledger: Ledger, now: float) -> float | None:
+    """From now; leases are taken to end as forecast. None: never."""
+    if not offer.open or not could_ever_hold(need.request, offer, min_output_tokens=need.min_output_tokens):
+        return None
+    if blocks_if_fits(need, offer, now) is not None:
+        return 0.0
+    earned_s = seconds_until_borne(need, offer, now)
+    blocks, sequences = -offer.free_blocks, need.request.sequences - offer.free_sequences
+    blocks += blocks_needed(need, offer)
+    prefill = need.request.prompt_tokens - offer.free_prefill_tokens
+    if blocks <= 0 and sequences <= 0 and prefill <= 0:
+        return earned_s
+    ends = sorted(
+        (
+            (r.forecast_tokens - r.emitted_per_sequence) * r.tpot_s,
+            r.lease.id,
+            r.reserved_blocks,
+            r.lease.request.sequences,
+            r.prefill_tokens,
+        )
+        for r in ledger.leases.values()
+    )
+    for end_s, _, freed, ended, prefilled in ends:
+        blocks, sequences, prefill = blocks - freed, sequences - ended, prefill - prefilled
+        if blocks <= 0 and sequences <= 0 and prefill <= 0:
+            return max(end_s, earned_s)
+    return ends[-1][0] if ends else inf  # empty takes whatever it could ever hold

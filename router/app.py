@@ -3,7 +3,7 @@
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
-from config.schema import Config
+from config.schema import Config, DataPlane
 from router.api import build_api
 from router.gateway import Gateway
 from router.hot_cycle import HotPlane
@@ -36,9 +36,11 @@ def create_app(gateway: Gateway, version: str) -> ASGIApp:
     return app
 
 
-def hot_plane(config: Config, handler: Handler) -> HotPlane:
-    """For `router.protocol`: hot requests by their own connection, past ASGI."""
+def hot_plane(config: Config, handler: Handler) -> HotPlane | None:
+    """For `router.protocol`: hot requests by their own connection, past ASGI; None: all take the ASGI way."""
     server = config.server
+    if server.data_plane is DataPlane.ASGI:
+        return None
     return HotPlane(
         handler=handler,
         max_body_bytes=server.max_body_bytes,

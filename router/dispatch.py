@@ -79,8 +79,9 @@ class Dispatcher:
             self._abort(exchange, error)
 
     def _abort(self, exchange: Exchange, error: ApiError) -> None:
-        exchange.aborted = error
-        if exchange.task is not None:
+        # One whose client has ended has its whole answer: only the engine's tail is still read.
+        if exchange.task is not None and not exchange.client.ended:
+            exchange.aborted = error
             exchange.task.cancel()
 
     async def __call__(self, inbound: Inbound, client: Client) -> None:

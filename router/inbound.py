@@ -22,7 +22,7 @@ _VISIBLE_ASCII = re.compile(rb"[\x21-\x7e]{1,128}")
 
 @dataclass(slots=True, kw_only=True)
 class Inbound:
-    """`headers` has lower-case names, the last of each counts. `received_s`: when the body was whole, on the loop's clock."""
+    """`headers` has lower-case names, the last of each counts. `received_s`: when the head was read, on the loop's clock."""
 
     request_id: str
     path: str

@@ -169,8 +169,8 @@ class _HeadGuard(HttpToolsProtocol):
     def _hot_path(self) -> str | None:
         """Of a request that its connection serves itself; None: it takes the ASGI way."""
         plane = self._plane
-        if plane is None or self._unanswered or self.parser.get_method() != b"POST":
-            return None
+        if plane is None or self._unanswered or self.flow.write_paused or self.parser.get_method() != b"POST":
+            return None  # a client that has not read its last answer: ASGI waits before it writes the next
         length = b""
         for name, value in self.headers:
             if name == b"content-length":

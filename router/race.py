@@ -47,6 +47,7 @@ class Race:
         self._give_back = give_back
         self._count = count
         self._first: asyncio.Task[Any] | None = None  # while the first attempt runs
+        self._cancelled_before = 0  # requests to cancel that were there when it began
         self._cancelled_first = False
         self._task: asyncio.Task[None] | None = None
         self._placed: Placed | None = None
@@ -102,7 +103,9 @@ class Race:
             self._count(self._outcome())
 
     async def __aenter__(self) -> Self:
-        self._first = asyncio.current_task()
+        first = self._first = asyncio.current_task()
+        assert first is not None
+        self._cancelled_before = first.cancelling()
         return self
 
     async def __aexit__(
@@ -111,7 +114,7 @@ class Race:
         first, self._first = self._first, None
         assert first is not None
         # A cancellation that is the race's own ends here; somebody else's beside it goes on, as with asyncio.Timeout.
-        if self._cancelled_first and first.uncancel() == 0 and kind is asyncio.CancelledError:
+        if self._cancelled_first and first.uncancel() <= self._cancelled_before and kind is asyncio.CancelledError:
             raise Superseded from None
 
     async def _run(self, placed: Placed) -> None:

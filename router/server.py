@@ -19,7 +19,7 @@ from types import FrameType
 import uvicorn
 
 from config.load import ConfigError
-from config.schema import Config, DataPlane
+from config.schema import Config
 from router.app import create_app, hot_plane
 from router.gateway import Gateway
 from router.protocol import KEEP_ALIVE_IDLE_S, protocol_with
@@ -94,7 +94,7 @@ class PenstockServer(uvicorn.Server):
                 http=protocol_with(
                     server.header_timeout_s,
                     server.write_stall_timeout_s,
-                    hot_plane(gateway.config, gateway.dispatcher) if server.data_plane is DataPlane.WIRE else None,
+                    hot_plane(gateway.config, gateway.dispatcher),
                 ),
                 ws="none",
                 lifespan="on",
@@ -116,7 +116,7 @@ class PenstockServer(uvicorn.Server):
         if self._reload is not None:
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload_config)
         await super().startup(sockets)
-        # What has been imported and built stays to the end: a full collection need not walk through it, for 0.1 s, with streams waiting.
+        # What has been imported and built stays to the end: a full collection need not walk through it while streams wait.
         gc.collect()
         gc.freeze()
         self.announce()

@@ -9,7 +9,7 @@ import pytest
 
 from backends.backend import ConnectFailed, FirstByteTimeout, StreamCut
 from tests.support.asgi import Call, chat, post
-from tests.support.fake_engine import FakeEngine, Script, chunk, document
+from tests.support.fake_engine import FakeEngine, Script, chunk, document, whole_stream
 from tests.support.gateways import Running, gateway_over
 from tests.support.virtual_time import run_virtual
 
@@ -303,3 +303,18 @@ def test_a_whole_request_may_be_bounded() -> None:
     assert (document.status, waited) == (504, 5.5)
     assert "5.5 s" in document.json()["error"]["message"]
     assert engine.running == 0
+
+
+def test_a_bound_that_passes_behind_a_whole_answer_changes_nothing() -> None:
+    """The engine is slow to end what it has said already: the client has all of it, and the request is counted as that."""
+    engine = FakeEngine(Script(whole_stream(), hang=True))
+
+    async def main() -> Call:
+        async with gateway_over({"a": engine}, server={"total_timeout_s": 0.5}) as running:
+            call = await post(running.app, CHAT, chat(stream=True)).run()
+            await asyncio.sleep(5)
+            assert running.metric("penstock_requests_total", status="200", error_code="none") == 1
+            assert running.metric("penstock_requests_total", error_code="timeout") == 0
+            return call
+
+    assert run_virtual(main()).events()[-1] == "[DONE]"

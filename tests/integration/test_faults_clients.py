@@ -2,7 +2,8 @@
 
 import asyncio
 import resource
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from typing import Any
 
 import pytest
 
@@ -90,6 +91,42 @@ async def test_client_that_never_reads_its_document() -> None:
         await until_at_rest(gateway)
         await until(lambda: gateway.connections == 0)
         assert len(await client.until_closed()) < 12 * 2**20
+
+
+async def test_client_that_asks_again_without_reading() -> None:
+    """A stream behind an answer that nobody reads pauses its engine, too: nothing is kept for such a client without end."""
+    fountain = Fountain()
+    async with engine_with(answers_then(document("x" * 4 * 2**20), fountain)) as engine:
+        config = Config.model_validate(
+            {"replicas": [{"name": "a", "url": engine.url}], "upstream": {"buffer_bytes": 65536}}
+        )
+        async with listening(config) as gateway, connected(gateway.url, receive_buffer_bytes=4096) as client:
+            await client.send(post(CHAT, chat()))
+            await client.head()
+            await until(lambda: gateway.gateway.dispatcher.active == 0)
+            await client.send(STREAM)
+            await until(lambda: gateway.gateway.dispatcher.active == 1)
+            assert await stopped_growing(fountain) < 32 * 2**20
+            assert gateway.gateway.dispatcher.active == 1
+        await until_at_rest(gateway)
+
+
+def answers_then(first: bytes, rest: Fountain) -> Callable[[Peer], Coroutine[Any, Any, None]]:
+    """A document for the first request, and the fountain for those that follow."""
+    asked = 0
+
+    async def play(peer: Peer) -> None:
+        nonlocal asked
+        asked += 1
+        if asked > 1:
+            await rest(peer)
+            return
+        length = b"content-length: %d" % len(first)
+        await peer.send(
+            b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n%b\r\nconnection: close\r\n\r\n" % length, first
+        )
+
+    return play
 
 
 async def test_slow_client_gets_everything() -> None:

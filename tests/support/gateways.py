@@ -9,7 +9,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from backends.backend import Backend
-from config.schema import Config, DataPlane
+from config.schema import Config
 from router.app import create_app, hot_plane
 from router.engines import build_backend
 from router.gateway import Gateway
@@ -93,7 +93,7 @@ async def listening(config: Config, engines: Mapping[str, Backend] | None = None
     gateway = Gateway(config, version="test", backend_factory=factory)
     app = create_app(gateway, "test")
     listener = bind("127.0.0.1", 0)
-    plane = hot_plane(config, gateway.dispatcher) if config.server.data_plane is DataPlane.WIRE else None
+    plane = hot_plane(config, gateway.dispatcher)
     protocol = protocol_with(config.server.header_timeout_s, config.server.write_stall_timeout_s, plane)
     server = uvicorn.Server(
         uvicorn.Config(

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -170,3 +171,41 @@ async def test_a_cancellation_from_outside_stays_one() -> None:
         await task
     await second.race.close()
     assert second.log == ["begun", "discarded", "won"]
+
+
+async def test_a_cancellation_of_somebody_else_goes_on() -> None:
+    """The client leaves in the turn in which the second wins: the first ends as cancelled, not as superseded."""
+    second = Second()
+    tasks = asyncio.get_running_loop()
+
+    async def first() -> None:
+        async with second.race:
+            second.race.offer(second.placed)
+            await forever()
+
+    task = tasks.create_task(first())
+    await asyncio.sleep(0)  # it waits, and the second has begun and won in its own turn
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await second.race.close()
+
+
+async def test_a_task_that_was_once_to_be_cancelled_can_still_be_superseded() -> None:
+    """An earlier request to cancel that was dealt with is not the race's, and does not hide its own."""
+    second = Second()
+
+    async def first() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(0)
+        async with second.race:
+            second.race.offer(second.placed)
+            await forever()
+
+    with pytest.raises(Superseded):
+        await asyncio.get_running_loop().create_task(first())
+    second.race.take()
+    await second.race.close()
