@@ -65,6 +65,14 @@ class ChatTemplate:
             raise TemplateError(f"the rendered prompt is longer than {self._max_chars} characters")
         return "".join(pieces)
 
+    def continued(self, messages: object) -> str:
+        """The same, ending with the text of the last message, an assistant's: what is generated continues it."""
+        checked = _checked(messages)
+        last = checked[-1]
+        if last["role"] != "assistant" or len(checked) == 1:
+            raise TemplateError("`continue_final_message` needs a last message of the assistant, after another one")
+        return self.render(checked[:-1]) + str(last["content"])
+
 
 def read_source(setting: str | None) -> str | None:
     """A `chat_template` setting's Jinja source: itself, or the file that `file:/path` names."""

@@ -49,6 +49,9 @@ class Request:
     prompt_chars: int | None = None  # what `prompt_tokens` was estimated from; None: counted, nothing to learn
     known_output_tokens: int | None = None  # a clairvoyant's, for comparison; nobody knows it in life
     may_hedge: bool = False  # whoever owns the answer can deal with a second replica that is asked for it, too
+    resumes: bool = (
+        False  # its client has part of the answer: never refused for the queue's or a drain's sake, and first in line
+    )
     streaming: bool = True  # False: the first token is never seen, so its time is taken from the prediction
 
 

@@ -205,6 +205,17 @@ class Scheduler:
             self._policy.finished(record.lease.request, record.lease.replica, now)
         return True
 
+    def predicted_end_s(self, lease_id: LeaseId, now: float) -> float:
+        """When its answer will be whole, by the output length that is reserved for it; `now` for one that was given back."""
+        record = self._fleet.leases.get(lease_id)
+        if record is None:
+            return now
+        emitted = record.emitted_per_sequence
+        # One that has outlived its forecast is taken to go on for half as long again.
+        left = min(max(record.forecast_tokens - emitted, emitted // 2), record.output_bound - emitted)
+        prefill_s = max(0.0, record.placed_s + record.ttft_s - now) if record.first_token_s is None else 0.0
+        return now + prefill_s + left * record.tpot_s
+
     # -- replicas ----------------------------------------------------------------------------------------------------
 
     def add_replica(self, profile: ReplicaProfile, lifecycle: Lifecycle, now: float) -> None:  # noqa: ARG002
@@ -356,6 +367,8 @@ class Scheduler:
 
     def _learn(self, record: LeaseRecord, prompt: int | None, cached: int | None, output: int) -> None:
         request, speed = record.lease.request, self._fleet[record.lease.replica].speed
+        if request.resumes:
+            return  # half an answer says nothing about whole ones
         if prompt is not None and request.prompt_chars is not None:
             self._estimators.chars.learn(request.model, chars=request.prompt_chars, tokens=prompt)
         if cached is not None:

@@ -7,8 +7,6 @@ from enum import StrEnum
 from typing import Annotated, Literal, Self
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -19,14 +17,11 @@ from pydantic import (
 )
 
 from config.checks import OWN_POLICY, fleet_problems, origin_problems, policy_problems, refusal, replica_problems
+from config.failover import Migration, MigrationMode
 from config.gpus import MEMORY_RATIO, ShapeName
+from config.section import Section
 
-
-class Section(BaseModel):
-    """A frozen part of the configuration; a key it does not know is an error."""
-
-    # Inputs stay out of error texts because they may be secrets; `config.problems` shows those that are not.
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
+__all__ = ["Migration", "MigrationMode"]  # and all that is defined here
 
 
 class BackendKind(StrEnum):
@@ -374,6 +369,7 @@ class Config(Section):
     queue: Queue = Queue()
     scheduling: Scheduling = Scheduling()
     upstream: Upstream = Upstream()
+    migration: Migration = Migration()
     probe: Probe = Probe()
     microbatch: MicroBatch = MicroBatch()
     decisions: Decisions = Decisions()

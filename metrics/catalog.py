@@ -94,6 +94,17 @@ class Metrics:
             labels=("model", "action", "mode"),
         ),
     ]
+    stream_seam_seconds: Annotated[
+        Histogram,
+        Spec(
+            help="From the last token of an engine that was lost or left to the next one of its successor",
+            labels=("model", "mode"),
+            buckets=TTFT_BUCKETS_S,
+        ),
+    ]
+    recomputed_tokens_total: Annotated[
+        Counter, Spec(help="Tokens that had to be prefilled again because an answer moved", labels=("model",))
+    ]
 
     # Queue
     queue_depth: Annotated[Gauge, Spec(help="Requests waiting for a replica", labels=CLASS)]

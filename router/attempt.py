@@ -5,20 +5,21 @@ back on every path, cancellation included.
 """
 
 import asyncio
-from collections import Counter
+import logging
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Mapping
 
-from backends.backend import Backend, ConnectFailed, EngineCall, EngineReply, PulledReply, UpstreamError
+from backends.backend import Backend, ConnectFailed, EngineReply, PulledReply, UpstreamError
 from batching.request import Outcome, ReplicaId
 from batching.ticket import Lease, Placed
-from config.schema import Config
 from router.admission import Admission
+from router.calls import Calls, CannotGoOn, new_filter
 from router.client import ClientGone
 from router.exchange import Exchange
 from router.openai.body import Body
-from router.openai.chunks import ChunkFilter, Document
-from router.openai.errors import ApiError, upstream_failed, upstream_timeout
-from router.openai.request import upstream_body, upstream_fields
+from router.openai.chunks import Document
+from router.openai.errors import ApiError, upstream_failed, upstream_lost, upstream_timeout
+from router.openai.journal import Mode
 from router.openai.usage import Usage
 from router.race import Opened, Race, Superseded
 from router.relay import (
@@ -33,44 +34,49 @@ from router.relay import (
 )
 from router.report import Report
 
+log = logging.getLogger("penstock.move")
+
 # Engine refusals that another replica may not share; the rest (400, 404, ...) are the request's own.
 _REPEATABLE_STATUS = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
-# Forwarded to engines: tracing context only. Everything else of a client's head stays here (docs/api.md, "Headers").
-_PASSED_HEADERS = ("traceparent", "tracestate")
 
 
 class AttemptFailed(Exception):
-    """One replica did not deliver; nothing reached the client. `repeatable`: another may."""
+    """One replica did not deliver, or not all.
 
-    def __init__(self, error: ApiError, *, repeatable: bool) -> None:
+    `repeatable`: another may. `begun`: the client has seen some of the answer. `moved`: it was we who ended it. `spent`: an engine worked
+    for nothing, and another will have to; one that died or was never reached does not work any more.
+    """
+
+    def __init__(
+        self, error: ApiError, *, repeatable: bool, begun: bool = False, moved: bool = False, spent: bool = True
+    ) -> None:
         super().__init__(error.message)
         self.error = error
         self.repeatable = repeatable
+        self.begun = begun
+        self.moved = moved
+        self.spent = spent
 
 
 class Attempts:
-    """`in_use`: attempts under way, by id() of the backend: a retired one closes after its last."""
+    """`in_use`: attempts under way, by id() of the backend: a retired one closes after its last. `running`: who may be cut, and where."""
 
     def __init__(
         self,
         *,
-        config: Config,
+        calls: Calls,
         admission: Admission,
         backends: Mapping[ReplicaId, Backend],
         report: Report,
         on_suspect: Callable[[ReplicaId], None],
     ) -> None:
-        self.configure(config)
+        self._calls = calls
         self._admission = admission
         self._backends = backends
         self._report = report
         self._on_suspect = on_suspect
         self.in_use: Counter[int] = Counter()
-
-    def configure(self, config: Config) -> None:
-        """Also on reload; requests under way keep what they have read."""
-        self._trusted = config.server.trusted
-        self._orders_by_priority = frozenset(ReplicaId(r.name) for r in config.replicas if r.priority_scheduling)
+        self.running: defaultdict[ReplicaId, set[Exchange]] = defaultdict(set)
 
     def race(self, exchange: Exchange, body: Body) -> Race:
         """For one placement of a request."""
@@ -123,31 +129,40 @@ class Attempts:
         backend = self._backends.get(lease.replica) if opened is None else opened.backend
         self.in_use[id(backend)] += opened is None
         claim = race.claim if opened is None else _nothing
+        exchange.engine_usage, exchange.move.heard_before = None, exchange.timeline.output_tokens
+        cut = asyncio.timeout(None)
         try:
-            if reply is None:
-                reply = await self._send(exchange, backend, lease, body)
-            if silence is None:
-                document = opened.document if opened is not None else None
-                await self._document(exchange, lease, reply, document, claim)
-            else:
-                await self._stream(exchange, lease, reply, silence, claim)
+            async with cut:
+                exchange.move.cut = cut
+                self.running[lease.replica].add(exchange)
+                if reply is None:
+                    reply = await self._send(exchange, backend, lease, body)
+                if silence is None:
+                    document = opened.document if opened is not None else None
+                    await self._document(exchange, lease, reply, document, claim)
+                else:
+                    await self._stream(exchange, lease, reply, body, silence, claim)
             outcome = Outcome.COMPLETED
+        except TimeoutError:
+            if not cut.expired():
+                raise
+            attempt = "moved"
+            raise AttemptFailed(
+                upstream_lost(), repeatable=True, begun=exchange.chunks is not None, moved=True, spent=False
+            ) from None
         except UpstreamError as error:
             attempt = error.outcome
             self._on_suspect(lease.replica)
             timed_out = attempt == "timeout"
             raise AttemptFailed(
-                upstream_timeout() if timed_out else upstream_failed(), repeatable=not timed_out
+                upstream_timeout() if timed_out else upstream_failed(),
+                repeatable=not timed_out or exchange.chunks is not None,
+                begun=exchange.chunks is not None,
+                spent=False,
             ) from error
         except RelayFailed as failed:
             attempt = failed.outcome
-            if failed.forwarded:
-                self._report.interrupted(exchange)
-                raise failed.error from failed
-            if attempt == "timeout":  # the head had come, and then nothing
-                self._on_suspect(lease.replica)
-                raise AttemptFailed(upstream_timeout(), repeatable=False) from failed
-            raise AttemptFailed(failed.error, repeatable=failed.repeatable) from failed
+            raise self._broken(exchange, lease, failed) from failed
         except AttemptFailed as failed:
             attempt = _refusal(failed)
             raise
@@ -155,9 +170,27 @@ class Attempts:
             outcome, attempt = Outcome.CANCELLED, "hedged" if race.superseded and opened is None else "cancelled"
             raise
         finally:
+            self._stays(exchange, lease)
             self._give_back(exchange, lease, outcome)
             self._report.attempted(exchange, attempt)
             await self._let_go(backend, reply)
+
+    def _stays(self, exchange: Exchange, lease: Lease) -> None:
+        """Nothing is left to be moved from there."""
+        exchange.move.cut = None
+        self.running[lease.replica].discard(exchange)
+
+    def _broken(self, exchange: Exchange, lease: Lease, failed: RelayFailed) -> AttemptFailed:
+        """The upstream's answer was no whole one."""
+        lost = isinstance(failed.__cause__, UpstreamError)
+        if lost:
+            self._on_suspect(lease.replica)
+        if exchange.chunks is not None:
+            again = failed.error.status in _REPEATABLE_STATUS
+            return AttemptFailed(failed.error, repeatable=again, begun=True, spent=not lost)
+        if failed.outcome == "timeout":  # the head had come, and then nothing
+            return AttemptFailed(upstream_timeout(), repeatable=False)
+        return AttemptFailed(failed.error, repeatable=failed.repeatable, spent=not lost)
 
     async def _open_second(self, exchange: Exchange, placed: Placed, body: Body) -> Opened | None:
         """As far as its first token, or the whole document; None: it failed, and nothing is left of it."""
@@ -171,7 +204,7 @@ class Attempts:
             reply = await self._send(exchange, backend, lease, body)
             assert backend is not None
             if lease.request.streaming:
-                beginning = await read_beginning(reply, _chunks(exchange))
+                beginning = await read_beginning(reply, new_filter(exchange))
                 opened = Opened(placed, backend, _Resumed(reply, *beginning), None)
             else:
                 opened = Opened(placed, backend, reply, await read_document(reply, chat=chat))
@@ -206,15 +239,16 @@ class Attempts:
             self.in_use[id(backend)] -= 1
 
     def _give_back(self, exchange: Exchange, lease: Lease, outcome: Outcome) -> None:
-        usage = exchange.usage or Usage()
+        usage = exchange.engine_usage or Usage()
+        said = exchange.timeline.output_tokens - exchange.move.heard_before
+        if exchange.move.count and usage.prompt_tokens is not None:
+            self._report.recomputed(exchange, usage.prompt_tokens - (usage.cached_tokens or 0))
         self._admission.finish(
             lease,
             outcome=outcome,
             prompt_tokens=usage.prompt_tokens,
             cached_tokens=usage.cached_tokens,
-            output_tokens=usage.completion_tokens
-            if usage.completion_tokens is not None
-            else exchange.timeline.output_tokens,
+            output_tokens=said if usage.completion_tokens is None else usage.completion_tokens,
         )
 
     async def _send(self, exchange: Exchange, backend: Backend | None, lease: Lease, body: Body) -> EngineReply:
@@ -223,24 +257,29 @@ class Attempts:
         spec = exchange.spec
         assert spec is not None
         self._report.phase(exchange, "dispatched")
-        priority_ok = lease.replica in self._orders_by_priority
-        trusted = self._trusted
-        call = EngineCall(
-            request_id=exchange.inbound.request_id,
-            path=exchange.inbound.path,
-            body=upstream_body(body, spec, trusted=trusted, priority_ok=priority_ok),
-            fields=upstream_fields(body, spec, trusted=trusted, priority_ok=priority_ok),
-            stream=spec.stream,
-            headers={name: value for name in _PASSED_HEADERS if (value := exchange.inbound.headers.get(name))},
-        )
+        try:
+            call = self._calls.call(exchange, lease, body)
+        except CannotGoOn:
+            raise AttemptFailed(upstream_lost(), repeatable=False, begun=True, spent=False) from None
         reply = await backend.send(call)
         if reply.status >= 400:
             try:
                 error = await read_error(reply)
             finally:
                 await reply.aclose()
-            raise AttemptFailed(error, repeatable=reply.status in _REPEATABLE_STATUS)
+            raise self._refused(exchange, error)
         return reply
+
+    def _refused(self, exchange: Exchange, error: ApiError) -> AttemptFailed:
+        """An engine's own words, unless it is to go on with what others have begun: then they are about our request."""
+        repeatable = error.status in _REPEATABLE_STATUS
+        if exchange.chunks is None:
+            return AttemptFailed(error, repeatable=repeatable)
+        if exchange.move.mode is Mode.EXACT and not repeatable and exchange.journal is not None:
+            exchange.journal.no_ids()  # it will not have them
+            repeatable = True
+        log.warning("a request to go on (%s) was refused: %s %s", exchange.move.mode, error.message, error.detail)
+        return AttemptFailed(upstream_lost(), repeatable=repeatable, begun=True)
 
     async def _document(
         self, exchange: Exchange, lease: Lease, reply: EngineReply, read: Document | None, claim: Callable[[], None]
@@ -248,28 +287,39 @@ class Attempts:
         document = read or await read_document(reply, chat=exchange.endpoint == "chat")
         claim()
         loop = asyncio.get_running_loop()
-        exchange.usage = document.usage
+        exchange.usage = exchange.engine_usage = document.usage
         exchange.timeline.first_token_s = loop.time()
         # Engine and ledger are free now; the client may take its time to read.
+        self._stays(exchange, lease)
         self._give_back(exchange, lease, Outcome.COMPLETED)
         exchange.status = 200
         exchange.client.respond(200, document.body, exchange.document_headers(loop.time()))
 
     async def _stream(
-        self, exchange: Exchange, lease: Lease, reply: EngineReply, silence: KeepAlive, claim: Callable[[], None]
+        self,
+        exchange: Exchange,
+        lease: Lease,
+        reply: EngineReply,
+        body: Body,
+        silence: KeepAlive,
+        claim: Callable[[], None],
     ) -> None:
-        chunks = _chunks(exchange)
-        timeline = exchange.timeline
-        meters = exchange.meters
+        move, timeline, meters = exchange.move, exchange.timeline, exchange.meters
         assert meters is not None, "placed before it is sent"
+        chunks = self._calls.filter(exchange, lease.replica, body)
+        if exchange.chunks is None:
+            timeline.first_token_s = timeline.last_token_s = None  # of an attempt before
+            timeline.output_tokens = move.heard_before = 0
 
         def on_first(now: float) -> None:
             self._report.phase(exchange, "streaming")
-            meters.observe_ttft(now - exchange.inbound.received_s)
+            if move.since_s is None:
+                meters.observe_ttft(now - exchange.inbound.received_s)
+            else:
+                self._report.resumed(exchange, now - move.since_s)
+            move.since_s, exchange.failures = None, 0
             self._admission.first_token(lease)
 
-        timeline.first_token_s = timeline.last_token_s = None  # of an attempt before
-        timeline.output_tokens = 0
         relay = Relay(
             exchange.client,
             chunks,
@@ -280,11 +330,17 @@ class Attempts:
             on_first=on_first,
             on_step=lambda total: self._admission.tokens(lease, total),
             silence=silence,
+            before=timeline.output_tokens,
+            forwarded=exchange.chunks is not None,
         )
+        move.silence = silence
         try:
             tail = await relay_stream(reply, relay, chunks)
         finally:
-            exchange.usage = chunks.usage
+            if relay.forwarded:
+                exchange.chunks = chunks
+            exchange.usage, exchange.engine_usage = chunks.usage, chunks.engine_usage
+        self._stays(exchange, lease)
         self._give_back(exchange, lease, Outcome.COMPLETED)
         exchange.status = 200
         exchange.client.end(tail)
@@ -310,12 +366,6 @@ class _Resumed(PulledReply):
 
     async def aclose(self) -> None:
         await self._reply.aclose()
-
-
-def _chunks(exchange: Exchange) -> ChunkFilter:
-    spec = exchange.spec
-    assert spec is not None
-    return ChunkFilter(strip_usage=spec.strip_usage, expected_choices=spec.n, chat=exchange.endpoint == "chat")
 
 
 def _refusal(failed: AttemptFailed) -> str:

@@ -1,6 +1,7 @@
-"""One request's life: read, queue, place, send, relay, give back - and again on another replica while nothing was forwarded.
+"""One request's life: read, queue, place, send, relay, give back - and again on another replica where one does not deliver.
 
-Decides when an attempt may be repeated. Ownership: from `place` on this module owns the lease, and hands it to `router.attempt`.
+Decides when an attempt may be repeated, and when an answer that has begun goes on elsewhere. Ownership: from `place` on this module owns
+the lease, and hands it to `router.attempt`.
 """
 
 import asyncio
@@ -14,9 +15,11 @@ from batching.ticket import Placed
 from config.schema import Config, ModelKind
 from router.admission import Admission, EvictedError
 from router.attempt import AttemptFailed, Attempts
+from router.calls import Calls
 from router.client import Client, ClientGone
 from router.exchange import Exchange
 from router.inbound import Inbound
+from router.moves import Moves
 from router.openai.body import Body, parse_object
 from router.openai.errors import (
     ApiError,
@@ -48,9 +51,11 @@ class Dispatcher:
         report: Report,
         on_suspect: Callable[[ReplicaId], None],
     ) -> None:
+        self._calls = Calls(config)
         self._tries = Attempts(
-            config=config, admission=admission, backends=backends, report=report, on_suspect=on_suspect
+            calls=self._calls, admission=admission, backends=backends, report=report, on_suspect=on_suspect
         )
+        self._moves = Moves(admission, self._tries.running)
         self.configure(config)
         self._admission = admission
         self._report = report
@@ -59,7 +64,8 @@ class Dispatcher:
     def configure(self, config: Config) -> None:
         """Also on reload; requests under way keep what they have read."""
         self.config = config
-        self._tries.configure(config)
+        self._calls.configure(config)
+        self._moves.configure(config.migration, config.upstream.attempts)
 
     @property
     def in_use(self) -> Counter[int]:
@@ -69,6 +75,10 @@ class Dispatcher:
     @property
     def active(self) -> int:
         return len(self._active)
+
+    @property
+    def moves(self) -> Moves:
+        return self._moves
 
     def refused(self, path: str, error: ApiError) -> None:
         self._report.refused(path, error)
@@ -107,6 +117,7 @@ class Dispatcher:
         finally:
             if timer is not None:
                 timer.cancel()
+            self._moves.over(exchange)
             self._active.discard(exchange)
             self._report.ended(exchange, asyncio.get_running_loop().time())
 
@@ -119,6 +130,7 @@ class Dispatcher:
         if not spec.stream:
             await self._attempts(exchange, body, None)
             return
+        exchange.journal = self._calls.journal(body, exchange)
         silence = KeepAlive(exchange.client, limits.keepalive_comment_s, exchange.stream_headers)
         try:
             await self._attempts(exchange, body, silence)
@@ -131,58 +143,76 @@ class Dispatcher:
         before: ApiError | None = None  # why the last attempt failed
         while True:
             try:
-                placed = await self._place(exchange, request)
+                placed = self._moves.prepared(exchange) or await self._place(exchange, request)
             except ApiError:
                 if before is None:
                     raise
                 # No room in time for another try: the engine's failure is the story, not the queue.
                 exchange.outcome = Outcome.FAILED
                 raise before from None
-            exchange.attempts += 1
+            self._placed(exchange, placed)
             if silence is not None:
                 silence.begin()
             race = self._tries.race(exchange, body)
             try:
                 await self._tries.run(exchange, placed, body, silence, race)
             except AttemptFailed as failed:
-                tried = request.avoid | {placed.lease.replica} | race.tried
-                left = self._admission.scheduler.replica_ids(request.model) - tried
-                if not failed.repeatable or not left or exchange.attempts >= self.config.upstream.attempts:
-                    raise failed.error from failed
+                request = self._again(exchange, request, failed, frozenset({placed.lease.replica}) | race.tried)
                 before = failed.error
-                request = _again(request, tried)
                 self._report.phase(exchange, "queued")
                 if silence is not None:
                     silence.pause()
             else:
                 return
 
+    def _again(
+        self, exchange: Exchange, request: Request, failed: AttemptFailed, here: frozenset[ReplicaId]
+    ) -> Request:
+        """What is placed next; raises the failure where that was the last try. `here`: where it was."""
+        if failed.begun:
+            return self._moves.go_on(exchange, failed, here)
+        tried = request.avoid | here
+        left = self._admission.scheduler.replica_ids(request.model) - tried
+        if failed.moved:
+            return replace(request, avoid=tried if left else frozenset())
+        exchange.failures += 1
+        if not failed.repeatable or not left or exchange.failures >= self.config.upstream.attempts:
+            raise failed.error from failed
+        return replace(request, avoid=tried)
+
     async def _place(self, exchange: Exchange, request: Request) -> Placed:
-        loop = asyncio.get_running_loop()
-        queued_s = loop.time()
-        try:
-            placed = await self._admission.place(request)
-        except Rejected as rejected:
-            exchange.outcome = Outcome.REJECTED
-            known = self._admission.scheduler.models()
-            raise from_rejection(
-                rejected,
-                model=request.model,
-                near=near(request.model, known),
-                flex=request.service_tier is ServiceTier.FLEX,
-                prompt_tokens=request.prompt_tokens,
-            ) from None
-        except EvictedError as evicted:
-            exchange.outcome = Outcome.EVICTED
-            raise from_eviction(
-                evicted.reason, evicted.retry_after_s, flex=request.service_tier is ServiceTier.FLEX
-            ) from None
+        while True:
+            try:
+                return await self._admission.place(request)
+            except Rejected as rejected:
+                if self._moves.may_wait(request, rejected.reason):
+                    request = await self._moves.wait(request)
+                    continue
+                exchange.outcome = Outcome.REJECTED
+                known = self._admission.scheduler.models()
+                raise from_rejection(
+                    rejected,
+                    model=request.model,
+                    near=near(request.model, known),
+                    flex=request.service_tier is ServiceTier.FLEX,
+                    prompt_tokens=request.prompt_tokens,
+                ) from None
+            except EvictedError as evicted:
+                if self._moves.may_wait(request, evicted.reason):
+                    request = await self._moves.wait(request)
+                    continue
+                exchange.outcome = Outcome.EVICTED
+                raise from_eviction(
+                    evicted.reason, evicted.retry_after_s, flex=request.service_tier is ServiceTier.FLEX
+                ) from None
+
+    def _placed(self, exchange: Exchange, placed: Placed) -> None:
+        exchange.attempts += 1
         exchange.placed = placed
-        exchange.timeline.placed_s = loop.time()
-        waited_s = exchange.timeline.placed_s - queued_s
+        now = exchange.timeline.placed_s = asyncio.get_running_loop().time()
+        waited_s = max(0.0, now - placed.ticket.queued_s)
         exchange.queue_s += waited_s
         self._report.placed(exchange, waited_s)
-        return placed
 
     def _refuse(self, exchange: Exchange, error: ApiError) -> None:
         """Say what went wrong, in the only form that this point of the response still allows."""
@@ -193,6 +223,8 @@ class Dispatcher:
         if client.ended:
             return
         if client.started:
+            if exchange.chunks is not None and exchange.aborted is None:
+                self._report.interrupted(exchange)
             exchange.status = 200
             client.end(stream_error_event(error, client.request_id))
             return
@@ -231,8 +263,3 @@ def _queue_wait_s(headers: Mapping[str, str], limit_s: float) -> float:
         return max(_MIN_QUEUE_WAIT_S, min(limit_s, float(told)))
     except ValueError:
         return limit_s
-
-
-def _again(request: Request, tried: frozenset[ReplicaId]) -> Request:
-    """The same request, back in the queue with its first deadline, for another replica."""
-    return replace(request, avoid=tried)

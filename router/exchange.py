@@ -12,11 +12,28 @@ from metrics.handles import StreamHandles
 from metrics.timeline import Timeline
 from router.client import JSON_HEADERS, SSE_HEADERS, Client, Headers
 from router.inbound import Inbound
+from router.openai.chunks import ChunkFilter
 from router.openai.errors import ApiError
+from router.openai.journal import Journal, Mode
 from router.openai.request import CallSpec
 from router.openai.usage import Usage
+from router.relay import KeepAlive
 
 ENDPOINTS = {"/v1/chat/completions": "chat", "/v1/completions": "completions", "/v1/embeddings": "embeddings"}
+
+
+@dataclass(slots=True, eq=False)
+class Move:
+    """How an answer goes from one replica to another. Tokens and seconds on the loop's clock."""
+
+    count: int = 0  # moves so far
+    mode: Mode = Mode.NONE  # of the attempt under way
+    tokens_before: int = 0  # said by engines before the one that speaks now
+    heard_before: int = 0  # the same in events, as the timeline counts
+    since_s: float | None = None  # when the last engine was let go; None: its successor has spoken
+    cut: asyncio.Timeout | None = None  # ends the attempt under way; None: there is none, or nothing to be saved
+    silence: KeepAlive | None = None  # knows when something came last
+    next: Placed | None = None  # where it is to go when it has been cut
 
 
 @dataclass(slots=True, eq=False)
@@ -33,9 +50,14 @@ class Exchange:
     meters: StreamHandles | None = None  # of the replica it was placed on
     placed: Placed | None = None
     attempts: int = 0
+    failures: int = 0  # of attempts in a row that brought nothing
+    journal: Journal | None = None  # of a stream
+    chunks: ChunkFilter | None = None  # once the client has seen something of a stream: of all that is to come
+    move: Move = field(default_factory=Move)
     queue_s: float = 0.0  # all its waits in the queue, of repeated attempts too
     timeline: Timeline = field(init=False)  # tokens are counted from events; usage corrects them
-    usage: Usage | None = None
+    usage: Usage | None = None  # of the whole answer
+    engine_usage: Usage | None = None  # of what the last engine did of it
     outcome: Outcome = Outcome.COMPLETED
     status: int = 0
     error: ApiError | None = None

@@ -83,12 +83,13 @@ class KeepAlive:
 class Relay:
     """A stream's way to its client: what `EngineReply.pour` feeds, once a token and more; so it is one flat stretch of code.
 
-    `begins` is called before anything is passed on; if it raises, nothing is. `on_first`: the first token is here, at this time.
-    `on_step`: so many tokens came in all; called each time the ledger is to know.
+    `begins` is called before anything is passed on; if it raises, nothing is. `on_first`: this engine's first token is here, at this time.
+    `on_step`: so many tokens came of it; called each time the ledger is to know. `before`: tokens that other engines said of this answer.
     """
 
     __slots__ = (
-        "_begins", "_chunks", "_client", "_gaps", "_headers", "_on_first", "_on_step", "_silence", "_time", "_timeline", "_told",
+        "_before", "_begins", "_chunks", "_client", "_first", "_gaps", "_headers", "_on_first", "_on_step", "_silence", "_time",
+        "_timeline", "_told",
         "closed", "forwarded",
     )  # fmt: skip
 
@@ -104,6 +105,8 @@ class Relay:
         on_first: Callable[[float], None],
         on_step: Callable[[int], None],
         silence: KeepAlive,
+        before: int = 0,
+        forwarded: bool = False,
     ) -> None:
         self._client = client
         self._chunks = chunks
@@ -115,9 +118,11 @@ class Relay:
         self._on_step = on_step
         self._silence = silence
         self._time = asyncio.get_running_loop().time
-        self._told = 1
+        self._before = before
+        self._told = before + 1
+        self._first = True
         self.closed = False
-        self.forwarded = False
+        self.forwarded = forwarded
 
     @property
     def full(self) -> bool:
@@ -147,15 +152,16 @@ class Relay:
         """`tokens` came at once: the first of them waited for it, the others for nothing, as the client sees them."""
         timeline = self._timeline
         gap_s = timeline.on_tokens(tokens, now)
-        if gap_s is None:
+        if self._first:
+            self._first = False
             self._on_first(now)
-        else:
+        if gap_s is not None:
             self._gaps.observe(gap_s)
             for _ in range(tokens - 1):
                 self._gaps.observe(0.0)
         if timeline.output_tokens >= self._told:
             self._told = timeline.output_tokens + _LEDGER_STEP_TOKENS
-            self._on_step(timeline.output_tokens)
+            self._on_step(timeline.output_tokens - self._before)
 
 
 async def relay_stream(reply: EngineReply, relay: Relay, chunks: ChunkFilter) -> bytes:
@@ -166,7 +172,8 @@ async def relay_stream(reply: EngineReply, relay: Relay, chunks: ChunkFilter) ->
     try:
         await reply.pour(relay)
     except UpstreamError as error:
-        raise RelayFailed(upstream_lost(), forwarded=relay.forwarded, outcome=error.outcome) from error
+        if not chunks.finished:  # else only the tail is missing
+            raise RelayFailed(upstream_lost(), forwarded=relay.forwarded, outcome=error.outcome) from error
     if chunks.error is not None:
         raise RelayFailed(chunks.error, forwarded=relay.forwarded, outcome="error_event")
     end = chunks.end()

@@ -13,6 +13,7 @@ from metrics.handles import Children, HandleCache, StreamHandles, TokenKind, Tok
 from metrics.labels import OTHER
 from router.exchange import ENDPOINTS, Exchange
 from router.openai.errors import ApiError, Case
+from router.openai.journal import Mode
 
 log = logging.getLogger("penstock.request")
 
@@ -92,7 +93,18 @@ class Report:
         self._metrics.hedges_total.labels(self._class(exchange)[0], outcome).inc()
 
     def interrupted(self, exchange: Exchange) -> None:
-        self._metrics.stream_interruptions_total.labels(self._class(exchange)[0], "errored", "none").inc()
+        """Its client had some of the answer, and gets an error for the rest."""
+        self._metrics.stream_interruptions_total.labels(self._class(exchange)[0], "errored", Mode.NONE.value).inc()
+
+    def resumed(self, exchange: Exchange, gap_s: float) -> None:
+        """Another engine has said the next token; the client has waited so long for it."""
+        model, mode = self._class(exchange)[0], exchange.move.mode.value
+        self._metrics.stream_interruptions_total.labels(model, "resumed", mode).inc()
+        self._metrics.stream_seam_seconds.labels(model, mode).observe(gap_s)
+
+    def recomputed(self, exchange: Exchange, tokens: int) -> None:
+        """Prompt and answer so far that another engine had to read again."""
+        self._metrics.recomputed_tokens_total.labels(self._class(exchange)[0]).inc(tokens)
 
     def ended(self, exchange: Exchange, now: float) -> None:
         """Once per request, whatever became of it."""

@@ -46,6 +46,7 @@ class GenerationBody(msgspec.Struct, kw_only=True):
     min_tokens: Annotated[int, Meta(ge=0)] | None = None
     ignore_eos: bool | None = False
     stop: str | list[str] | None = None
+    include_stop_str_in_output: bool | None = False
     return_token_ids: bool | None = False
     priority: int | None = None
     logprobs: bool | int | None = None
@@ -181,6 +182,7 @@ def _generation_job(
         min_tokens=body.min_tokens or 0,
         ignore_eos=bool(body.ignore_eos),
         stop=_stops(body.stop),
+        stop_shown=bool(body.include_stop_str_in_output),
     )
     if ending.min_tokens > ending.max_tokens:
         raise bad_request(

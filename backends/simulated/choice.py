@@ -24,6 +24,7 @@ class Ending:
     min_tokens: int = 0
     ignore_eos: bool = False
     stop: tuple[str, ...] = ()
+    stop_shown: bool = False  # the stop string is part of the answer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,8 +91,8 @@ def _find_stop(root: int, start: int, words: int, ending: Ending) -> Choice | No
         found = [(at, stop) for stop in ending.stop if (at := window.find(stop)) >= 0]
         if found:
             at, stop = min(found)
-            position = length - len(window) + at
-            cut = bisect_right(ends, position)
+            position = length - len(window) + at + ending.stop_shown * len(stop)
+            cut = min(bisect_right(ends, position), index)
             return Choice(
                 root=root,
                 start=start,

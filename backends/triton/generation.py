@@ -130,8 +130,11 @@ class GenerationModel:
                 400, f"The model `{self._spec.name}` does not answer {call.path}", code="invalid_value", param="model"
             )
         try:
+            messages = call.fields.get("messages")
+            if call.fields.get("continue_final_message") is True:
+                return self._template.continued(messages)
             generation_prompt = call.fields.get("add_generation_prompt") is not False
-            return self._template.render(call.fields.get("messages"), add_generation_prompt=generation_prompt)
+            return self._template.render(messages, add_generation_prompt=generation_prompt)
         except TemplateError as error:
             raise Refusal(400, str(error), code="invalid_value", param="messages") from error
 

@@ -1,10 +1,10 @@
 """What one event of an engine's stream means for the client: passed on, repaired, withheld - or the end of the matter.
 
 Decides per event, without I/O: the relay feeds whole events and asks at the end what to say. Plain content deltas, nearly all of
-a stream, are recognised by their bytes and passed on as they are; only the rest is parsed.
+a stream, are recognised by their bytes and passed on as they are; only the rest is parsed. One client's stream may be told by several
+engines in turn: the filter stays, and makes it one.
 """
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,21 +14,14 @@ from backends.upstream.sse import SseSplitter
 from router.openai.documents import Document, check_document
 from router.openai.errors import ApiError, from_stream_event, stream_error_event, upstream_garbled, upstream_lost
 from router.openai.events import DONE, read_event, write_event, write_json
-from router.openai.repairs import has_content, repair_chat_choice, silent_choice
-from router.openai.usage import Usage, read_usage
+from router.openai.journal import Journal
+from router.openai.plain import CHOICES, ID_MEMBER, PLAIN_CHAT, PLAIN_TEXT
+from router.openai.repairs import as_chat, has_content, hide_ids, repair_chat_choice, silent_choice
+from router.openai.stops import StopGuard
+from router.openai.usage import Usage, read_usage, whole_usage
 
 __all__ = ["ChunkFilter", "Document", "End", "Usage", "check_document"]
 
-# The group is there where the string says something.
-_STRING = rb'"((?:[^"\\\x00-\x1f]|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))++)?"'
-# Members that say nothing: nulls, and the token ids of `return_token_ids`.
-_NOTHING = rb'(?:,"(?:[a-z_]{1,40}":null|token_ids":\[(?:\d+(?:,\d+)*+)?\]))*+'
-_END = _NOTHING + rb"\}\]" + rb'(?:,"[a-z_]{1,40}":null)*+' + rb"\}\n\n"
-# What follows `"choices":[{"index":` in a delta that needs no look: one choice, one text, no finish reason, no usage.
-_PLAIN_CHAT = re.compile(rb'(\d{1,4}),"delta":\{"(?:content|reasoning|reasoning_content)":' + _STRING + rb"\}" + _END)
-_PLAIN_TEXT = re.compile(rb'(\d{1,4}),"text":' + _STRING + _END)
-_CHOICES = b'"choices":[{"index":'
-_SAYS_SOMETHING = 2  # the number of the string's group
 _IDENTITY = ("id", "object", "created", "model")
 # How vLLM ends a request that it gives up: no answer of the model's, though it looks like one.
 _BROKEN_OFF = frozenset({"abort", "error"})
@@ -44,17 +37,25 @@ class End:
 
 
 class ChunkFilter:
-    """One stream. `expected_choices`: so many finish reasons make an answer whole."""
+    """One stream. `expected_choices`: so many finish reasons make an answer whole.
 
-    def __init__(self, *, strip_usage: bool, expected_choices: int, chat: bool) -> None:
+    `journal` is told what was said. `hide_ids`: where token ids come they were asked for by the gateway, not by the client. `guard`: stop
+    strings are the gateway's to find.
+    """
+
+    def __init__(self, *, strip_usage: bool, expected_choices: int, chat: bool, journal: Journal | None = None) -> None:
         self.tokens = 0  # events that carried content, a choice each: an estimate until `usage` is there
-        self.usage: Usage | None = None
+        self.usage: Usage | None = None  # of the whole answer
+        self.engine_usage: Usage | None = None  # of what this engine did of it
         self.done = False  # the engine said [DONE]
         self.error: ApiError | None = None
+        self.journal = journal
+        self.guard: StopGuard | None = None
+        self.hide_ids = False
         self._strip_usage = strip_usage
         self._expected = expected_choices
         self._chat = chat
-        self._plain = (_PLAIN_CHAT if chat else _PLAIN_TEXT).match
+        self._plain = (PLAIN_CHAT if chat else PLAIN_TEXT).match
         self._splitter = SseSplitter()
         self._cut = False  # in the middle of an event
         self._head: bytes | None = None  # of this stream's events up to the choice's index, once a chunk showed it
@@ -65,6 +66,16 @@ class ChunkFilter:
         self._usage_chunk: bytes | None = None  # held until every choice has finished: it comes last
         self._usage_sent = False
         self._last_usage: dict[str, Any] | None = None
+        self._before = 0  # tokens that other engines said before
+        self._reshape = False  # this engine tells plain completions, and the client hears a chat
+
+    def go_on(self, *, tokens_before: int, reshape: bool) -> None:
+        """The rest comes from another engine, whose prompt has the `tokens_before` that were said; `reshape`: as plain completions."""
+        self._splitter, self._cut, self._head = SseSplitter(), False, None
+        self.done, self.error = False, None
+        self.usage = self.engine_usage = None
+        self._usage_chunk = self._last_usage = None
+        self._before, self._reshape = tokens_before, reshape
 
     @property
     def finished(self) -> bool:
@@ -81,10 +92,12 @@ class ChunkFilter:
 
         Whole plain deltas at its beginning, mostly all of it, are passed on without being taken apart.
         """
-        plain = 0 if self._cut else self._plain_until(data)
+        out: list[bytes] = []
+        plain = 0 if self._cut else self._plain_until(data, out)
         if plain == len(data):
-            return data
-        out = [data[:plain]]
+            return b"".join(out) if out else data
+        if not out:
+            out.append(data[:plain])
         for event in self._splitter.feed(data[plain:]):
             kept = self.feed(event)
             if kept:
@@ -96,23 +109,37 @@ class ChunkFilter:
 
     def feed(self, event: bytes) -> bytes | None:
         """The bytes to forward for one whole event; None: nothing. After an error or [DONE] nothing passes any more."""
-        if self._plain_until(event) == len(event):
-            return event
+        out: list[bytes] = []
+        if self._plain_until(event, out) == len(event):
+            return b"".join(out) if out else event
         if self.error is not None or self.done:
             return None
         return self._look(event)
 
-    def _plain_until(self, data: bytes) -> int:
-        """Where the plain deltas at its beginning end; they are counted."""
-        head, end = self._head, 0
+    def _plain_until(self, data: bytes, out: list[bytes]) -> int:
+        """Where the plain deltas at its beginning end; they are counted. `out`: what of them is passed on, where that is not all."""
+        head, end, kept = self._head, 0, 0
         if head is None:
             return 0
-        while data.startswith(head, end) and (plain := self._plain(data, end + len(head))) is not None:
-            if plain[1] not in self._begun_names:
+        journal, plain_at, begun = self.journal, self._plain, self._begun_names
+        while data.startswith(head, end) and (plain := plain_at(data, end + len(head))) is not None:
+            index, reasoning, text, id_member, ids = plain.groups()
+            if index not in begun:
                 break
-            if plain.lastindex == _SAYS_SOMETHING:
+            if text is not None:
                 self.tokens += 1
+            if journal is not None:
+                if reasoning is not None and text is not None:
+                    journal.thought(ids)
+                else:
+                    journal.said(text, ids)
+            if id_member is not None and self.hide_ids:
+                at, after = plain.span(ID_MEMBER)
+                out.append(data[kept:at])
+                kept = after
             end = plain.end()
+        if kept:
+            out.append(data[kept:end])
         return end
 
     def end(self) -> End:
@@ -150,8 +177,12 @@ class ChunkFilter:
         if choices is not None and not (isinstance(choices, list) and all(isinstance(c, dict) for c in choices)):
             self._fail(upstream_garbled("`choices` that are no list of objects"))
             return None
-        edited = self._same_identity(chunk) or reframed
-        self._record_usage(chunk)
+        if self._reshape:
+            as_chat(chunk)
+        edited = self._same_identity(chunk) or reframed or self._reshape
+        edited |= self._record_usage(chunk)
+        if self.hide_ids:
+            edited |= self._take_prompt(chunk)
         if not choices:
             return self._usage_only(chunk, None if edited or choices is None else raw)
         before: list[bytes] = []
@@ -159,7 +190,7 @@ class ChunkFilter:
             edited |= self._choice(choice, position, before)
             if self.error is not None:
                 return None
-        if self._head is None and not edited:
+        if self._head is None and self.guard is None and not self._reshape:
             self._learn_head(raw)
         return b"".join((*before, write_json(chunk) if edited else raw))
 
@@ -181,6 +212,12 @@ class ChunkFilter:
         if self._chat:
             edited |= repair_chat_choice(choice, first=first)
         self.tokens += has_content(choice)
+        if self.journal is not None:
+            self.journal.choice(choice)
+        if self.hide_ids:
+            edited |= hide_ids(choice)
+        if self.guard is not None:
+            edited |= self._guarded(choice, self.guard)
         reason = choice.get("finish_reason")
         if not isinstance(reason, str | None):
             self._fail(upstream_garbled("a finish reason that is no string"))
@@ -199,11 +236,41 @@ class ChunkFilter:
         chunk.update(changed)
         return bool(changed)
 
-    def _record_usage(self, chunk: dict[str, Any]) -> None:
+    def _guarded(self, choice: dict[str, Any], guard: StopGuard) -> bool:
+        """Hold back what may be a stop string's beginning; end the choice where one is whole."""
+        said, name = (choice["delta"], "content") if self._chat else (choice, "text")
+        text = said.get(name)
+        shown = guard.feed(text) if isinstance(text, str) else ""
+        if guard.stopped is not None:
+            self.done |= not choice.get("finish_reason")  # the engine does not know it
+            choice["finish_reason"], choice["stop_reason"] = "stop", guard.stopped
+        elif choice.get("finish_reason"):
+            shown += guard.rest()
+        if shown == (text or ""):
+            return False
+        said[name] = shown
+        return True
+
+    def _take_prompt(self, chunk: dict[str, Any]) -> bool:
+        """The prompt's ids are the journal's, not the client's."""
+        holders = [chunk, *(chunk.get("choices") or ())]
+        found = [holder.pop("prompt_token_ids") for holder in holders if "prompt_token_ids" in holder]
+        if self.journal is not None and self._before == 0:
+            for ids in found:
+                self.journal.prompted(ids)
+        return bool(found)
+
+    def _record_usage(self, chunk: dict[str, Any]) -> bool:
+        """Whether it was made that of the whole answer."""
         usage = read_usage(chunk.get("usage"))
-        if usage is not None:
-            self.usage = usage
-            self._last_usage = chunk["usage"]
+        if usage is None:
+            return False
+        self.engine_usage = usage
+        if self._before:
+            chunk["usage"] = whole_usage(chunk["usage"], self._before)
+        self.usage = read_usage(chunk["usage"])
+        self._last_usage = chunk["usage"]
+        return self._before > 0
 
     def _usage_only(self, chunk: dict[str, Any], raw: bytes | None) -> bytes | None:
         """A chunk without choices says the usage, or nothing at all; clients that did not ask for it crash on the empty list."""
@@ -214,8 +281,12 @@ class ChunkFilter:
 
     def _owed_usage(self) -> bytes | None:
         """Exactly one usage chunk, last: the engine's own, or one made of the usage that came with a choice."""
-        if self._strip_usage or self._usage_sent or self._last_usage is None:
+        if self._strip_usage or self._usage_sent:
             return None
+        if self._last_usage is None:
+            self._last_usage = self.journal.usage() if self.journal is not None else None
+            if self._last_usage is None:
+                return None
         self._usage_sent = True
         return self._usage_chunk or write_json({**(self._identity or {}), "choices": [], "usage": self._last_usage})
 
@@ -224,7 +295,7 @@ class ChunkFilter:
 
     def _learn_head(self, raw: bytes) -> None:
         """Events that start with the same bytes have the same id, created and model; that much is checked once, by parsing."""
-        at = raw.find(_CHOICES)
+        at = raw.find(CHOICES)
         if at < 0:
             return
         try:
@@ -233,7 +304,7 @@ class ChunkFilter:
             return
         identity = self._identity or {}
         if {**head, **identity} == head and head.keys().isdisjoint({"error", "usage"}):
-            self._head = raw[: at + len(_CHOICES)]
+            self._head = raw[: at + len(CHOICES)]
 
     def _fail(self, error: ApiError) -> None:
         self.error = error

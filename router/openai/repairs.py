@@ -39,6 +39,22 @@ def has_content(choice: dict[str, Any]) -> bool:
     return isinstance(delta, dict) and any(delta.get(name) for name in _CONTENT)
 
 
+def as_chat(chunk: dict[str, Any]) -> None:
+    """A chunk of plain completions as one of a chat: what goes on is told as it began."""
+    choices = chunk.get("choices")
+    for choice in choices if isinstance(choices, list) else ():
+        if isinstance(choice, dict) and "text" in choice:
+            text = choice.pop("text")
+            rest = {name: choice.pop(name) for name in list(choice) if name != "index"}
+            choice["delta"] = {"content": text}
+            choice.update(rest)
+
+
+def hide_ids(choice: dict[str, Any]) -> bool:
+    """Whether there were any."""
+    return choice.pop("token_ids", None) is not None
+
+
 def _index_tool_calls(delta: dict[str, Any]) -> bool:
     """openai-python's accumulator raises TypeError on a tool call without index."""
     calls = delta.get("tool_calls")

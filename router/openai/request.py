@@ -140,12 +140,14 @@ def read_call(path: str, body: Body, headers: Mapping[str, str] = _NO_HEADERS) -
     return READERS[path](body, headers)
 
 
-def upstream_body(body: Body, spec: CallSpec, *, trusted: bool, priority_ok: bool) -> bytes:
+def upstream_body(
+    body: Body, spec: CallSpec, *, trusted: bool, priority_ok: bool, asked: tuple[str, ...] = ()
+) -> bytes:
     """What the engine gets: risky members cut out, usage asked for; everything else byte for byte.
 
-    `priority_ok`: the engine orders by `priority`; others refuse the request for it.
+    `priority_ok`: the engine orders by `priority`; others refuse the request for it. `asked`: members that are to be true.
     """
-    set_: dict[str, bytes] = {}
+    set_ = dict.fromkeys(asked, b"true")
     if spec.strip_usage:
         set_["stream_options"] = _USAGE_ASKED
         if body.fields.get("stream_options"):
@@ -154,12 +156,15 @@ def upstream_body(body: Body, spec: CallSpec, *, trusted: bool, priority_ok: boo
     return body.edit(set_, stripped_fields(body, trusted=trusted, priority_ok=priority_ok))
 
 
-def upstream_fields(body: Body, spec: CallSpec, *, trusted: bool, priority_ok: bool) -> Mapping[str, Any]:
+def upstream_fields(
+    body: Body, spec: CallSpec, *, trusted: bool, priority_ok: bool, asked: tuple[str, ...] = ()
+) -> Mapping[str, Any]:
     """The members of `upstream_body`, parsed: backends that re-shape a call must not see more than the engine would."""
     dropped = stripped_fields(body, trusted=trusted, priority_ok=priority_ok)
-    if not dropped and not spec.strip_usage:
+    if not dropped and not spec.strip_usage and not asked:
         return body.fields
     fields = {name: value for name, value in body.fields.items() if name not in dropped}
+    fields.update(dict.fromkeys(asked, True))
     if spec.strip_usage:
         fields["stream_options"] = {**(fields.get("stream_options") or {}), "include_usage": True}
     return fields

@@ -27,6 +27,21 @@ def read_usage(value: object) -> Usage | None:
     )
 
 
+def whole_usage(value: Mapping[str, Any], before: int) -> dict[str, Any]:
+    """Of an answer whose first `before` tokens another engine said: this one counted them as its prompt's."""
+    usage = dict(value)
+    prompt, completion = _count(value, "prompt_tokens"), _count(value, "completion_tokens")
+    if prompt is not None:
+        usage["prompt_tokens"] = max(0, prompt - before)
+    if completion is not None:
+        usage["completion_tokens"] = completion + before
+    details = value.get("prompt_tokens_details")
+    cached = _count(details, "cached_tokens")
+    if isinstance(details, dict) and cached is not None and prompt is not None:
+        usage["prompt_tokens_details"] = {**details, "cached_tokens": min(cached, usage["prompt_tokens"])}
+    return usage
+
+
 def _count(value: object, name: str) -> int | None:
     fields: Mapping[str, Any] = value if isinstance(value, dict) else {}
     count = fields.get(name)

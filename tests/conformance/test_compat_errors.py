@@ -188,6 +188,7 @@ def test_compat_24_every_answer_has_an_id() -> None:
     call = ask(
         FakeEngine(cut),
         {"path": CHAT, "body": json.dumps(chat(stream=True)).encode(), "headers": [("x-request-id", "r2")]},
+        migration={"mode": "off"},
     )[0]
     assert "(request id: r2)" in json.loads(call.events()[-1])["error"]["message"]
 

@@ -183,12 +183,12 @@ def test_compat_11_usage_is_estimated_where_none_came() -> None:
     assert run_virtual(main()) == (4.0, 0.0)
 
 
-def two_engines(bad: Script, *, stream: bool = True) -> tuple[Call, FakeEngine, FakeEngine]:
+def two_engines(bad: Script, *, stream: bool = True, **sections: object) -> tuple[Call, FakeEngine, FakeEngine]:
     """A gateway whose first choice fails as scripted; the second is well."""
     first, second = FakeEngine(default=lambda: bad), FakeEngine()
 
     async def main() -> Call:
-        async with gateway_over({"a": first, "b": second}) as running:
+        async with gateway_over({"a": first, "b": second}, **sections) as running:
             return await post(running.app, CHAT, chat(stream=stream)).run()
 
     return run_virtual(main()), first, second
@@ -212,8 +212,9 @@ def test_compat_12_lost_before_the_first_byte_is_invisible() -> None:
 
 
 def test_compat_12_lost_after_the_first_byte_is_an_error_event() -> None:
-    """Cut in mid-stream: an error event without `choices`, then the end; never [DONE], never a second answer."""
-    call, first, second = two_engines(Script([chunk("", role="assistant"), chunk("w0 ")], fail=StreamCut("cut")))
+    """Cut in mid-stream with nobody to go on: an error event without `choices`, then the end; never [DONE], never a second answer."""
+    cut = Script([chunk("", role="assistant"), chunk("w0 ")], fail=StreamCut("cut"))
+    call, first, second = two_engines(cut, migration={"mode": "off"})
     events = call.events()
     assert call.status == 200
     assert "choices" not in json.loads(events[-1])
@@ -225,7 +226,8 @@ def test_compat_12_lost_after_the_first_byte_is_an_error_event() -> None:
 def test_compat_13_no_done_without_finish_reason() -> None:
     """An engine that says [DONE], or just ends, without a finish reason has truncated the answer: an error, not a success."""
     for tail in ([DONE], []):
-        call, _ = streamed(Script([chunk("", role="assistant"), chunk("half"), *tail]))
+        cut = Script([chunk("", role="assistant"), chunk("half"), *tail])
+        call, _ = streamed(cut, migration={"mode": "off"})
         assert "[DONE]" not in call.events()
         assert json.loads(call.events()[-1])["error"]
 

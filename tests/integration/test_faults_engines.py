@@ -23,7 +23,7 @@ DOCUMENT = post(CHAT, chat())
 
 @asynccontextmanager
 async def over(*faults: Script, **upstream: object) -> AsyncIterator[tuple[Running, list[ScriptedServer]]]:
-    """A gateway in front of one engine for each fault, tried in their order: the cheapest first."""
+    """A gateway in front of one engine for each fault, tried in their order: the cheapest first. What has begun ends where it breaks."""
     servers = [engine_with(fault) for fault in faults]
     for server in servers:
         await server.__aenter__()
@@ -31,7 +31,7 @@ async def over(*faults: Script, **upstream: object) -> AsyncIterator[tuple[Runni
         {"name": f"r{i}", "url": server.url, "cost": {"tier": "on_demand", "usd_per_hour": i + 1}}
         for i, server in enumerate(servers)
     ]
-    config = Config.model_validate({"replicas": replicas, "upstream": upstream})
+    config = Config.model_validate({"replicas": replicas, "upstream": upstream, "migration": {"mode": "off"}})
     try:
         async with listening(config) as running:
             yield running, servers

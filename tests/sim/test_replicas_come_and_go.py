@@ -111,11 +111,11 @@ def without_hang_ups(count: int, *, seed: int, over_s: float) -> list[Plan]:
 
 
 def test_two_of_three_vanish_and_come_back() -> None:
-    """What the two had forwarded is cut aloud, the rest is served by the third or sent away; later all three work again."""
+    """What the two had begun goes on at the third, the rest is served by it or sent away; later all three work again."""
     load = without_hang_ups(400, seed=5, over_s=40.0)
     ends, calls = lived_through(load, ("a", "b"))
     assert list(ends.values()).count("whole") > 300
-    assert "cut" in ends.values()
+    assert "cut" not in ends.values()
     # Who waited until the two were back may be served by them.
     meanwhile = {
         calls[p.name].header("x-penstock-replica")

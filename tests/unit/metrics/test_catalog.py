@@ -25,6 +25,8 @@ NAMES: dict[str, tuple[type, tuple[str, ...]]] = {
     "time_per_output_token_seconds": (Histogram, STREAM),
     "client_disconnects_total": (Counter, ("model", "phase")),
     "stream_interruptions_total": (Counter, ("model", "action", "mode")),
+    "stream_seam_seconds": (Histogram, ("model", "mode")),
+    "recomputed_tokens_total": (Counter, ("model",)),
     "queue_depth": (Gauge, CLASS),
     "queue_tokens": (Gauge, CLASS),
     "queue_bytes": (Gauge, CLASS),

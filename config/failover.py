@@ -1,0 +1,28 @@
+"""What is done when replicas fail, freeze or are taken away."""
+
+from enum import StrEnum
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+
+from config.section import Section
+
+
+class MigrationMode(StrEnum):
+    """How an answer that has begun goes on when its engine does not."""
+
+    EXACT = "exact"  # by the engine's own token ids where it tells them (vLLM), else as `text`
+    TEXT = "text"  # by the text so far
+    OFF = "off"  # it ends with an error event
+
+
+class Migration(Section):
+    """Answers that have begun and whose replica dies, freezes or is taken away go on elsewhere (docs/migration.md)."""
+
+    mode: MigrationMode = MigrationMode.EXACT
+    max_moves: NonNegativeInt = Field(
+        16, description="of one answer, whatever moved it; then it ends with an error event"
+    )
+    max_wait_s: PositiveFloat = Field(30.0, description="for another replica, while the client is kept waiting")
+    journal_bytes: PositiveInt = Field(
+        1024 * 1024, description="kept of one answer, prompt's token ids included; beyond it text must do, then nothing"
+    )

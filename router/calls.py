@@ -1,0 +1,113 @@
+"""What an engine is sent for a request, and what its stream is read with - for a whole answer, or for the rest of one.
+
+Decides which engines are asked for token ids, and by which way one goes on where another stopped.
+"""
+
+import msgspec
+
+from backends.backend import EngineCall
+from batching.request import ReplicaId
+from batching.ticket import Lease
+from config.schema import BackendKind, Config, MigrationMode
+from router.exchange import Exchange
+from router.openai.body import Body
+from router.openai.chunks import ChunkFilter
+from router.openai.continuation import COMPLETIONS, asks_ids, continued, guard_of, ids_asked, way_on, why_not
+from router.openai.journal import Journal, Mode
+from router.openai.request import upstream_body, upstream_fields
+
+# Engines whose token ids are those of every replica of the model, and that take them for a prompt.
+_TAKES_IDS = frozenset({BackendKind.VLLM, BackendKind.SIMULATED})
+# Forwarded to engines: tracing context only. Everything else of a client's head stays here (docs/api.md, "Headers").
+_PASSED_HEADERS = ("traceparent", "tracestate")
+
+
+class CannotGoOn(Exception):
+    """The engine has no way to continue what others have said."""
+
+
+class Calls:
+    """Of one gateway; knows its replicas by the configuration alone."""
+
+    def __init__(self, config: Config) -> None:
+        self.configure(config)
+
+    def configure(self, config: Config) -> None:
+        """Also on reload; requests under way keep what they have read."""
+        self._trusted = config.server.trusted
+        self._migration = config.migration
+        self._takes_ids = frozenset(ReplicaId(r.name) for r in config.replicas if r.backend in _TAKES_IDS)
+        self._orders_by_priority = frozenset(ReplicaId(r.name) for r in config.replicas if r.priority_scheduling)
+
+    def journal(self, body: Body, exchange: Exchange) -> Journal:
+        """For a stream."""
+        spec, mode = exchange.spec, self._migration.mode
+        assert spec is not None
+        reason = "migration.mode is off" if mode is MigrationMode.OFF else why_not(body.fields, spec)
+        exact = mode is MigrationMode.EXACT and reason is None and asks_ids(body.fields)
+        return Journal(room_bytes=self._migration.journal_bytes, exact=exact, why_not=reason)
+
+    def call(self, exchange: Exchange, lease: Lease, body: Body) -> EngineCall:
+        """The client's request for this engine; or, where others have said some of the answer, one to go on: raises CannotGoOn."""
+        spec, journal, path = exchange.spec, exchange.journal, exchange.inbound.path
+        assert spec is not None
+        trusted, priority_ok = self._trusted, lease.replica in self._orders_by_priority
+        asked = ids_asked(body.fields) if self._wants_ids(exchange, lease.replica) else ()
+        sent = upstream_body(body, spec, trusted=trusted, priority_ok=priority_ok, asked=asked)
+        if journal is None or journal.empty:
+            exchange.move.mode = Mode.NONE
+            fields = upstream_fields(body, spec, trusted=trusted, priority_ok=priority_ok, asked=asked)
+        else:
+            mode = exchange.move.mode = way_on(journal, body, takes_ids=bool(asked))
+            if mode is Mode.NONE:
+                raise CannotGoOn
+            said = exchange.move.tokens_before = _said_tokens(exchange, mode)
+            sent = continued(sent, spec, journal, mode, chat=exchange.endpoint == "chat", said_tokens=said)
+            fields = msgspec.json.decode(sent)
+            path = COMPLETIONS if mode is Mode.EXACT else path
+        return EngineCall(
+            request_id=exchange.inbound.request_id,
+            path=path,
+            body=sent,
+            fields=fields,
+            stream=spec.stream,
+            headers={name: value for name in _PASSED_HEADERS if (value := exchange.inbound.headers.get(name))},
+        )
+
+    def _wants_ids(self, exchange: Exchange, replica: ReplicaId) -> bool:
+        journal = exchange.journal
+        return journal is not None and journal.wants_ids and replica in self._takes_ids
+
+    def filter(self, exchange: Exchange, replica: ReplicaId, body: Body) -> ChunkFilter:
+        """Of a stream; the one that the client's began with, made ready for another engine."""
+        chunks, journal, mode = exchange.chunks, exchange.journal, exchange.move.mode
+        assert journal is not None
+        if chunks is None:
+            chunks = new_filter(exchange)
+            chunks.journal = journal
+            chunks.hide_ids = body.fields.get("return_token_ids") is not True
+        else:
+            chunks.go_on(
+                tokens_before=exchange.move.tokens_before,
+                reshape=mode is Mode.EXACT and exchange.endpoint == "chat",
+            )
+        if mode is Mode.NONE:
+            chunks.guard = guard_of(body.fields) if self._wants_ids(exchange, replica) else None
+        elif mode is Mode.TEXT:
+            journal.no_ids()
+            chunks.guard = chunks.guard or guard_of(body.fields, said=journal.plain_text())
+        journal.seam()
+        return chunks
+
+
+def new_filter(exchange: Exchange) -> ChunkFilter:
+    spec = exchange.spec
+    assert spec is not None
+    return ChunkFilter(strip_usage=spec.strip_usage, expected_choices=spec.n, chat=exchange.endpoint == "chat")
+
+
+def _said_tokens(exchange: Exchange, mode: Mode) -> int:
+    """Of the answer so far: as the ids are, else as many as there were events."""
+    journal = exchange.journal
+    assert journal is not None
+    return journal.id_count if mode is Mode.EXACT else exchange.timeline.output_tokens
