@@ -10,6 +10,7 @@ from openai.lib.streaming.chat import ChatCompletionStreamState
 from openai.types.chat import ChatCompletionChunk
 
 from router.openai.chunks import ChunkFilter
+from router.openai.journal import Journal
 
 DONE = b"data: [DONE]\n\n"
 IDENTITY = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m"}
@@ -182,3 +183,67 @@ def test_compat_13_no_stream_lies_about_its_end(events: list[bytes], expected: i
     assert end.complete == (DONE in end.tail)
     assert end.complete != any(value.get("error") for value in payloads(end.tail))
     assert not end.complete or len(finished) == expected
+
+
+def vllm_events(words: list[str], *, chat: bool) -> list[bytes]:
+    """A stream as vLLM writes it where token ids were asked for; token k has id k."""
+    first: dict[str, Any] = {"index": 0, "delta": {"role": "assistant", "content": ""}} if chat else {"index": 0}
+    out = [sse({**IDENTITY, "choices": [first], "prompt_token_ids": [90, 91]})] if chat else []
+    for k, word in enumerate(words):
+        said: dict[str, Any] = {"delta": {"content": word}} if chat else {"text": word}
+        choice = {"index": 0, **said, "logprobs": None, "finish_reason": None}
+        if not chat:
+            choice |= {"stop_reason": None, "prompt_token_ids": [90, 91] if k == 0 else None}
+        out.append(sse({**IDENTITY, "choices": [{**choice, "token_ids": [k]}]}, ascii_only=False))
+    last: dict[str, Any] = {"delta": {"content": ""}} if chat else {"text": ""}
+    return [
+        *out,
+        sse({**IDENTITY, "choices": [{"index": 0, **last, "finish_reason": "stop", "token_ids": [1000]}]}),
+        DONE,
+    ]
+
+
+@given(WORDS, st.booleans(), st.booleans(), st.lists(st.integers(0, 3000), max_size=8))
+def test_token_ids_are_the_journals_alone(words: list[str], chat: bool, exact: bool, cuts: list[int]) -> None:
+    """However the bytes are cut: the client sees the stream without them, and the journal has text and ids of what was said."""
+    stream = b"".join(vllm_events(words, chat=chat))
+    journal = Journal(room_bytes=10_000, exact=exact)
+    chunks = ChunkFilter(strip_usage=False, expected_choices=1, chat=chat, journal=journal)
+    chunks.hide_ids = True
+    places = sorted({min(cut, len(stream)) for cut in cuts} | {0, len(stream)})
+    out = b"".join(chunks.read(stream[a:b]) for a, b in pairwise(places)) + chunks.end().tail
+    assert chunks.error is None
+    assert b"token_ids" not in out.replace(b'"prompt_token_ids": null', b"").replace(b'"prompt_token_ids":null', b"")
+    assert texts(out, "delta" if chat else "text").get(0, "") == "".join(words)
+    assert journal.plain_text() == "".join(words)
+    spoken = [k for k, word in enumerate(words) if word]
+    if exact and spoken:
+        assert journal.prompt_ids == b"90,91"
+        assert bytes(journal.ids) == b"".join(b",%d" % k for k in range(spoken[-1] + 1))
+
+
+@given(WORDS, WORDS, st.booleans(), st.integers(0, 200))
+def test_two_engines_make_one_stream(first: list[str], second: list[str], exact: bool, half: int) -> None:
+    """Cut anywhere, and gone on with by another that has another id: the client sees one answer."""
+    begun = b"".join(vllm_events(first, chat=True)[:-2])
+    journal = Journal(room_bytes=10_000, exact=exact)
+    chunks = ChunkFilter(strip_usage=False, expected_choices=1, chat=True, journal=journal)
+    chunks.hide_ids = True
+    out = chunks.read(begun + b'data: {"id": "c", "choices'[: half % 27])
+    said = "".join(texts(out, "delta").values())
+    chunks.go_on(tokens_before=2, reshape=exact)
+    journal.seam()
+    other = [event.replace(b'"id":"c"', b'"id":"d"') for event in vllm_events(second, chat=not exact)[:-1]]
+    usage = {"prompt_tokens": 5, "completion_tokens": 4, "total_tokens": 9}
+    rest = [*other, sse({"id": "d", "object": "x", "created": 7, "model": "m", "choices": [], "usage": usage}), DONE]
+    out += b"".join(map(chunks.read, rest)) + chunks.end().tail
+    assert said == "".join(first)
+    assert texts(out, "delta")[0] == "".join(first + second)
+    found = payloads(out)
+    assert {tuple(value[name] for name in IDENTITY) for value in found} == {tuple(IDENTITY.values())}
+    assert [value["usage"] for value in found if value.get("usage")] == [
+        {"prompt_tokens": 3, "completion_tokens": 6, "total_tokens": 9}
+    ]
+    roles = [choice["delta"].get("role") for value in found for choice in value["choices"]]
+    assert roles == ["assistant"] + [None] * (len(roles) - 1)
+    assert out.endswith(DONE)
