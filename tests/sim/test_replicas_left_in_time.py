@@ -9,7 +9,7 @@ from batching.request import ReplicaId
 from config.schema import Config
 from tests.sim.test_streams_that_move import CAPACITY, counted, text_of
 from tests.support.asgi import Call, chat, post
-from tests.support.breaking_engine import BreakingEngine
+from tests.support.breaking_engine import BreakingEngine, breaking_simulated
 from tests.support.conditions import at_rest
 from tests.support.gateways import Running, gateway_over
 from tests.support.simulated_fleet import CHAT, fleet_config
@@ -29,7 +29,7 @@ def left(
 ) -> tuple[list[Call], dict[str, BreakingEngine], Running, list[int]]:
     """All begin at `a`, and 0.3 s later it is left: at once (None) or by a time from then on. How many were there, as time went."""
     settings = settings or fleet_config(*names, capacity=CAPACITY)
-    engines = {name: BreakingEngine(settings, name) for name in names}
+    engines = {name: breaking_simulated(settings, name) for name in names}
     there: list[int] = []
 
     async def main() -> tuple[list[Call], Running]:
@@ -101,7 +101,7 @@ def test_nobody_is_cut_before_it_has_a_place() -> None:
     """With the only other replica full, streams stay where they are until there is room."""
     settings = fleet_config("a", "b", capacity={**CAPACITY, "max_num_seqs": 2}, queue={"max_wait_s": 60})
     bodies = [stream(f"call {n}", 400) for n in range(2)]
-    engines = {name: BreakingEngine(settings, name) for name in ("a", "b")}
+    engines = {name: breaking_simulated(settings, name) for name in ("a", "b")}
 
     async def main() -> list[Call]:
         loop = asyncio.get_running_loop()
@@ -151,7 +151,7 @@ def test_documents_are_asked_for_again() -> None:
 def test_who_waits_in_the_middle_waits_for_a_replica_to_come_back() -> None:
     """The only replica is gone for a while: the stream goes on there when it is back."""
     settings = fleet_config("a", capacity=CAPACITY, probe={"interval_s": 0.5, "unhealthy_after": 1})
-    engine = BreakingEngine(settings, "a", (10, "cut"))
+    engine = breaking_simulated(settings, "a", (10, "cut"))
     body = stream("alone", 40)
 
     async def main() -> Call:

@@ -11,7 +11,7 @@ from backends.simulated.bodies import chat_text
 from backends.simulated.tokens import encode, expected_text
 from config.schema import Config
 from tests.support.asgi import Call, chat, post
-from tests.support.breaking_engine import ENDINGS, BreakingEngine
+from tests.support.breaking_engine import ENDINGS, BreakingEngine, breaking_simulated
 from tests.support.conditions import at_rest
 from tests.support.gateways import Running, gateway_over
 from tests.support.simulated_fleet import CHAT, fleet_config
@@ -34,7 +34,7 @@ def said_by(
 ) -> tuple[Call, list[BreakingEngine], Running]:
     """One stream; the breaks meet whichever engines it is sent to, in turn."""
     settings = settings or config()
-    engines = {name: BreakingEngine(settings, name) for name in ("a", "b")}
+    engines = {name: breaking_simulated(settings, name) for name in ("a", "b")}
     shared = list(breaks)
     for engine in engines.values():
         engine.breaks = shared

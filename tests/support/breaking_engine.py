@@ -1,8 +1,8 @@
-"""A simulated engine whose streams can be broken at an exact event, in every way in which engines break."""
+"""An engine whose streams can be broken at an exact event, in every way in which engines break."""
 
 from collections.abc import AsyncIterator, Callable, Mapping
 
-from backends.backend import EngineCall, EngineReply, ProbeResult, PulledReply, StreamCut
+from backends.backend import Backend, EngineCall, EngineReply, ProbeResult, PulledReply, StreamCut
 from backends.simulated.backend import SimulatedBackend
 from backends.upstream.sse import SseSplitter
 from config.schema import Config, ModelKind
@@ -62,37 +62,46 @@ ENDINGS = {
 
 
 class BreakingEngine:
-    """A simulated engine; each of `breaks` (after so many events, ending) meets one stream, in turn; then it is well."""
+    """An engine; each of `breaks` (after so many events, ending) meets one stream, in turn; then it is well."""
 
-    def __init__(self, config: Config, name: str, *breaks: tuple[int, str]) -> None:
-        replica = next(replica for replica in config.replicas if replica.name == name)
-        self._engine = SimulatedBackend(engine_options(replica), {"m": ModelKind.CHAT})
+    def __init__(self, engine: Backend, *breaks: tuple[int, str]) -> None:
+        self.engine = engine
         self.breaks = list(breaks)
         self.calls: list[EngineCall] = []
+        self.broken = 0  # streams, so far
 
     async def send(self, call: EngineCall) -> EngineReply:
         self.calls.append(call)
-        reply = await self._engine.send(call)
+        reply = await self.engine.send(call)
         if self.breaks and call.stream and reply.status == 200:
-            return _Broken(reply, *self.breaks.pop(0))
+            return _Broken(reply, self, *self.breaks.pop(0))
         return reply
 
     async def probe(self) -> ProbeResult:
-        return await self._engine.probe()
+        return await self.engine.probe()
 
     async def aclose(self) -> None:
-        await self._engine.aclose()
+        await self.engine.aclose()
 
     @property
     def running(self) -> int:
-        figures = self._engine._api.runner.engine.statistics()
+        """Of a simulated engine."""
+        assert isinstance(self.engine, SimulatedBackend)
+        figures = self.engine._api.runner.engine.statistics()
         return figures.running + figures.waiting
 
 
+def breaking_simulated(config: Config, name: str, *breaks: tuple[int, str]) -> BreakingEngine:
+    """A simulated engine as `config` has it."""
+    replica = next(replica for replica in config.replicas if replica.name == name)
+    return BreakingEngine(SimulatedBackend(engine_options(replica), {"m": ModelKind.CHAT}), *breaks)
+
+
 class _Broken(PulledReply):
-    def __init__(self, reply: EngineReply, after: int, ending: str) -> None:
+    def __init__(self, reply: EngineReply, engine: BreakingEngine, after: int, ending: str) -> None:
         self.status, self.content_type, self.headers = reply.status, reply.content_type, reply.headers
         self._reply = reply
+        self._engine = engine
         self._after = after
         self._ending = ending
         self._broken = False
@@ -106,6 +115,7 @@ class _Broken(PulledReply):
             for event in splitter.feed(data):
                 if seen == self._after:
                     self._broken = True
+                    self._engine.broken += 1
                     async for last in ENDINGS[self._ending](event):
                         yield last
                     return
