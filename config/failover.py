@@ -23,6 +23,10 @@ class Migration(Section):
         16, description="of one answer, whatever moved it; then it ends with an error event"
     )
     max_wait_s: PositiveFloat = Field(30.0, description="for another replica, while the client is kept waiting")
+    documents_from_tokens: PositiveInt = Field(
+        256,
+        description="an answer that is not streamed to its client moves, too, where it may be so long: its engine is asked to stream it",
+    )
     journal_bytes: PositiveInt = Field(
         1024 * 1024, description="kept of one answer, prompt's token ids included; beyond it text must do, then nothing"
     )

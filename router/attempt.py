@@ -307,15 +307,16 @@ class Attempts:
         move, timeline, meters = exchange.move, exchange.timeline, exchange.meters
         assert meters is not None, "placed before it is sent"
         chunks = self._calls.filter(exchange, lease.replica, body)
+        collected = exchange.spec is not None and exchange.spec.collected  # its client sees no first token
         if exchange.chunks is None:
             timeline.first_token_s = timeline.last_token_s = None  # of an attempt before
             timeline.output_tokens = move.heard_before = 0
 
         def on_first(now: float) -> None:
             self._report.phase(exchange, "streaming")
-            if move.since_s is None:
+            if move.since_s is None and not collected:
                 meters.observe_ttft(now - exchange.inbound.received_s)
-            else:
+            if move.since_s is not None:
                 self._report.resumed(exchange, now - move.since_s)
             move.since_s, exchange.failures = None, 0
             self._admission.first_token(lease)

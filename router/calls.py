@@ -8,16 +8,18 @@ import msgspec
 from backends.backend import EngineCall
 from batching.request import ReplicaId
 from batching.ticket import Lease
-from config.schema import BackendKind, Config, MigrationMode
+from config.schema import BackendKind, Config, MigrationMode, ModelKind
 from router.exchange import Exchange
 from router.openai.body import Body
 from router.openai.chunks import ChunkFilter
 from router.openai.continuation import COMPLETIONS, asks_ids, continued, guard_of, ids_asked, way_on, why_not
 from router.openai.journal import Journal, Mode
-from router.openai.request import upstream_body, upstream_fields
+from router.openai.request import CallSpec, upstream_body, upstream_fields
 
 # Engines whose token ids are those of every replica of the model, and that take them for a prompt.
 _TAKES_IDS = frozenset({BackendKind.VLLM, BackendKind.SIMULATED})
+# What is told in a document otherwise than in a stream.
+_AS_DOCUMENT = frozenset({"tools", "functions", "return_token_ids", "stream_options", "modalities"})
 # Forwarded to engines: tracing context only. Everything else of a client's head stays here (docs/api.md, "Headers").
 _PASSED_HEADERS = ("traceparent", "tracestate")
 
@@ -36,6 +38,7 @@ class Calls:
         """Also on reload; requests under way keep what they have read."""
         self._trusted = config.server.trusted
         self._migration = config.migration
+        self._all_stream = all(r.backend in _TAKES_IDS for r in config.replicas)
         self._takes_ids = frozenset(ReplicaId(r.name) for r in config.replicas if r.backend in _TAKES_IDS)
         self._orders_by_priority = frozenset(ReplicaId(r.name) for r in config.replicas if r.priority_scheduling)
 
@@ -46,6 +49,20 @@ class Calls:
         reason = "migration.mode is off" if mode is MigrationMode.OFF else why_not(body.fields, spec)
         exact = mode is MigrationMode.EXACT and reason is None and asks_ids(body.fields)
         return Journal(room_bytes=self._migration.journal_bytes, exact=exact, why_not=reason)
+
+    def collected(self, spec: CallSpec, body: Body) -> CallSpec:
+        """The same, streamed by the engine, where the answer is long and its client wants it whole."""
+        fields, most, migration = body.fields, spec.max_output_tokens, self._migration
+        if (
+            spec.kind is ModelKind.EMBEDDING
+            or migration.mode is MigrationMode.OFF
+            or (most is not None and most < migration.documents_from_tokens)
+            or not self._all_stream
+            or not _AS_DOCUMENT.isdisjoint(fields)
+            or why_not(fields, spec) is not None
+        ):
+            return spec
+        return msgspec.structs.replace(spec, stream=True, collected=True)
 
     def call(self, exchange: Exchange, lease: Lease, body: Body) -> EngineCall:
         """The client's request for this engine; or, where others have said some of the answer, one to go on: raises CannotGoOn."""

@@ -17,6 +17,7 @@ from router.admission import Admission, EvictedError
 from router.attempt import AttemptFailed, Attempts
 from router.calls import Calls
 from router.client import Client, ClientGone
+from router.collected import DocumentClient
 from router.exchange import Exchange
 from router.inbound import Inbound
 from router.moves import Moves
@@ -124,12 +125,19 @@ class Dispatcher:
     async def _serve(self, exchange: Exchange) -> None:
         limits = self.config.server
         body = parse_object(exchange.inbound.body, max_depth=limits.max_json_depth)
-        spec = exchange.spec = read_call(exchange.inbound.path, body, exchange.inbound.headers)
+        spec = read_call(exchange.inbound.path, body, exchange.inbound.headers)
+        if not spec.stream:
+            spec = self._calls.collected(spec, body)
+        exchange.spec = spec
         exchange.request = self._request(exchange, spec)
         self._report.began(exchange)
         if not spec.stream:
             await self._attempts(exchange, body, None)
             return
+        if spec.collected:
+            exchange.client = DocumentClient(
+                exchange.client, lambda: exchange.document_headers(asyncio.get_running_loop().time())
+            )
         exchange.journal = self._calls.journal(body, exchange)
         silence = KeepAlive(exchange.client, limits.keepalive_comment_s, exchange.stream_headers)
         try:

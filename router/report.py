@@ -134,7 +134,7 @@ class Report:
         spec, handles = exchange.spec, exchange.meters
         assert spec is not None
         assert handles is not None
-        stream = "true" if spec.stream else "false"
+        stream = "true" if spec.stream and not spec.collected else "false"
         self._durations.get(model, tier, stream, *machine).observe(exchange.timeline.e2e_s or 0.0)
         self._count_tokens(exchange, handles)
         if (tpot_s := exchange.timeline.tpot_s) is not None:

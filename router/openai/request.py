@@ -81,6 +81,7 @@ class CallSpec(msgspec.Struct, frozen=True, kw_only=True):
     kind: ModelKind
     stream: bool = False
     include_usage: bool = False  # the client asked for the usage chunk
+    collected: bool = False  # the engine streams it, the client gets it whole
     n: int = 1  # choices the answer will have: the client's `n` for each of its prompts
     max_output_tokens: int | None = None  # a choice; None: up to the context
     prompt_chars: int = 0
@@ -95,7 +96,7 @@ class CallSpec(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def strip_usage(self) -> bool:
         """The usage chunk was asked for by the gateway, not by the client, and must not reach it."""
-        return self.stream and not self.include_usage
+        return self.stream and not self.include_usage and not self.collected
 
 
 def read_chat(body: Body, headers: Mapping[str, str] = _NO_HEADERS) -> CallSpec:
@@ -148,7 +149,9 @@ def upstream_body(
     `priority_ok`: the engine orders by `priority`; others refuse the request for it. `asked`: members that are to be true.
     """
     set_ = dict.fromkeys(asked, b"true")
-    if spec.strip_usage:
+    if spec.collected:
+        set_["stream"] = b"true"
+    if spec.strip_usage or spec.collected:
         set_["stream_options"] = _USAGE_ASKED
         if body.fields.get("stream_options"):
             options = body.text_of("stream_options").encode()
@@ -161,11 +164,13 @@ def upstream_fields(
 ) -> Mapping[str, Any]:
     """The members of `upstream_body`, parsed: backends that re-shape a call must not see more than the engine would."""
     dropped = stripped_fields(body, trusted=trusted, priority_ok=priority_ok)
-    if not dropped and not spec.strip_usage and not asked:
+    if not dropped and not spec.strip_usage and not asked and not spec.collected:
         return body.fields
     fields = {name: value for name, value in body.fields.items() if name not in dropped}
     fields.update(dict.fromkeys(asked, True))
-    if spec.strip_usage:
+    if spec.collected:
+        fields["stream"] = True
+    if spec.strip_usage or spec.collected:
         fields["stream_options"] = {**(fields.get("stream_options") or {}), "include_usage": True}
     return fields
 

@@ -22,8 +22,8 @@ TOKENS = 12
 CAPACITY = {"max_num_seqs": 16, "kv_blocks": 2000, "max_num_batched_tokens": 2048, "max_model_len": 4096}
 
 
-def config(mode: str = "exact", **sections: Any) -> Config:
-    return fleet_config("a", "b", capacity=CAPACITY, migration={"mode": mode}, **sections)
+def config(mode: str = "exact", **migration: Any) -> Config:
+    return fleet_config("a", "b", capacity=CAPACITY, migration={"mode": mode, **migration})
 
 
 def said_by(
@@ -208,3 +208,49 @@ def test_the_moves_of_one_answer_are_bounded() -> None:
     call, engines, _ = said_by(chat_body(), *[(2, "cut")] * 9, settings=settings)
     assert "error" in json.loads(call.events()[-1])
     assert sum(len(engine.calls) for engine in engines) == 3
+
+
+def document_of(
+    body: dict[str, Any], *breaks: tuple[int, str], path: str = CHAT
+) -> tuple[dict[str, Any], list[BreakingEngine], Running]:
+    """Not streamed to the client."""
+    call, engines, running = said_by(body, *breaks, path=path, settings=config(documents_from_tokens=TOKENS))
+    assert call.status == 200
+    assert call.header("content-type") == "application/json"
+    assert call.header("content-length") == str(len(call.data))
+    document: dict[str, Any] = call.json()
+    return document, engines, running
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+@pytest.mark.parametrize("after", [0, 1, 2, 5, TOKENS - 1])
+def test_an_answer_that_is_not_streamed_moves_too(path: str, after: int) -> None:
+    """It is the document that one engine would have given, and only the rest of it was generated again."""
+    asked = {"max_tokens": TOKENS, "ignore_eos": True}
+    body = chat("Tell me", **asked) if path == CHAT else {"model": "m", "prompt": "Tell me", **asked}
+    expected, _, _ = document_of(body, path=path)
+    document, engines, running = document_of(body, (after, "cut"), path=path)
+    assert document | {"id": "", "created": 0} == expected | {"id": "", "created": 0}
+    choice = document["choices"][0]
+    assert (choice["message"]["content"] if path == CHAT else choice["text"]) == text_of(body)
+    assert choice["finish_reason"] == "length"
+    assert document["object"] == ("chat.completion" if path == CHAT else "text_completion")
+    assert document["usage"]["completion_tokens"] == TOKENS
+    assert sum(len(engine.calls) for engine in engines) == 2
+    assert counted(running, "penstock_request_duration_seconds_count", stream="false") == 1
+    assert counted(running, "penstock_time_to_first_token_seconds_count") == 0
+
+
+def test_a_short_document_is_asked_for_as_one() -> None:
+    """Nothing is gained by streaming it."""
+    call, engines, _ = said_by(chat("Tell me", max_tokens=TOKENS - 1), settings=config(documents_from_tokens=TOKENS))
+    assert call.status == 200
+    assert [c.stream for engine in engines for c in engine.calls] == [False]
+
+
+def test_a_document_that_cannot_be_had_is_refused_with_a_status() -> None:
+    """Though its engine had begun to tell it."""
+    settings = config(documents_from_tokens=TOKENS, max_moves=1)
+    call, _, _ = said_by(chat("Tell me", max_tokens=TOKENS, ignore_eos=True), *[(3, "cut")] * 4, settings=settings)
+    assert call.status == 502
+    assert call.json()["error"]["type"] == "server_error"
