@@ -181,8 +181,8 @@ class ChunkFilter:
             as_chat(chunk)
         edited = self._same_identity(chunk) or reframed or self._reshape
         edited |= self._record_usage(chunk)
-        if self.hide_ids:
-            edited |= self._take_prompt(chunk)
+        if self.journal is not None:
+            edited |= self._prompt(chunk, self.journal)
         if not choices:
             return self._usage_only(chunk, None if edited or choices is None else raw)
         before: list[bytes] = []
@@ -251,14 +251,17 @@ class ChunkFilter:
         said[name] = shown
         return True
 
-    def _take_prompt(self, chunk: dict[str, Any]) -> bool:
-        """The prompt's ids are the journal's, not the client's."""
-        holders = [chunk, *(chunk.get("choices") or ())]
-        found = [holder.pop("prompt_token_ids") for holder in holders if "prompt_token_ids" in holder]
-        if self.journal is not None and self._before == 0:
-            for ids in found:
-                self.journal.prompted(ids)
-        return bool(found)
+    def _prompt(self, chunk: dict[str, Any], journal: Journal) -> bool:
+        """The first engine's prompt is the client's, if it asked; what went to later ones is nobody's business. Whether it was cut."""
+        holders = [holder for holder in (chunk, *(chunk.get("choices") or ())) if holder.get("prompt_token_ids")]
+        if self._before == 0:
+            for holder in holders:
+                journal.prompted(holder["prompt_token_ids"])
+        if self._before == 0 and not self.hide_ids:
+            return False
+        for holder in holders:
+            del holder["prompt_token_ids"]
+        return bool(holders)
 
     def _record_usage(self, chunk: dict[str, Any]) -> bool:
         """Whether it was made that of the whole answer."""

@@ -68,6 +68,9 @@ async def broken_at(
     broken = sum(engine.broken for engine in engines.values())
     assert broken >= len(places) - 2
     assert sum(len(engine.calls) for engine in engines.values()) == len(places) + broken
+    if path == CHAT and mode == "exact":  # none before its first token was gone on with
+        by_ids = [call for engine in engines.values() for call in engine.calls if call.path == COMPLETIONS]
+        assert len(by_ids) == broken - sum(place < 2 for place in places)
     return calls
 
 

@@ -254,3 +254,16 @@ def test_a_document_that_cannot_be_had_is_refused_with_a_status() -> None:
     call, _, _ = said_by(chat("Tell me", max_tokens=TOKENS, ignore_eos=True), *[(3, "cut")] * 4, settings=settings)
     assert call.status == 502
     assert call.json()["error"]["type"] == "server_error"
+
+
+@pytest.mark.parametrize("after", [0, 1, 2, 7])
+def test_a_client_that_asks_for_token_ids_gets_them(after: int) -> None:
+    """The answer's from all engines, the prompt's once and its own."""
+    body = chat_body(return_token_ids=True)
+    call, engines, _ = said_by(body, (after, "cut"))
+    prompt = encode(chat_text(body["messages"]))
+    chunks = [json.loads(event) for event in call.events()[:-1]]
+    assert [chunk["prompt_token_ids"] for chunk in chunks if chunk.get("prompt_token_ids")][-1:] == [prompt]
+    ids = [token for chunk in chunks for choice in chunk["choices"] for token in choice.get("token_ids") or ()]
+    assert ids == encode(text_of(body))
+    assert after < 2 or any(call.path == COMPLETIONS for engine in engines for call in engine.calls)
