@@ -67,7 +67,7 @@ def drain(
     """Send a replica no more requests, and wait until it is empty."""
     from router.draining import Drain  # noqa: PLC0415
 
-    if deadline is not None and not isfinite(deadline):
+    if deadline is not None and not isfinite(deadline):  # typer refuses nan, not inf
         raise typer.BadParameter("not a number of seconds; leave it out for none", param_hint="--deadline")
 
     async def empty(admin: "AdminClient") -> int:

@@ -68,7 +68,12 @@ class Dealings:
         return told.is_graver_than(stands) or (same_kind and told.id != stands.id and told.is_sooner_than(stands))
 
     def _is_news(self, stands: Notice) -> bool:
-        return self.told is None or stands.is_graver_than(self.told) or stands.is_sooner_than(self.told)
+        return (
+            self.told is None
+            or stands.id != self.told.id
+            or stands.is_graver_than(self.told)
+            or stands.is_sooner_than(self.told)
+        )
 
 
 def give_up_unix_s(notice: Notice) -> float:

@@ -37,6 +37,7 @@ class FakeAdmin(LoopbackServer):
         super().__init__(self._answer)
         self.replicas = {name: FakeReplica() for name in names or ("a100-spot",)}
         self.posts: list[tuple[str, dict[str, Any]]] = []
+        self.refused: list[str] = []  # what could not be done, 409
         self.looks = 0
         self.troubles: list[Says | None] = []  # for the next requests; None: a cut connection
         self.changed = asyncio.Condition()
@@ -94,6 +95,7 @@ class FakeAdmin(LoopbackServer):
 
     def _told(self, name: str, replica: FakeReplica, what: str, body: dict[str, Any]) -> Says:
         if what == "restore" and replica.lifecycle == "ready" and replica.reason is None:
+            self.refused.append(what)
             return _refusal(409, f"{name} is ready; there is nothing to end.")
         self.posts.append((what, body))
         match what:
