@@ -1,10 +1,13 @@
 """`penstock spot-agent`, `drain`, `restore` and `replicas` as typed: help, mistakes, what reaches the agent."""
 
+import configparser
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self, get_args
 
 import pytest
+import yaml
 from typer.testing import CliRunner, Result
 
 import backends.spot_agent.admin_client
@@ -17,6 +20,7 @@ from router.cli import build_app
 from router.draining import listed
 from router.spot_command import ProviderChoice
 
+ROOT = Path(__file__).resolve().parents[3]
 READY = ReplicaView("h100", "ready", "", 0, None, None, released=False)
 GONE = ReplicaView("a100-spot", "reclaiming", "", 12, 1042.4, "reclaim: spot interruption", released=True)
 COMMANDS = ("spot-agent", "drain", "restore", "replicas")
@@ -141,3 +145,36 @@ def test_the_table_of_replicas():
         "a100-spot  reclaiming, released  12        42 s      reclaim: spot interruption",
     ]
     assert "passed" in listed([GONE], 2000.0)
+
+
+def test_the_systemd_unit_runs_a_command_that_parses(run: list[AgentOptions], monkeypatch: pytest.MonkeyPatch):
+    """Its ExecStart, with the flags that its head proposes; the key comes as a credential."""
+    monkeypatch.setattr(config.load, "referenced_secret", lambda reference: reference)
+    text = (ROOT / "deploy/systemd/penstock-spot-agent.service").read_text()
+    unit = configparser.ConfigParser(interpolation=None)
+    unit.optionxform = str  # type: ignore[assignment,method-assign]
+    unit.read_string(text)
+    proposed = re.search(r"SPOT_AGENT_FLAGS=([^']+)'", text)
+    assert proposed is not None
+    program, *words = (
+        unit["Service"]["ExecStart"]
+        .replace("$SPOT_AGENT_FLAGS", proposed[1])
+        .replace("${CREDENTIALS_DIRECTORY}", "/c")
+        .split()
+    )
+    result = cli(*words)
+    assert (Path(program).name, result.exit_code) == ("penstock", 0), result.output
+    assert run == [AgentOptions(gateways=["http://10.0.0.2:8080"], replica="a100-spot", key="file:/c/admin.key")]
+    assert unit["Service"]["Restart"] == "on-failure"  # and so not after a release
+
+
+def test_the_documented_daemonset_runs_a_command_that_parses(run: list[AgentOptions], monkeypatch: pytest.MonkeyPatch):
+    """The page's YAML is YAML, and its arguments are ours."""
+    monkeypatch.setattr(config.load, "referenced_secret", lambda reference: "k")
+    page = (ROOT / "docs/spot-agent.md").read_text()
+    (block,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    pod = yaml.safe_load(block)["spec"]["template"]["spec"]
+    assert pod["hostNetwork"] is True
+    result = cli(*pod["containers"][0]["args"])
+    assert result.exit_code == 0, result.output
+    assert len(run[0].gateways) == 2
