@@ -21,7 +21,15 @@ from config.problems import SECRET_KEYS, ConfigError, KeyPath, dotted, explain
 from config.schema import BackendKind, Config, Cost, CostTier, Gpu, ModelSpec, ReplicaConfig
 from config.yaml_file import read_mapping
 
-__all__ = ["ConfigError", "embedded_default", "is_embedded", "load", "parse_backend_flag", "redacted_yaml"]
+__all__ = [
+    "ConfigError",
+    "embedded_default",
+    "is_embedded",
+    "load",
+    "parse_backend_flag",
+    "redacted_yaml",
+    "referenced_secret",
+]
 
 PREFIX = "PENSTOCK_"
 CONFIG_VARIABLE = "PENSTOCK_CONFIG"  # path of the file, where no --config is given
@@ -262,6 +270,13 @@ def _resolve_secrets(said: dict[str, Any], environ: Mapping[str, str]) -> list[s
             problems.append(f"{dotted(path)}: {error}")
             replica[key] = None
     return problems
+
+
+def referenced_secret(reference: str, environ: Mapping[str, str] | None = None) -> str:
+    """What `env:NAME` or `file:/path` refers to; raises ValueError, also for a secret itself: a command line is no place for one."""
+    if not reference.startswith(("env:", "file:")):
+        raise ValueError("write env:NAME or file:/path; a key itself would be seen by everybody who lists processes")
+    return _secret(reference, os.environ if environ is None else environ)  # noqa: TID251 -- the one place
 
 
 def _secret(text: str, environ: Mapping[str, str]) -> str:

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 import typer
 
 from router import explain as explanation
+from router import operator_commands as operating
 from router import replay_command as replaying
+from router import spot_command as listening
 from router.simulation import command as simulation
 
 if TYPE_CHECKING:
@@ -39,6 +41,8 @@ Examples:
       a simulated vLLM server to try a gateway against
   penstock simulate --trace requests.csv --fleet penstock.yaml
       what this fleet would have made of these requests
+  penstock drain h100 --deadline 60
+      before you stop an engine: its requests finish or move, then it is released
 
 \b
 Settings: flags win over PENSTOCK_SECTION__KEY variables, those over the file, that over defaults.
@@ -105,6 +109,10 @@ def build_app() -> typer.Typer:
     app.command("simulate", cls=simulation.Command)(simulation.simulate)
     app.command("explain", epilog=explanation.EXAMPLES)(explanation.explain)
     app.command("replay", epilog=replaying.EXAMPLES)(replaying.replay)
+    app.command("replicas", epilog=operating.REPLICAS_EXAMPLES)(operating.replicas)
+    app.command("drain", epilog=operating.DRAIN_EXAMPLES)(operating.drain)
+    app.command("restore", epilog=operating.RESTORE_EXAMPLES)(operating.restore)
+    app.command("spot-agent", epilog=listening.EXAMPLES)(listening.spot_agent)
     app.command("check-config", epilog=_CHECK_EXAMPLES)(check_config)
     app.command("schema", epilog=_SCHEMA_EXAMPLES)(schema)
     app.command("version", epilog=_VERSION_EXAMPLES)(version)
