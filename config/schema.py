@@ -7,8 +7,6 @@ from enum import StrEnum
 from typing import Annotated, Literal, Self
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -20,13 +18,8 @@ from pydantic import (
 
 from config.checks import OWN_POLICY, fleet_problems, origin_problems, policy_problems, refusal, replica_problems
 from config.gpus import MEMORY_RATIO, ShapeName
-
-
-class Section(BaseModel):
-    """A frozen part of the configuration; a key it does not know is an error."""
-
-    # Inputs stay out of error texts because they may be secrets; `config.problems` shows those that are not.
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
+from config.health import Health
+from config.section import Section
 
 
 class BackendKind(StrEnum):
@@ -375,6 +368,7 @@ class Config(Section):
     scheduling: Scheduling = Scheduling()
     upstream: Upstream = Upstream()
     probe: Probe = Probe()
+    health: Health = Health()
     microbatch: MicroBatch = MicroBatch()
     decisions: Decisions = Decisions()
     log_level: Literal["debug", "info", "warning", "error"] = "info"
