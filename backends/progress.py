@@ -13,7 +13,10 @@ _GAP_RATIO: Final = 1.5
 # Of the step that is predicted at worst. With the one-token request's 0.75 (`token_timeout_s` below) it is found out within three.
 _STEP_RATIO: Final = 1.75
 _TOKEN_STEP_RATIO: Final = 0.75
-_PATIENT_RATIO: Final = 3.0  # while nobody knows what the predictions of an engine are worth
+_PATIENT_RATIO: Final = 5.0  # while nobody knows what the predictions of an engine are worth
+_HEARD: Final = (
+    20  # times that its streams had gone on since the last question: then its gaps are known, if nothing else is
+)
 _LOOKS: Final = 3  # at which a count stood
 _STANDING_S: Final = 2.0  # at least: from the first to the third of looks a second apart
 _STANDING_STEPS: Final = 3.0
@@ -73,6 +76,7 @@ class Progress:
         self.moved_s = now  # it surely made progress at this time or later
         self._last_bytes_s: float | None = None
         self._silence_s = 0.0  # as it was last seen
+        self._heard = 0
         self._iterations: int | None = None
         self._counts = False  # its steps have been seen to be counted
         self._stood_since_s: float | None = None
@@ -98,13 +102,16 @@ class Progress:
         self.moved_s = max(self.moved_s, last_bytes_s)
         gaps = self._gaps[Sign.SILENT]
         limit_s = max(
-            expected.at_least(self._least_silence_s),
+            expected.at_least(self._least_silence_s) if self._heard < _HEARD else self._least_silence_s,
             _STEP_RATIO * expected.step_s,
             _GAP_RATIO * gaps.longest_s(now),
         )
-        if before_s is not None and last_bytes_s > before_s and self._silence_s <= limit_s:
-            # It is over. What was too long was asked about, and counts if there was an answer (`refuted`).
-            gaps.note(self._silence_s, now)
+        if before_s is not None and last_bytes_s > before_s:
+            self._heard += 1
+            if (
+                self._silence_s <= limit_s
+            ):  # what was longer was asked about, and counts if there was an answer (`refuted`)
+                gaps.note(self._silence_s, now)
         self._silence_s = max(0.0, now - max(last_bytes_s, heard_from_s))
         return self._silence_s if self._silence_s > limit_s else None
 
@@ -143,7 +150,8 @@ class Progress:
     def token_timeout_s(self, sign: Sign | None, least_s: float, expected: Expected, now: float) -> float:
         """How long one token may take of an engine that is doubted for this; None: for failures, not for standing still."""
         if sign is Sign.SILENT:
-            return max(expected.at_least(least_s), _TOKEN_STEP_RATIO * expected.step_s)
+            least_s = expected.at_least(least_s) if self._heard < _HEARD else least_s
+            return max(least_s, _TOKEN_STEP_RATIO * expected.step_s)
         # Nobody waits in the middle of an answer: there is time to be sure, and for a look that may find it moving.
         return max(least_s, self._limit_s(Sign.LATE if sign is None else sign, _LATE_S, expected, now))
 

@@ -99,7 +99,7 @@ class Suspicion:
         if result in {Result.OK, Result.SLOW}:
             case.progress.answered(now)
         trip = case.breaker.attempted(result, now)
-        if trip is Trip.SLOW and not self._others_are_faster(watched, now):
+        if trip is Trip.SLOW and self._all_are_slow(watched, now):
             case.breaker.withdraw(now)
         elif trip is not None:
             self._doubt(watched, case, trip, _said(trip, self._health), now)
@@ -122,7 +122,7 @@ class Suspicion:
             return
         missed = self._scheduler.overdue(watched.id, now)
         still_s = case.progress.late(missed, expected=expected, now=now)
-        if still_s is not None:
+        if still_s is not None and not self._all_are_slow(watched, now):
             why = f"{missed} first tokens are long overdue, and nothing came for {still_s:.1f} s"
             self._doubt(watched, case, Sign.LATE, why, now)
 
@@ -319,25 +319,28 @@ class Suspicion:
     def _token_timeout_s(self, watched: Watched, case: _Case, sign: Sign | None, now: float) -> float:
         return case.progress.token_timeout_s(sign, self._health.token_timeout_s, self._expected(watched.id), now)
 
-    def _others_are_faster(self, watched: Watched, now: float) -> bool:
-        """Whether another replica of its models has answered in time lately and leaves nobody waiting now.
+    def _all_are_slow(self, watched: Watched, now: float) -> bool:
+        """Whether each other ready replica of its models keeps somebody waiting, or did just now.
 
-        Where all are slow there is too much to do, and one replica less would make it worse.
+        Then there is too much to do for all of them, and one replica less would make it worse.
         """
         models = profile_of(watched.config, watched.known).models.keys()
-        for other in self._fleet.values():
-            latest = self._cases[other.id].breaker.latest
-            if (
-                other is not watched
-                and other.lifecycle is Lifecycle.READY
-                and latest is not None
-                and latest[1] is Result.OK
+        others = [
+            other
+            for other in self._fleet.values()
+            if other is not watched
+            and other.lifecycle is Lifecycle.READY
+            and models & profile_of(other.config, other.known).models.keys()
+        ]
+        return bool(others) and all(
+            self._scheduler.overdue(other.id, now) > 0
+            or (
+                (latest := self._cases[other.id].breaker.latest) is not None
+                and latest[1] is Result.SLOW
                 and now - latest[0] <= self._health.error_window_s
-                and models & profile_of(other.config, other.known).models.keys()
-                and not self._scheduler.overdue(other.id, now)
-            ):
-                return True
-        return False
+            )
+            for other in others
+        )
 
     def _expected(self, replica: ReplicaId) -> Expected:
         return Expected(*self._scheduler.next_step_s(replica))
