@@ -61,10 +61,11 @@ class Stillness:
         return max(self._longest_s, self._before_s)
 
     def _turn(self, now: float) -> None:
-        if now - self._since_s >= _WINDOW_S:
-            # Nothing noted for two windows: both are empty.
-            self._before_s = self._longest_s if now - self._since_s < 2 * _WINDOW_S else 0.0
-            self._longest_s, self._since_s = 0.0, now
+        windows = int((now - self._since_s) // _WINDOW_S)
+        if windows:
+            self._before_s = self._longest_s if windows == 1 else 0.0
+            self._longest_s = 0.0
+            self._since_s += windows * _WINDOW_S
 
 
 class Progress:
