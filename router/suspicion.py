@@ -290,14 +290,11 @@ class Suspicion:
         """It gave no token. Unless it cannot be spared - others may have gone meanwhile - it is down."""
         if case.breaker.state is not BreakerState.OPEN:
             case.breaker.open(reason, now)
-        if needed(watched.id, self._standings()):
-            case.held = True
+        spared = watched.lifecycle is not Lifecycle.READY and not needed(watched.id, self._standings())
+        if watched.lifecycle is Lifecycle.SUSPECT and not spared:
             self._move(watched, Lifecycle.READY, now, f"{why}; but nobody else is left")
-        elif (
-            watched.lifecycle is Lifecycle.READY
-        ):  # it was not to be spared, and is asked only to see whether it is well
-            return
-        elif watched.lifecycle in _AT_WORK:
+            case.held = True
+        elif watched.lifecycle in _AT_WORK and spared:
             watched.doubt = why
             self._metrics.replica_ejections_total.labels(watched.id, str(reason)).inc()
             self._move(watched, Lifecycle.DOWN, now, why)

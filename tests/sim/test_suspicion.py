@@ -383,6 +383,28 @@ def test_a_drain_that_begins_while_it_is_asked_goes_on() -> None:
     run_virtual(main())
 
 
+def test_a_draining_replica_that_freezes_when_nobody_else_is_left_drains_on() -> None:
+    """There is nowhere to move its streams, and a doubt does not end a drain."""
+
+    async def main() -> None:
+        async with standing_fleet("a", "b", probe={"timeout_s": 0.1, "interval_s": 0.2}) as fleet:
+            await fleet.teach()
+            streams = fleet.begin(8)
+            await asyncio.sleep(3)
+            watch = fleet.running.gateway.watch
+            assert watch is not None
+            a = watch.replicas[ReplicaId("a")]
+            watch.move(a, Lifecycle.DRAINING, asyncio.get_running_loop().time(), "test")
+            fleet.engines["a"].stand()
+            fleet.engines["b"].stand("none")
+            await asyncio.sleep(20)
+            assert fleet.states("a") == ["draining"]
+            assert fleet.now("b") == "down"
+            hang_up(streams)
+
+    run_virtual(main())
+
+
 def test_a_suspect_is_better_than_nobody() -> None:
     """The other one dies while it is asked: it takes work again at once."""
 
