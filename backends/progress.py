@@ -82,7 +82,7 @@ class Progress:
         self._counts = False  # its steps have been seen to be counted
         self._stood_since_s: float | None = None
         self._looks = 0
-        self._looked_s = now
+        self._looked_s = self._in_time_s = now
         self._gaps = {sign: Stillness() for sign in Sign}
 
     def answered(self, now: float) -> None:
@@ -142,8 +142,10 @@ class Progress:
         return stood_s if self._looks >= _LOOKS and stood_s >= limit_s else None
 
     def late(self, missed: int, *, expected: Expected, now: float) -> float | None:
-        """So many first tokens are long overdue: for how long nothing has moved, if that is too long."""
-        still_s = now - self.moved_s
+        """A look at those who wait: so many first tokens are long overdue. For how long nothing has moved since, if that is too long."""
+        if not missed:
+            self._in_time_s = now  # an idle engine does not move either
+        still_s = now - max(self.moved_s, self._in_time_s)
         if missed < _MISSED or still_s <= self._limit_s(Sign.LATE, _LATE_S, expected, now):
             return None
         return still_s

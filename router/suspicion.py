@@ -118,13 +118,14 @@ class Suspicion:
             now=now,
         )
         if stood_s is not None:
-            self._doubt(watched, case, Sign.STANDING, f"no engine step for {stood_s:.1f} s with requests running", now)
+            why = f"no engine step for {stood_s:.1f} s with requests running"
+            self._doubt(watched, case, Sign.STANDING, why, now, stood_s)
             return
         missed = self._scheduler.overdue(watched.id, now)
         still_s = case.progress.late(missed, expected=expected, now=now)
         if still_s is not None and not self._all_are_slow(watched, now):
             why = f"{missed} first tokens are long overdue, and nothing came for {still_s:.1f} s"
-            self._doubt(watched, case, Sign.LATE, why, now)
+            self._doubt(watched, case, Sign.LATE, why, now, still_s)
 
     def moved(self, watched: Watched, now: float) -> None:
         """Its lifecycle has changed, by whomever."""
@@ -184,7 +185,8 @@ class Suspicion:
         expected = _UNASKED if last_s is None else self._expected(watched.id)
         silence_s = case.progress.silent(last_s, heard_from_s=self._heard_from_s, expected=expected, now=now)
         if silence_s is not None:
-            self._doubt(watched, case, Sign.SILENT, f"its streams got nothing for {silence_s:.2f} s", now)
+            why = f"its streams got nothing for {silence_s:.2f} s"
+            self._doubt(watched, case, Sign.SILENT, why, now, silence_s)
 
     def _wait_out(self, watched: Watched, case: _Case, now: float) -> None:
         """Its breaker is open and nobody asks it."""
@@ -200,27 +202,29 @@ class Suspicion:
 
     # -- doubts and questions ----------------------------------------------------------------------------------------
 
-    def _doubt(self, watched: Watched, case: _Case, reason: Sign | Trip, why: str, now: float) -> None:
-        """There is a sign: no new work while it is asked. One that cannot be spared works on."""
+    def _doubt(
+        self, watched: Watched, case: _Case, reason: Sign | Trip, why: str, now: float, still_s: float = 0.0
+    ) -> None:
+        """There is a sign: no new work while it is asked. One that cannot be spared works on. `still_s`: since when it stands."""
         if case.question is not None:
             return
         standings = self._standings()
         if watched.lifecycle is Lifecycle.READY and may_go(watched.id, standings):
-            self._suspect(watched, case, reason, why, now)
+            self._suspect(watched, case, reason, why, now, still_s)
         elif watched.lifecycle is Lifecycle.SUSPECT or (
             watched.lifecycle in _LEAVING and not needed(watched.id, standings)
         ):
             self._metrics.replica_suspicions_total.labels(watched.id, reason.value).inc()
-            self._begin(case, watched, lambda: self._examine(watched, case, reason, why))
+            self._begin(case, watched, lambda: self._examine(watched, case, reason, why, still_s))
         elif not case.held:
             case.held = True
             log.warning("replica %s: %s; it cannot be spared, and works on", watched.config.name, why)
 
-    def _suspect(self, watched: Watched, case: _Case, reason: str, why: str, now: float) -> None:
+    def _suspect(self, watched: Watched, case: _Case, reason: str, why: str, now: float, still_s: float = 0.0) -> None:
         self._metrics.replica_suspicions_total.labels(watched.id, str(reason)).inc()
         self._move(watched, Lifecycle.SUSPECT, now, why)
         watched.doubt = why
-        self._begin(case, watched, lambda: self._examine(watched, case, reason, why))
+        self._begin(case, watched, lambda: self._examine(watched, case, reason, why, still_s))
 
     def _begin(self, case: _Case, watched: Watched, question: Callable[[], Awaitable[None]]) -> None:
         async def guarded() -> None:
@@ -233,10 +237,10 @@ class Suspicion:
         _drop_question(case)
         case.question = self._tasks.create_task(guarded(), name=f"one-token-{watched.config.name}")
 
-    async def _examine(self, watched: Watched, case: _Case, reason: str, why: str) -> None:
+    async def _examine(self, watched: Watched, case: _Case, reason: str, why: str, still_s: float) -> None:
         """One token, soon; for a sign of standing still, any movement will do as well."""
         loop = asyncio.get_running_loop()
-        began_s, moved_s = loop.time(), case.progress.moved_s
+        began_s = loop.time()
         sign = reason if isinstance(reason, Sign) else None
         missing = await self._ask(watched, self._token_timeout_s(watched, case, sign, began_s))
         now, case.question = loop.time(), None
@@ -247,7 +251,7 @@ class Suspicion:
         if missing is not None and not moves:
             self._eject(watched, case, reason, f"{why}; {missing}", now)
         elif sign is not None:
-            case.progress.refuted(sign, now - moved_s, now)
+            case.progress.refuted(sign, still_s + now - began_s, now)
             case.breaker.close(now)  # open where it could not be spared before
             self._trust(watched, "it gave a token" if missing is None else "it moves again", now)
         # Else it gives tokens and yet fails too often: its breaker says when it is tried again.

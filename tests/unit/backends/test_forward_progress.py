@@ -127,6 +127,14 @@ def test_first_tokens_that_do_not_come() -> None:
     assert progress.late(3, expected=FAST, now=4.0) is None
 
 
+def test_an_idle_engine_is_not_late() -> None:
+    """It did not move for an hour because nobody asked; counted is from when somebody was kept waiting."""
+    progress = Progress(1.0, 0.0)
+    assert progress.late(0, expected=FAST, now=3600.0) is None
+    assert progress.late(3, expected=FAST, now=3601.0) is None
+    assert progress.late(3, expected=FAST, now=3602.5) == pytest.approx(2.5)
+
+
 @given(st.lists(st.tuples(st.floats(0, 40), st.floats(0, 100)), max_size=40))
 def test_the_longest_of_late(notes: list[tuple[float, float]]) -> None:
     """Never less than what was noted within the last minute, never what is older than two."""
