@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from typing import Final
 
 from batching.blocks import UNBOUNDED
-from batching.fleet import HOPEFUL, Fleet
+from batching.fleet import Fleet
 from batching.live_replica import LiveReplica
 from batching.placement import could_ever_hold
 from batching.queue import WaitingQueue
+from batching.replica import HOPEFUL
 from batching.request import Reason, Rejected, Request
 from config.schema import ModelKind
 from config.schema import Queue as QueueConfig

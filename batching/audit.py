@@ -14,6 +14,7 @@ _PLAIN_MEAN: Final = 20  # samples: below it the mean of all
 _SAMPLES_NEEDED: Final = 20  # before a signal is doubted
 _WORTHLESS_RATIO: Final = 2.0  # errors so many times its baseline's: nothing is left of the weight
 _LEAST_ERROR: Final = 0.02  # below it two errors are equally good: no timing is known better
+_LARGEST_ERROR: Final = 0.9  # of predictions: ten times what was predicted is waited for, no more
 
 
 class Signal(StrEnum):
@@ -70,6 +71,11 @@ def error_ratio(predicted: float, actual: float) -> float:
     Symmetric and bounded, so that one stalled stream does not outweigh a hundred others.
     """
     return 0.0 if predicted == actual else 1 - min(predicted, actual) / max(predicted, actual)
+
+
+def at_worst(predicted_s: float, error: float) -> float:
+    """An error is the difference over the greater: what was predicted, if it errs to the short side as it usually does."""
+    return predicted_s / (1 - min(error, _LARGEST_ERROR))
 
 
 def believed(learned: float, baseline: float, weight: float) -> float:

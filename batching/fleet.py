@@ -18,20 +18,17 @@ from batching.live_replica import LiveReplica
 from batching.offer import Offer
 from batching.placement import Need
 from batching.prefix_index import MAX_CHUNKS_PER_PROMPT, PrefixIndex
-from batching.replica import TRANSITIONS, EngineLoad, Lifecycle, ReplicaProfile, ReplicaState
+from batching.replica import CACHE_LOST, TRANSITIONS, EngineLoad, Lifecycle, ReplicaProfile, ReplicaState
 from batching.request import ReplicaId, ServiceTier
 from batching.shares import Share
 from batching.ticket import LeaseId
 from batching.watched_load import WatchedLoad
 from config.schema import Scheduling
 
-# A lifecycle that may become ready by itself: requests for its models wait.
-HOPEFUL = frozenset({Lifecycle.READY, Lifecycle.STARTING, Lifecycle.WARMING, Lifecycle.ASLEEP, Lifecycle.WAKING})
 _REPACE_S = 0.5
 _SPARE_S = 0.25  # the load that batch makes way for has fallen by an eighth then
 _BATCH = ServiceTier.BATCH
 _NONE: Final[Mapping[ReplicaId, Offer]] = {}
-CACHE_LOST = frozenset({Lifecycle.DOWN, Lifecycle.ASLEEP, Lifecycle.STARTING})
 
 
 class Fleet:

@@ -20,6 +20,7 @@ class Lifecycle(StrEnum):
     STARTING = "starting"
     WARMING = "warming"
     READY = "ready"
+    SUSPECT = "suspect"  # it may have stopped working: no new work while it is asked for one token, its streams run on
     DRAINING = "draining"
     RECLAIMING = "reclaiming"  # a spot notice is running
     ASLEEP = "asleep"
@@ -31,13 +32,17 @@ _S = Lifecycle
 TRANSITIONS: Mapping[Lifecycle, frozenset[Lifecycle]] = {
     _S.STARTING: frozenset({_S.WARMING, _S.READY, _S.ASLEEP, _S.DRAINING, _S.DOWN}),
     _S.WARMING: frozenset({_S.READY, _S.DRAINING, _S.DOWN}),
-    _S.READY: frozenset({_S.DRAINING, _S.RECLAIMING, _S.ASLEEP, _S.DOWN}),
+    _S.READY: frozenset({_S.SUSPECT, _S.DRAINING, _S.RECLAIMING, _S.ASLEEP, _S.DOWN}),
+    _S.SUSPECT: frozenset({_S.READY, _S.DRAINING, _S.RECLAIMING, _S.ASLEEP, _S.DOWN}),
     _S.DRAINING: frozenset({_S.READY, _S.DOWN}),
     _S.RECLAIMING: frozenset({_S.READY, _S.DOWN}),
     _S.ASLEEP: frozenset({_S.WAKING, _S.DOWN}),
     _S.WAKING: frozenset({_S.READY, _S.ASLEEP, _S.DOWN}),
     _S.DOWN: frozenset({_S.STARTING, _S.WARMING, _S.READY, _S.ASLEEP}),
 }
+# A lifecycle that may become ready by itself: requests for its models wait.
+HOPEFUL = frozenset({_S.READY, _S.SUSPECT, _S.STARTING, _S.WARMING, _S.ASLEEP, _S.WAKING})
+CACHE_LOST = frozenset({_S.DOWN, _S.ASLEEP, _S.STARTING})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

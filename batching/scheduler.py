@@ -10,19 +10,20 @@ from itertools import count
 from math import inf
 
 from batching.admission import bound_broken, refuse_unservable, retry_after_s
+from batching.arrears import next_step_s, overdue, patience_s, predictions_known
 from batching.audit import judge
 from batching.claims import claims
 from batching.decisions import Decisions
 from batching.dispatching import Dispatching
 from batching.estimators import Estimators
 from batching.filling import Filling
-from batching.fleet import CACHE_LOST, Fleet
+from batching.fleet import Fleet
 from batching.hedging import Hedging, Refusal
 from batching.lane import Waiting
 from batching.ledger import LeaseRecord
 from batching.policies.policy import Policy
 from batching.queue import OUTPUT_TOKEN_WEIGHT, QueueStatistics, WaitingQueue
-from batching.replica import EngineLoad, Lifecycle, ReplicaProfile, ReplicaState
+from batching.replica import CACHE_LOST, EngineLoad, Lifecycle, ReplicaProfile, ReplicaState
 from batching.request import Outcome, Reason, Rejected, ReplicaId, Request, ServiceTier
 from batching.retry_budget import RetryBudget
 from batching.shares import Claim, Share
@@ -300,6 +301,19 @@ class Scheduler:
         if depth == 0:
             return 0.0
         return depth / rate if rate else None
+
+    def next_step_s(self, replica: ReplicaId) -> tuple[float, bool]:
+        """What its next step may take, at worst; and whether predictions of it have been judged often enough to go by."""
+        live = self._fleet[replica]
+        return next_step_s(live), predictions_known(live)
+
+    def patience_s(self, replica: ReplicaId, expected_s: float) -> float:
+        """How long a first token may take there that was expected after `expected_s`."""
+        return patience_s(self._fleet[replica], expected_s)
+
+    def overdue(self, replica: ReplicaId, now: float) -> int:
+        """Requests there whose first sign of life should have come long ago. O(leases)."""
+        return overdue(self._fleet[replica], now)
 
     @property
     def retry_budget(self) -> RetryBudget | None:

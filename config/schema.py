@@ -17,11 +17,10 @@ from pydantic import (
 )
 
 from config.checks import OWN_POLICY, fleet_problems, origin_problems, policy_problems, refusal, replica_problems
-from config.failover import Migration, MigrationMode
 from config.gpus import MEMORY_RATIO, ShapeName
+from config.health import Health
+from config.migration import Migration
 from config.section import Section
-
-__all__ = ["Migration", "MigrationMode"]  # and all that is defined here
 
 
 class BackendKind(StrEnum):
@@ -371,6 +370,7 @@ class Config(Section):
     upstream: Upstream = Upstream()
     migration: Migration = Migration()
     probe: Probe = Probe()
+    health: Health = Health()
     microbatch: MicroBatch = MicroBatch()
     decisions: Decisions = Decisions()
     log_level: Literal["debug", "info", "warning", "error"] = "info"

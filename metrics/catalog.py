@@ -212,6 +212,22 @@ class Metrics:
     # Replicas; set when scraped
     replica_up: Annotated[Gauge, Spec(help="1: ready for work", labels=MACHINE)]
     replica_state: Annotated[Gauge, Spec(help="1 for the state that the replica is in", labels=("replica", "state"))]
+    replica_circuit_state: Annotated[
+        Gauge,
+        Spec(help="1 for the state that the replica's circuit breaker is in", labels=("replica", "state")),
+    ]
+    replica_suspicions_total: Annotated[
+        Counter,
+        Spec(
+            help="Times it was asked for one token because it was doubted (docs/health.md); reason: silent_streams, no_iterations, "
+            "missed_first_tokens, consecutive_failures, error_ratio, slow_first_bytes",
+            labels=("replica", "reason"),
+        ),
+    ]
+    replica_ejections_total: Annotated[
+        Counter,
+        Spec(help="Of them, those in which it gave none and was taken out of service", labels=("replica", "reason")),
+    ]
     replica_kv_headroom_tokens: Annotated[Gauge, Spec(help="KV tokens that a new placement may take", labels=MACHINE)]
     replica_kv_usage_ratio: Annotated[Gauge, Spec(help="KV blocks in use, as the engine says", labels=MACHINE)]
     replica_kv_reserved_ratio: Annotated[

@@ -41,6 +41,7 @@ GAUGES: Final[Mapping[str, Across]] = {
     "replica_kv_believed_blocks": _M,
     "replica_up": _M,
     "replica_state": _M,
+    "replica_circuit_state": _M,
     "replica_kv_headroom_tokens": _S,
     "replica_kv_usage_ratio": _M,
     "replica_kv_reserved_ratio": _S,

@@ -8,7 +8,8 @@ import msgspec
 from backends.backend import EngineCall
 from batching.request import ReplicaId
 from batching.ticket import Lease
-from config.schema import BackendKind, Config, MigrationMode, ModelKind
+from config.migration import MigrationMode
+from config.schema import BackendKind, Config, ModelKind
 from router.exchange import Exchange
 from router.openai.body import Body
 from router.openai.chunks import ChunkFilter

@@ -5,40 +5,21 @@ Decides how often to look and what a failed look means; the engine's words are r
 
 import asyncio
 import logging
-from dataclasses import dataclass, field
 
 from backends.backend import Backend, ProbeResult, UpstreamError
 from batching.replica import TRANSITIONS, Lifecycle
 from batching.request import ReplicaId
-from config.schema import Probe, ReplicaConfig
+from config.schema import Config, ReplicaConfig
+from metrics.catalog import Metrics
 from router.admission import Admission
 from router.profiles import lifecycle_after, load_of, missing_models, profile_of, remembered
+from router.streams import Streams
+from router.suspicion import Suspicion
+from router.watched import Watched
 
 log = logging.getLogger("penstock.fleet")
 
 _BACKSTOP_TIMEOUTS = 3.0  # a look asks at most two questions in turn (Triton: alive, then figures)
-
-
-@dataclass(slots=True, eq=False)
-class Watched:
-    """One replica under watch."""
-
-    config: ReplicaConfig
-    backend: Backend
-    lifecycle: Lifecycle = Lifecycle.STARTING
-    failures: int = 0
-    detail: str = "not probed yet"
-    models_seen: set[str] = field(default_factory=set)  # ever served while ready
-    wake: asyncio.Event = field(default_factory=asyncio.Event)
-    suspected: bool = False
-    load_told_s: float = float("-inf")
-    ledger_only: bool | None = None  # as it was last said in the log; None: nothing was said yet
-    known: ProbeResult | None = None  # all that this backend ever told
-    task: asyncio.Task[None] | None = None
-
-    @property
-    def id(self) -> ReplicaId:
-        return ReplicaId(self.config.name)
 
 
 class FleetWatch:
@@ -47,12 +28,15 @@ class FleetWatch:
     def __init__(
         self,
         admission: Admission,
-        probe: Probe,
+        config: Config,
         tasks: asyncio.TaskGroup,
         *,
+        metrics: Metrics,
+        streams: Streams,
         scrape_interval_s: float | None = None,
     ) -> None:
         """`scrape_interval_s`: another router's rule is told the engines' load so often, no more and no less; None: at each look."""
+        probe = config.probe
         self._scrape_interval_s = scrape_interval_s
         # A rule that reads seldom sees old figures; whether a replica lives is known as soon as under any other.
         self._look_interval_s = min(probe.interval_s, scrape_interval_s or probe.interval_s)
@@ -60,6 +44,16 @@ class FleetWatch:
         self._admission = admission
         self._probe = probe
         self._tasks = tasks
+        self._streams = streams
+        self.suspicion = Suspicion(
+            config.health,
+            admission.scheduler,
+            self.replicas,
+            self.move,
+            metrics=metrics,
+            streams=streams,
+            tasks=tasks,
+        )
 
     def add(self, config: ReplicaConfig, backend: Backend) -> Watched:
         """Begin to watch; the replica takes work after its first good look."""
@@ -67,6 +61,7 @@ class FleetWatch:
         self.replicas[watched.id] = watched
         now = asyncio.get_running_loop().time()
         self._admission.scheduler.add_replica(profile_of(config, None), Lifecycle.STARTING, now)
+        self.suspicion.added(watched, now)
         watched.task = self._tasks.create_task(self._watch(watched), name=f"watch-{config.name}")
         return watched
 
@@ -75,6 +70,7 @@ class FleetWatch:
         watched = self.replicas.pop(replica)
         if watched.task is not None:
             watched.task.cancel()
+        self.suspicion.removed(watched)
         self._admission.scheduler.remove_replica(replica, asyncio.get_running_loop().time())
         self._admission.soon()
         return watched
@@ -94,6 +90,7 @@ class FleetWatch:
         for watched in self.replicas.values():
             if watched.task is not None:
                 watched.task.cancel()
+        self.suspicion.close()
 
     async def _watch(self, watched: Watched) -> None:
         while True:
@@ -139,7 +136,14 @@ class FleetWatch:
             if load is not None and self._may_tell_load(watched, now):
                 watched.load_told_s = now
                 scheduler.observe(watched.id, load, now)
-        self._move(watched, lifecycle_after(watched.lifecycle, found, watched.failures, limit), now)
+        target = lifecycle_after(watched.lifecycle, found, watched.failures, limit)
+        if not ready:
+            watched.doubt = ""  # the look itself says why
+        if target is not Lifecycle.WARMING:
+            self.move(watched, target, now, watched.detail)
+        elif watched.lifecycle is Lifecycle.DOWN and self.suspicion.may_return(watched, now):
+            self.move(watched, target, now, "its looks are fine; it is asked for one token")
+        self.suspicion.looked(watched, found, now)
         self._say_what_is_known(watched, now)
         self._admission.soon()
 
@@ -163,15 +167,15 @@ class FleetWatch:
         # Looks fall a little late: the one nearest to the time that is due counts.
         return now - watched.load_told_s > self._scrape_interval_s - self._look_interval_s / 2
 
-    def _move(self, watched: Watched, target: Lifecycle, now: float) -> None:
-        if target is watched.lifecycle or target not in TRANSITIONS[watched.lifecycle]:
+    def move(self, watched: Watched, target: Lifecycle, now: float, why: str) -> None:
+        """The one place where lifecycles change; what TRANSITIONS does not know is left undone."""
+        before = watched.lifecycle
+        if target is before or target not in TRANSITIONS[before]:
             return
-        log.info(
-            "replica %s: %s -> %s%s",
-            watched.config.name,
-            watched.lifecycle,
-            target,
-            f" ({watched.detail})" if watched.detail else "",
-        )
+        log.info("replica %s: %s -> %s%s", watched.config.name, before, target, f" ({why})" if why else "")
         watched.lifecycle = target
         self._admission.scheduler.set_lifecycle(watched.id, target, now)
+        self.suspicion.moved(watched, now)
+        if target is Lifecycle.DOWN:
+            self._streams.move_off(watched.id, by_s=None)
+        self._admission.soon()

@@ -28,11 +28,13 @@ from router.decision_log import DecisionLog
 from router.dispatch import Dispatcher
 from router.engines import build_backend
 from router.exchange import Exchange
-from router.fleet_watch import FleetWatch, Watched
+from router.fleet_watch import FleetWatch
 from router.gauges import Gauges
 from router.kv_watch import KvWatch
 from router.openai.errors import draining
-from router.report import Report
+from router.report import Report, Wait
+from router.streams import Streams
+from router.watched import Watched
 
 log = logging.getLogger("penstock")
 
@@ -74,9 +76,10 @@ class Gateway:
             config=config,
             admission=self.admission,
             backends=self.backends,
-            report=Report(self.metrics, self.scheduler, self._gpu_of, self._attempted),
+            report=Report(self.metrics, self.scheduler, self._gpu_of, self._attempted, self._judge),
             on_suspect=self._suspect,
         )
+        self.streams: Streams = self.dispatcher.moves
         self.gauges = Gauges(self.metrics, self.scheduler)
         self._backend_factory = backend_factory
         self._retired: list[Backend] = []  # removed or replaced by a reload; closed after their last stream
@@ -90,7 +93,14 @@ class Gateway:
             try:
                 async with asyncio.TaskGroup() as tasks:
                     scrape_s = self._policy.scrape_interval_s if self._policy is not None else None
-                    self.watch = FleetWatch(self.admission, self.config.probe, tasks, scrape_interval_s=scrape_s)
+                    self.watch = FleetWatch(
+                        self.admission,
+                        self.config,
+                        tasks,
+                        metrics=self.metrics,
+                        streams=self.streams,
+                        scrape_interval_s=scrape_s,
+                    )
                     self.kv_watch = KvWatch(self.scheduler, self.metrics, http, tasks, self._is_adapter)
                     for replica in self.config.replicas:
                         self._add(replica)
@@ -145,6 +155,8 @@ class Gateway:
     def refresh_gauges(self) -> None:
         """Before a scrape."""
         self.gauges.refresh(asyncio.get_running_loop().time(), self.config.queue.max_requests)
+        if self.watch is not None:
+            self.watch.suspicion.show()
 
     def watched(self) -> list[Watched]:
         return list(self.watch.replicas.values()) if self.watch is not None else []
@@ -206,6 +218,11 @@ class Gateway:
     def _attempted(self, exchange: Exchange) -> None:
         if self.kv_watch is not None:
             self.kv_watch.attempted(exchange)
+
+    def _judge(self, replica: ReplicaId, outcome: str, wait: Wait | None) -> None:
+        """An attempt on it ended."""
+        if self.watch is not None:
+            self.watch.suspicion.attempted(replica, outcome, wait)
 
     def _suspect(self, replica: ReplicaId) -> None:
         if self.watch is not None:

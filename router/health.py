@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from batching.replica import Lifecycle
-from router.fleet_watch import Watched
+from router.watched import Watched
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +31,7 @@ def readiness(watched: Iterable[Watched], *, draining: bool) -> Readiness:
     if draining:
         problems.insert(0, "draining: this gateway is shutting down")
     problems += [
-        f"replica {r.config.name} is {r.lifecycle}: {r.detail}" for r in replicas if r.lifecycle is not Lifecycle.READY
+        f"replica {r.config.name} is {r.lifecycle}: {r.why}" for r in replicas if r.lifecycle is not Lifecycle.READY
     ]
     return Readiness(
         ready=not blocking and not draining,

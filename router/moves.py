@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from batching.request import Outcome, Reason, Rejected, ReplicaId, Request, ServiceTier
 from batching.ticket import Placed
-from config.schema import Migration
+from config.migration import Migration
 from router.admission import Admission, EvictedError
 from router.attempt import AttemptFailed
 from router.exchange import Exchange
@@ -93,7 +93,7 @@ class Moves:
         ]
         return max(times, default=None)
 
-    def off(self, replica: ReplicaId, *, by_s: float | None) -> None:
+    def move_off(self, replica: ReplicaId, *, by_s: float | None) -> None:
         """Everybody leaves. `by_s` None: now, whatever comes of it; else those who will not be done by then, as they find a place."""
         if by_s is None:
             self._stop_leaving(replica)

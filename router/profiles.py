@@ -71,21 +71,25 @@ def load_of(found: ProbeResult, now: float) -> EngineLoad | None:
     )
 
 
+_MAY_SLEEP = frozenset({Lifecycle.READY, Lifecycle.SUSPECT, Lifecycle.STARTING, Lifecycle.DOWN})
+# Ended by whoever began it: a drain, a notice, a doubt, the one-token request of a replica that comes back.
+_OTHERS = frozenset({Lifecycle.DRAINING, Lifecycle.RECLAIMING, Lifecycle.SUSPECT, Lifecycle.WARMING})
+
+
 def lifecycle_after(current: Lifecycle, found: ProbeResult | None, failures: int, unhealthy_after: int) -> Lifecycle:
     """Where a probe leaves a replica; `found` None or not ready counts as a failure, `failures` includes this one.
 
-    A drain or a reclaim is ended by whoever began it, unless the engine is gone.
+    A replica that was down warms up first; one that was never seen before does not, so that a gateway starts at once.
     """
     if found is None or not found.ready:
-        asleep = found is not None and found.asleep and current in {Lifecycle.READY, Lifecycle.STARTING, Lifecycle.DOWN}
-        if asleep:
+        if found is not None and found.asleep and current in _MAY_SLEEP:
             return Lifecycle.ASLEEP
         return Lifecycle.DOWN if failures >= unhealthy_after else current
-    if current in {Lifecycle.DRAINING, Lifecycle.RECLAIMING}:
+    if current in _OTHERS:
         return current
     if current is Lifecycle.ASLEEP:
         return Lifecycle.WAKING  # one look later it is ready
-    return Lifecycle.READY
+    return Lifecycle.WARMING if current is Lifecycle.DOWN else Lifecycle.READY
 
 
 def missing_models(replica: ReplicaConfig, found: ProbeResult) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ Label values are bounded: models by the names that replicas serve (else `other`)
 
 import logging
 from collections.abc import Callable
+from typing import NamedTuple
 
 from batching.request import Outcome, ReplicaId
 from batching.scheduler import Scheduler
@@ -26,6 +27,13 @@ _QUEUE_OUTCOME = {
 CLIENT_CLOSED = 499  # a label, never sent: the client has gone
 
 
+class Wait(NamedTuple):
+    """For a first token, in seconds."""
+
+    seconds: float
+    predicted_s: float
+
+
 class Report:
     """Called by the dispatcher at each turn of a request's life."""
 
@@ -35,9 +43,11 @@ class Report:
         scheduler: Scheduler,
         gpu_of: Callable[[ReplicaId], str],
         on_attempt: Callable[[Exchange], None] = lambda _exchange: None,
+        on_outcome: Callable[[ReplicaId, str, Wait | None], None] = lambda _replica, _outcome, _wait: None,
     ) -> None:
-        """`on_attempt` is told, too, of each attempt's end."""
+        """Told, too, of each attempt's end: `on_attempt` of those that count for the client, `on_outcome` of all."""
         self._on_attempt = on_attempt
+        self._on_outcome = on_outcome
         self._metrics = metrics
         self._scheduler = scheduler
         self._gpu_of = gpu_of
@@ -81,12 +91,15 @@ class Report:
 
     def attempted(self, exchange: Exchange, outcome: str) -> None:
         if exchange.placed is not None:
-            self._attempts.get(exchange.placed.placement.replica, outcome).inc()
+            replica = exchange.placed.placement.replica
+            self._attempts.get(replica, outcome).inc()
             self._on_attempt(exchange)
+            self._on_outcome(replica, outcome, _wait(exchange))
 
     def second_ended(self, replica: ReplicaId, outcome: str) -> None:
         """An attempt beside the first one, of which the client has seen nothing."""
         self._attempts.get(replica, outcome).inc()
+        self._on_outcome(replica, outcome, None)
 
     def hedged(self, exchange: Exchange, outcome: str) -> None:
         """A second replica was asked: won, lost, failed, cancelled."""
@@ -179,3 +192,13 @@ class Report:
             (exchange.usage.completion_tokens if exchange.usage else None) or timeline.output_tokens,
             error.label if error else "-",
         )  # fmt: skip
+
+
+def _wait(exchange: Exchange) -> Wait | None:
+    """Of a stream that was answered where it was sent first; of others nobody noted when their replica was asked."""
+    placed, timeline = exchange.placed, exchange.timeline
+    if placed is None or exchange.spec is None or not exchange.spec.stream or exchange.attempts != 1:
+        return None
+    if timeline.placed_s is None or timeline.first_token_s is None:
+        return None
+    return Wait(timeline.first_token_s - timeline.placed_s, placed.placement.score.ttft_s)

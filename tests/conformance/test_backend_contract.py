@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from backends.backend import EngineReply, UpstreamError
+from backends.backend import EngineReply, ServedModel, UpstreamError
+from backends.one_token import ask_one_token
 from tests.support.backend_rigs import RIGS, WORDS, Rig
 
 
@@ -153,3 +154,10 @@ async def test_closing_the_backend(rig: Rig) -> None:
     await until_idle(rig)
     with pytest.raises(UpstreamError):
         await rig.backend.send(rig.call())
+
+
+async def test_it_can_be_asked_for_one_token(rig: Rig) -> None:
+    """What tells a working engine from one that only says so (docs/health.md); nothing of the question stays behind."""
+    rig.prepare("whole", False)
+    assert await ask_one_token(rig.backend, [ServedModel(name=rig.model)], timeout_s=30.0) is None
+    await until_idle(rig)

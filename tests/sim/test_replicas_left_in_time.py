@@ -47,7 +47,7 @@ def left(
                 for name in names[1:]:
                     running.gateway.scheduler.set_lifecycle(ReplicaId(name), Lifecycle.READY, loop.time())
                 running.gateway.scheduler.set_lifecycle(ReplicaId("a"), Lifecycle.DRAINING, loop.time())
-                moves.off(ReplicaId("a"), by_s=None if by_s is None else loop.time() + by_s)
+                moves.move_off(ReplicaId("a"), by_s=None if by_s is None else loop.time() + by_s)
                 for _ in range(20):
                     there.append(moves.requests_on(ReplicaId("a")))
                     await asyncio.sleep(0.1)
@@ -119,7 +119,7 @@ def test_nobody_is_cut_before_it_has_a_place() -> None:
                 for call in others:
                     tasks.create_task(call.run())
                 await asyncio.sleep(0.2)
-                moves.off(ReplicaId("a"), by_s=loop.time() + 0.5)
+                moves.move_off(ReplicaId("a"), by_s=loop.time() + 0.5)
                 await asyncio.sleep(0.2)
                 assert moves.requests_on(ReplicaId("a")) == 2
             assert at_rest(running)

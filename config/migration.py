@@ -1,4 +1,4 @@
-"""What is done when replicas fail, freeze or are taken away."""
+"""What becomes of an answer that has begun when its replica fails, freezes or is taken away."""
 
 from enum import StrEnum
 
