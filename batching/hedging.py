@@ -12,7 +12,7 @@ from dataclasses import replace
 from enum import StrEnum
 from typing import Final
 
-from batching.audit import Audit, Tally
+from batching.audit import Audit, Tally, at_worst
 from batching.filling import Filling
 from batching.fleet import Fleet
 from batching.lazy_heap import LazyHeap
@@ -25,7 +25,6 @@ from batching.retry_budget import RetryBudget
 from batching.ticket import LeaseId, Placed, Ticket, TicketState
 from config.schema import Hedge
 
-_LARGEST_ERROR: Final = 0.9  # of predictions: ten times what was predicted is waited for, no more
 _UNKNOWN_ERROR: Final = 0.5  # of a replica whose predictions nobody has judged yet: it may take twice as long
 _LONGEST_S: Final = 3600.0  # of an answer without a bound nobody can say that it is overdue
 _AGAIN_S: Final = 0.5  # who could not be helped is looked at again so often
@@ -120,7 +119,7 @@ class Hedging:
             expected_s += record.tpot_s * max(0, record.output_bound - 1)
         if expected_s > _LONGEST_S:
             return None
-        return max(self._config.after_ratio * _at_worst(expected_s, tally.error), self._config.floor_s)
+        return max(self._config.after_ratio * at_worst(expected_s, tally.error), self._config.floor_s)
 
     def _send_twice(self, record: LeaseRecord, now: float) -> list[Placed] | Refusal:
         """What was placed: its second, and whoever else there happened to be room for."""
@@ -155,7 +154,7 @@ class Hedging:
         seconds = score.ttft_s
         if not request.streaming:
             seconds += score.tpot_s * max(0, expected_tokens - 1)
-        return _at_worst(seconds, tally.error if tally.known else _UNKNOWN_ERROR) < now - record.placed_s
+        return at_worst(seconds, tally.error if tally.known else _UNKNOWN_ERROR) < now - record.placed_s
 
     def _slow_replicas(self) -> frozenset[ReplicaId]:
         """Where somebody is overdue: when everything is slow, that is everywhere, and nobody is sent twice."""
@@ -170,8 +169,3 @@ class Hedging:
 def _telling(request: Request, audit: Audit) -> Tally:
     """What is known of predictions of a request's first sign of life."""
     return audit.ttft if request.streaming else audit.finish
-
-
-def _at_worst(predicted_s: float, error: float) -> float:
-    """An error is the difference over the greater: what was predicted, if it errs to the short side as it usually does."""
-    return predicted_s / (1 - min(error, _LARGEST_ERROR))

@@ -21,7 +21,7 @@ class Lifecycle(StrEnum):
     WARMING = "warming"
     READY = "ready"
     DRAINING = "draining"
-    RECLAIMING = "reclaiming"  # a spot notice is running
+    RECLAIMING = "reclaiming"  # a spot notice is running; within a window it takes what will have ended by then
     ASLEEP = "asleep"
     WAKING = "waking"
     DOWN = "down"
@@ -33,9 +33,9 @@ TRANSITIONS: Mapping[Lifecycle, frozenset[Lifecycle]] = {
     _S.WARMING: frozenset({_S.READY, _S.DRAINING, _S.DOWN}),
     _S.READY: frozenset({_S.DRAINING, _S.RECLAIMING, _S.ASLEEP, _S.DOWN}),
     _S.DRAINING: frozenset({_S.READY, _S.DOWN}),
-    _S.RECLAIMING: frozenset({_S.READY, _S.DOWN}),
-    _S.ASLEEP: frozenset({_S.WAKING, _S.DOWN}),
-    _S.WAKING: frozenset({_S.READY, _S.ASLEEP, _S.DOWN}),
+    _S.RECLAIMING: frozenset({_S.READY, _S.DRAINING, _S.DOWN}),
+    _S.ASLEEP: frozenset({_S.WAKING, _S.DRAINING, _S.DOWN}),
+    _S.WAKING: frozenset({_S.READY, _S.ASLEEP, _S.DRAINING, _S.DOWN}),
     _S.DOWN: frozenset({_S.STARTING, _S.WARMING, _S.READY, _S.ASLEEP}),
 }
 
