@@ -7,8 +7,6 @@ from enum import StrEnum
 from typing import Annotated, Literal, Self
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -18,15 +16,18 @@ from pydantic import (
     model_validator,
 )
 
-from config.checks import OWN_POLICY, fleet_problems, origin_problems, policy_problems, refusal, replica_problems
+from config.checks import (
+    OWN_POLICY,
+    admin_key_problems,
+    fleet_problems,
+    origin_problems,
+    policy_problems,
+    refusal,
+    replica_problems,
+)
 from config.gpus import MEMORY_RATIO, ShapeName
-
-
-class Section(BaseModel):
-    """A frozen part of the configuration; a key it does not know is an error."""
-
-    # Inputs stay out of error texts because they may be secrets; `config.problems` shows those that are not.
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
+from config.section import Section
+from config.spot import Spot
 
 
 class BackendKind(StrEnum):
@@ -234,9 +235,22 @@ class Server(Section):
         DataPlane.WIRE, description="asgi: slower, for when a release of the HTTP server breaks the default"
     )
     cors_origins: tuple[str, ...] = Field((), description="browser origins allowed; empty: CORS off")
+    admin_key: str | None = Field(
+        None,
+        repr=False,
+        description="asked of whoever calls /admin, from anywhere; null: only this machine may. `env:NAME` or `file:/path`",
+    )
     trusted: bool = Field(
         False, description="pass on the request fields that are stripped for strangers (see docs/api.md)"
     )
+
+    @field_validator("admin_key")
+    @classmethod
+    def _key_that_can_be_sent(cls, key: str | None) -> str | None:
+        problems = list(admin_key_problems(key))
+        if problems:
+            raise refusal("admin_key", problems)
+        return key
 
     @field_validator("cors_origins")
     @classmethod
@@ -375,6 +389,7 @@ class Config(Section):
     scheduling: Scheduling = Scheduling()
     upstream: Upstream = Upstream()
     probe: Probe = Probe()
+    spot: Spot = Spot()
     microbatch: MicroBatch = MicroBatch()
     decisions: Decisions = Decisions()
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -5,6 +5,7 @@ Decides how often to look and what a failed look means; the engine's words are r
 
 import asyncio
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from backends.backend import Backend, ProbeResult, UpstreamError
@@ -35,6 +36,7 @@ class Watched:
     ledger_only: bool | None = None  # as it was last said in the log; None: nothing was said yet
     known: ProbeResult | None = None  # all that this backend ever told
     task: asyncio.Task[None] | None = None
+    leaving: Lifecycle | None = None  # kept in it, or in DRAINING, by whoever said so (router.farewell)
 
     @property
     def id(self) -> ReplicaId:
@@ -60,6 +62,7 @@ class FleetWatch:
         self._admission = admission
         self._probe = probe
         self._tasks = tasks
+        self.on_return: Callable[[ReplicaId], None] | None = None  # it was down, and is not any more
 
     def add(self, config: ReplicaConfig, backend: Backend) -> Watched:
         """Begin to watch; the replica takes work after its first good look."""
@@ -164,6 +167,7 @@ class FleetWatch:
         return now - watched.load_told_s > self._scrape_interval_s - self._look_interval_s / 2
 
     def _move(self, watched: Watched, target: Lifecycle, now: float) -> None:
+        target = self._held(watched, target)
         if target is watched.lifecycle or target not in TRANSITIONS[watched.lifecycle]:
             return
         log.info(
@@ -175,3 +179,32 @@ class FleetWatch:
         )
         watched.lifecycle = target
         self._admission.scheduler.set_lifecycle(watched.id, target, now)
+
+    # -- drains and notices (router.farewell) ------------------------------------------------------------------------
+
+    def leave(self, replica: ReplicaId, how: Lifecycle) -> None:
+        """DRAINING or RECLAIMING from now on, whatever looks say, until `stay`. One that is down is once it is there again."""
+        watched = self.replicas[replica]
+        watched.leaving = how
+        if watched.lifecycle is not Lifecycle.DOWN:
+            target = how if how in TRANSITIONS[watched.lifecycle] else Lifecycle.DRAINING
+            self._move(watched, target, asyncio.get_running_loop().time())
+
+    def stay(self, replica: ReplicaId) -> None:
+        """It may work again; it does after a good look, which is due at once."""
+        watched = self.replicas[replica]
+        watched.leaving = None
+        watched.wake.set()
+
+    def _held(self, watched: Watched, target: Lifecycle) -> Lifecycle:
+        """What becomes of a move of one that leaves: it goes down, or nowhere."""
+        if watched.lifecycle is Lifecycle.DOWN and target is not Lifecycle.DOWN and self.on_return is not None:
+            self.on_return(watched.id)
+        leaves = target in {Lifecycle.DRAINING, Lifecycle.RECLAIMING}
+        if watched.leaving is None:
+            return Lifecycle.READY if leaves and watched.failures == 0 else target
+        if leaves or target in {Lifecycle.DOWN, Lifecycle.ASLEEP}:
+            return target
+        if watched.lifecycle is Lifecycle.DOWN:
+            return Lifecycle.STARTING  # one look later it drains
+        return Lifecycle.DRAINING if Lifecycle.DRAINING in TRANSITIONS[watched.lifecycle] else watched.lifecycle

@@ -28,11 +28,13 @@ from router.decision_log import DecisionLog
 from router.dispatch import Dispatcher
 from router.engines import build_backend
 from router.exchange import Exchange
+from router.farewell import Farewells
 from router.fleet_watch import FleetWatch, Watched
 from router.gauges import Gauges
 from router.kv_watch import KvWatch
 from router.openai.errors import draining
 from router.report import Report
+from router.streams import NoStreams
 
 log = logging.getLogger("penstock")
 
@@ -77,6 +79,8 @@ class Gateway:
             report=Report(self.metrics, self.scheduler, self._gpu_of, self._attempted),
             on_suspect=self._suspect,
         )
+        # Replicas that are drained or taken away.
+        self.farewells = Farewells(config.spot, self.admission, NoStreams(), self.metrics)
         self.gauges = Gauges(self.metrics, self.scheduler)
         self._backend_factory = backend_factory
         self._retired: list[Backend] = []  # removed or replaced by a reload; closed after their last stream
@@ -91,15 +95,18 @@ class Gateway:
                 async with asyncio.TaskGroup() as tasks:
                     scrape_s = self._policy.scrape_interval_s if self._policy is not None else None
                     self.watch = FleetWatch(self.admission, self.config.probe, tasks, scrape_interval_s=scrape_s)
+                    self.farewells.begin(self.watch)
                     self.kv_watch = KvWatch(self.scheduler, self.metrics, http, tasks, self._is_adapter)
                     for replica in self.config.replicas:
                         self._add(replica)
                     await self.watch.first_look()
                     housekeeping = tasks.create_task(self._housekeep(), name="housekeeping")
                     ledger = tasks.create_task(self.decisions.run(self._fleet), name="decisions")
+                    farewells = tasks.create_task(self.farewells.run(), name="farewells")
                     yield
                     housekeeping.cancel()
                     ledger.cancel()
+                    farewells.cancel()
                     self.watch.close()
                     self.kv_watch.close()
             finally:
@@ -144,7 +151,9 @@ class Gateway:
 
     def refresh_gauges(self) -> None:
         """Before a scrape."""
-        self.gauges.refresh(asyncio.get_running_loop().time(), self.config.queue.max_requests)
+        now = asyncio.get_running_loop().time()
+        self.gauges.refresh(now, self.config.queue.max_requests)
+        self.farewells.refresh_gauges(now)
 
     def watched(self) -> list[Watched]:
         return list(self.watch.replicas.values()) if self.watch is not None else []
@@ -167,6 +176,7 @@ class Gateway:
         if self.crew is not None:
             self.scheduler.allot(ReplicaId(replica.name), NOTHING)  # until the book of shares says more
         self.kv_watch.add(replica)
+        self.farewells.added(ReplicaId(replica.name))
 
     def _retire(self, name: str) -> None:
         """Its streams run on."""
@@ -175,6 +185,7 @@ class Gateway:
         watched = self.watch.remove(ReplicaId(name))
         self.kv_watch.remove(watched.id)
         self._retired.append(self.backends.pop(watched.id))
+        self.farewells.removed(watched.id)
 
     def _change(self, before: ReplicaConfig, after: ReplicaConfig) -> None:
         assert self.watch is not None
