@@ -186,7 +186,7 @@ class FleetWatch:
         """DRAINING or RECLAIMING from now on, whatever looks say, until `stay`. One that is down is once it is there again."""
         watched = self.replicas[replica]
         watched.leaving = how
-        if watched.lifecycle is not Lifecycle.DOWN:
+        if watched.lifecycle not in {Lifecycle.DOWN, how}:
             target = how if how in TRANSITIONS[watched.lifecycle] else Lifecycle.DRAINING
             self._move(watched, target, asyncio.get_running_loop().time())
 

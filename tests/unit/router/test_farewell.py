@@ -219,6 +219,7 @@ def test_sooner_deadline_wins_while_it_runs():
             await asyncio.sleep(10)
             s.say("reclaim", 20.0)
             s.say("reclaim", 300.0)
+            assert (s.lifecycle(), s.takes()) == (Lifecycle.RECLAIMING, True)
             assert s.streams.moved == [(0.0, "a", 118.0), (pytest.approx(10.0), "a", pytest.approx(28.0))]
             await asyncio.sleep(18.1)
             assert s.streams.moved[2:] == [(pytest.approx(28.0), "a", None)]
