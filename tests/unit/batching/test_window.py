@@ -9,11 +9,13 @@ from hypothesis import strategies as st
 
 from batching.audit import Audit
 from batching.placement import Need, place
+from batching.policies import BASELINES
 from batching.replica import Lifecycle
 from batching.request import Outcome, ReplicaId
+from batching.scheduler import Scheduler
 from batching.ticket import Placed
 from batching.window import Window
-from config.schema import CostTier
+from config.schema import CostTier, Queue, Scheduling
 from tests.support.scheduling import leases, placed, profile, request, scheduler
 
 A, B = ReplicaId("a"), ReplicaId("b")
@@ -185,3 +187,15 @@ def test_a_window_without_bounds_bounds_nothing():
     with_window = place(need, built._fleet.roomy("m"), 0.0)
     built.set_window(A, None, 0.0)
     assert with_window == place(need, built._fleet.roomy("m"), 0.0) is not None
+
+
+def test_other_routers_rules_know_of_no_deadline():
+    """A baseline is not shown a replica that goes: it could not tell what still fits there."""
+    built = Scheduler(Scheduling(), Queue(), policy=BASELINES["round_robin"](0))
+    for name in ("a", "b"):
+        built.add_replica(profile(name), Lifecycle.READY, 0.0)
+    built.set_lifecycle(A, Lifecycle.RECLAIMING, 0.0)
+    built.set_window(A, Window(600.0), 0.0)
+    for number in range(4):
+        built.submit(request(f"r{number}", max_output_tokens=1), 0.0)
+    assert {lease.replica for lease in leases(built.advance(0.0))} == {B}
