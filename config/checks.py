@@ -183,14 +183,14 @@ def _can_be_sent(key: str) -> bool:
     return bool(key) and key.isascii() and key.isprintable() and " " not in key
 
 
-def admin_key_problems(key: str | None) -> Iterator[Problem]:
-    """A key that no client could send, or that somebody could guess."""
-    if key is None:
-        return
-    if not _can_be_sent(key):
-        yield (), _NO_HEADER
-    elif len(key) < _SHORTEST_KEY:
-        yield (), f"shorter than {_SHORTEST_KEY} characters, so it could be guessed; `openssl rand -hex 32` makes one"
+def good_admin_key(key: str) -> str:
+    """The key; raises for one that no client could send, or that somebody could guess."""
+    problem = None if _can_be_sent(key) else _NO_HEADER
+    if problem is None and len(key) < _SHORTEST_KEY:
+        problem = f"shorter than {_SHORTEST_KEY} characters, so it could be guessed; `openssl rand -hex 32` makes one"
+    if problem is not None:
+        raise refusal("admin_key", [((), problem)])
+    return key
 
 
 def origin_problems(origins: Sequence[str]) -> Iterator[Problem]:

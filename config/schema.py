@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import Annotated, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -18,8 +19,8 @@ from pydantic import (
 
 from config.checks import (
     OWN_POLICY,
-    admin_key_problems,
     fleet_problems,
+    good_admin_key,
     origin_problems,
     policy_problems,
     refusal,
@@ -235,7 +236,7 @@ class Server(Section):
         DataPlane.WIRE, description="asgi: slower, for when a release of the HTTP server breaks the default"
     )
     cors_origins: tuple[str, ...] = Field((), description="browser origins allowed; empty: CORS off")
-    admin_key: str | None = Field(
+    admin_key: Annotated[str, AfterValidator(good_admin_key)] | None = Field(
         None,
         repr=False,
         description="asked of whoever calls /admin, from anywhere; null: only this machine may. `env:NAME` or `file:/path`",
@@ -243,14 +244,6 @@ class Server(Section):
     trusted: bool = Field(
         False, description="pass on the request fields that are stripped for strangers (see docs/api.md)"
     )
-
-    @field_validator("admin_key")
-    @classmethod
-    def _key_that_can_be_sent(cls, key: str | None) -> str | None:
-        problems = list(admin_key_problems(key))
-        if problems:
-            raise refusal("admin_key", problems)
-        return key
 
     @field_validator("cors_origins")
     @classmethod

@@ -140,6 +140,8 @@ class Farewells:
     def look(self) -> None:
         """At all that are not empty yet."""
         for replica, farewell in tuple(self._standing.items()):
+            if not farewell.removed and not self._is_watched(replica):
+                continue  # one that a reload is about to bring; others have heard of it already
             try:
                 self._settle(replica, farewell, self._now())
             except Exception:  # one replica's trouble must not keep the others from their deadlines

@@ -354,6 +354,7 @@ def test_words_before_the_replica_is_known_hold_once_it_is():
     async def main() -> None:
         async with scene() as s:
             s.farewells.told(ReplicaId("c"), Standing(kind=Kind.DRAIN))
+            s.farewells.look()
             s.watch.add(ReplicaConfig.model_validate({"name": "c", "url": "http://127.0.0.1:9009"}), Engine())
             s.farewells.added(ReplicaId("c"))
             await asyncio.sleep(3)
