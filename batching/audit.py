@@ -14,7 +14,7 @@ _PLAIN_MEAN: Final = 20  # samples: below it the mean of all
 _SAMPLES_NEEDED: Final = 20  # before a signal is doubted
 _WORTHLESS_RATIO: Final = 2.0  # errors so many times its baseline's: nothing is left of the weight
 _LEAST_ERROR: Final = 0.02  # below it two errors are equally good: no timing is known better
-_LARGEST_ERROR: Final = 0.9  # that is reckoned with: ten times what was predicted
+_LARGEST_ERROR: Final = 0.9  # of predictions: ten times what was predicted is waited for, no more
 
 
 class Signal(StrEnum):
@@ -73,14 +73,14 @@ def error_ratio(predicted: float, actual: float) -> float:
     return 0.0 if predicted == actual else 1 - min(predicted, actual) / max(predicted, actual)
 
 
+def at_worst(predicted_s: float, error: float) -> float:
+    """An error is the difference over the greater: what was predicted, if it errs to the short side as it usually does."""
+    return predicted_s / (1 - min(error, _LARGEST_ERROR))
+
+
 def believed(learned: float, baseline: float, weight: float) -> float:
     """What to go by; exactly what was learned at full weight."""
     return learned if weight == 1.0 else baseline + weight * (learned - baseline)
-
-
-def at_worst(predicted: float, error: float) -> float:
-    """An error is the difference over the greater: what was predicted, if it errs to the short side as it usually does."""
-    return predicted / (1 - min(error, _LARGEST_ERROR))
 
 
 # The signal's place in `Signal`, then as in Judged: bare, as five are made for every request that ends.
