@@ -25,6 +25,7 @@ from batching.placement import (
     Row,
     explained,
     fits_cache,
+    reserved_output,
     without_prefix,
 )
 from batching.request import ServiceTier
@@ -70,6 +71,7 @@ def place_among(
     _drop_full(need, columns, fitting, blocks)
     scored = _scored(need, columns, cached, blocks, now)
     _drop_held_up(columns, fitting, scored, now)
+    _drop_unending(need, columns, fitting, scored, now)
     considered = int(np.count_nonzero(fitting))
     if not considered:
         return None
@@ -150,6 +152,16 @@ def _drop_held_up(columns: Columns, fitting: Mask, scored: _Scored, now: float) 
         for row in late.nonzero()[0].tolist():
             columns.offers[row].want(float(wanted_s[row]))
         fitting &= ~late
+
+
+def _drop_unending(need: Need, columns: Columns, fitting: Mask, scored: _Scored, now: float) -> None:
+    """Those that will be gone before it ends; few are, so they are looked at one by one."""
+    for row in columns.windowed:
+        offer = columns.offers[row]
+        assert offer.window is not None
+        ttft_s, prefill_s, tpot_s = (float(part[row]) for part in (scored.ttft_s, scored.prefill_s, scored.tpot_s))
+        if not offer.window.admits(now, ttft_s, prefill_s, tpot_s, reserved_output(need, offer)):
+            fitting[row] = False
 
 
 # -- score ---------------------------------------------------------------------------------------------------------------

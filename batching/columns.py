@@ -89,6 +89,7 @@ class Columns:
         self.busy: Mask = np.empty(0, np.bool_)  # the contrary of `empty`
         self.zeros: Column = np.zeros(0)
         self._protected: set[int] = set()  # rows
+        self.windowed: set[int] = set()  # rows whose offers have a window
 
     # -- what the fleet tells ----------------------------------------------------------------------------------------
 
@@ -170,6 +171,7 @@ class Columns:
         assert self.offers == [offer for _, offer in sorted(self._by_id.items())], "rows"
         told = np.array([_numbers_of(offer) for offer in self.offers], float).reshape(len(self.offers), -1).T
         assert not self.offers or np.array_equal(self._table, told, equal_nan=True), "columns"
+        assert self.windowed == {row for row, offer in enumerate(self.offers) if offer.window is not None}, "windows"
         assert self._shapes == [(offer.block_size, offer.max_model_len) for offer in self.offers], "shapes"
 
     def _arrange(self) -> None:
@@ -183,6 +185,7 @@ class Columns:
         self.zeros = np.zeros(len(self.offers))
         self.open, self.busy = np.zeros((2, len(self.offers)), np.bool_)
         self._protected.clear()
+        self.windowed.clear()
         self._serving.clear()
         self._hits.clear()
         self._changed.clear()
@@ -200,6 +203,10 @@ class Columns:
                 self._protected.add(row)
             else:
                 self._protected.discard(row)
+            if offer.window is not None:
+                self.windowed.add(row)
+            elif self.windowed:
+                self.windowed.discard(row)
             if self._tiers[row] is not offer.cost_tier:
                 self._tiers[row], retiered = offer.cost_tier, True
             shape = offer.block_size, offer.max_model_len

@@ -74,7 +74,9 @@ class Dispatching:
         candidates = [
             Candidate(live.profile, live.load)
             for live in sorted(self._fleet.serving(lane.model), key=lambda live: live.profile.id)
-            if live.offer.open and could_ever_hold(need.request, live.offer, min_output_tokens=need.min_output_tokens)
+            if live.offer.open
+            and (live.offer.window is None or not live.offer.window.closes)  # the originals know of no deadline
+            and could_ever_hold(need.request, live.offer, min_output_tokens=need.min_output_tokens)
         ]
         self.evaluations += len(candidates)
         replica = self.policy.choose(need.request, candidates, now) if candidates else None

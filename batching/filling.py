@@ -19,6 +19,7 @@ from batching.holding import worth_holding
 from batching.lane import LATE, Lane, Order, Waiting
 from batching.ledger import LeaseRecord
 from batching.offer import Offer
+from batching.outlook import worth_waiting_for
 from batching.placement import Need, Placement, place
 from batching.queue import WaitingQueue
 from batching.request import Request, ServiceTier
@@ -341,7 +342,7 @@ class Filling:
         for held in tuple(lane.protected):
             at = held.protected_at
             assert at is not None
-            if at in self._fleet and self._fleet[at].offer.open:
+            if at in self._fleet and (offer := self._fleet[at].offer).open and worth_waiting_for(held.need, offer, now):
                 continue
             self._fleet.protect(at, None)
             held.protected_at = None

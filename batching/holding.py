@@ -62,6 +62,8 @@ def _worthwhile_wait_s(need: Need, score: Score, live: LiveReplica, now: float) 
 def _with_room(need: Need, live: LiveReplica, now: float) -> Score | None:
     """Its figures there when its turn has come; None where that is for others to say: answers that end, a head that it is kept for."""
     offer = live.offer
+    if offer.window is not None and offer.window.closes:
+        return None
     if offer.protected_for is not None or need.request.sequences > offer.free_sequences:
         return None
     if not fits_cache(need, offer, blocks_needed(need, offer)):

@@ -34,7 +34,7 @@ class Kinds:
         self._known: dict[str, tuple[float, tuple[_Kind, ...]]] = {}
 
     def quickest_s(self, need: Need, now: float) -> float | None:
-        """Of the kinds that are ready and meet the TPOT objective; None: none does."""
+        """Of the kinds that are ready, not about to go, and meet the TPOT objective; None: none does."""
         prompt = need.request.prompt_tokens
         looked_s, kinds = self._known.get(need.request.model, _UNKNOWN)
         if not looked_s <= now < looked_s + _KINDS_S:
@@ -51,7 +51,11 @@ class Kinds:
         return quickest_s if quickest_s < inf else None
 
     def _look(self, model: str, now: float) -> tuple[_Kind, ...]:
-        found = {_kind(offer) for offer in self._offers(model) if offer.open}
+        found = {
+            _kind(offer)
+            for offer in self._offers(model)
+            if offer.open and (offer.window is None or not offer.window.closes)
+        }
         kinds = tuple(sorted(found, key=lambda kind: kind.token_s))
         self._known[model] = (now, kinds)
         return kinds

@@ -20,12 +20,12 @@ from batching.replica import EngineLoad, Lifecycle, ReplicaProfile, ReplicaState
 from batching.request import ServiceTier
 from batching.shares import ALONE, WHOLE, Share
 from batching.step_prior import step_prior
+from batching.window import Window
 from config.gpus import StepModel
 from config.schema import CostTier, Mechanism, Scheduling
 
-_DEFAULT_CHUNK_TOKENS = (
-    2048  # vLLM's smallest default for max_num_batched_tokens: predictions then err to the slow side
-)
+# vLLM's smallest default for max_num_batched_tokens: predictions then err to the slow side.
+_DEFAULT_CHUNK_TOKENS = 2048
 _TELLING_PREFILL_S = 0.05  # of shorter prompts the first token tells more of the step under way than of the machine
 _TYPICAL_TOKENS = 1000  # that each of them holds
 _TYPICAL_BATCH = 32  # sequences that share a step of a machine in use; prices decoding, not this moment's load
@@ -34,7 +34,7 @@ _PREFIX_RATIO = 0.9  # of the KV cache: the rest holds answers, and of prompts w
 _REST_RATIO = 0.25
 _TIGHT_RATIO = 0.7  # of the KV blocks reserved at high quantiles: from here on the sum is forecast
 _LONGEST_SILENCE_S = 30.0  # after which a replica that left requests without a first token is tried again
-_READY = Lifecycle.READY  # an enum's member costs a call to look up
+_READY, _RECLAIMING = Lifecycle.READY, Lifecycle.RECLAIMING  # an enum's member costs a call to look up
 _PACE_MARGIN_RATIO = 0.95  # of the TPOT objective that streams are kept to: step times are means
 
 
@@ -102,7 +102,9 @@ class LiveReplica:
         capacity_tokens = UNBOUNDED if profile.kv_blocks is None else profile.kv_blocks * self.block_size
         offer.longest_tokens = min(offer.max_model_len, capacity_tokens)
         offer.chunk_tokens = profile.max_num_batched_tokens or _DEFAULT_CHUNK_TOKENS
-        self._limit_prefill(profile.max_num_batched_tokens)
+        binds_late = Mechanism.LATE_BINDING not in self._scheduling.without
+        steps = self._scheduling.prefill_chunks if binds_late else None
+        self._prefill_limit = PrefillLimit.of_engine(profile.max_num_batched_tokens, steps)
         watermark = ceil(self._scheduling.kv_watermark_ratio * (profile.kv_blocks or 0))
         self._usable_blocks = None if profile.kv_blocks is None else profile.kv_blocks - watermark
         if not self.ledger.leases:
@@ -146,6 +148,11 @@ class LiveReplica:
     def elapse(self, now: float) -> None:
         """Time has passed in which its streams may have got nothing."""
         self._now = max(self._now, now)
+
+    def set_window(self, window: Window | None, now: float) -> None:
+        """Until when it takes what, from now on."""
+        self.elapse(now)
+        self.offer.window = window
 
     def fell_silent(self, record: LeaseRecord, now: float) -> None:
         """Another replica answered what it was asked before. It is taken to be as slow again: whoever can goes elsewhere."""
@@ -215,7 +222,9 @@ class LiveReplica:
             offer.open, offer.empty, offer.free_sequences, offer.free_blocks, offer.prefill_tokens,
         )  # fmt: skip
         offer.told = None
-        offer.open = self.lifecycle is _READY and not self.retired
+        if offer.window is not None:
+            offer.window = offer.window.judged_by(self.audit)
+        offer.open = (self.lifecycle is _READY or self._until_reclaimed()) and not self.retired
         limit = whole = self.profile.max_num_seqs or self.learned.limit
         offer.empty = not ledger.leases
         if share.parts != WHOLE:
@@ -239,6 +248,11 @@ class LiveReplica:
             or offer.free_blocks > blocks
             or offer.prefill_tokens < prefill  # also what batch and the streams can bear depends on it
         ) and offer.open
+
+    def _until_reclaimed(self) -> bool:
+        """A notice runs, and there is time left in which something may be done."""
+        window = self.offer.window
+        return self.lifecycle is _RECLAIMING and window is not None and self._now < window.ends_s < inf
 
     def _refresh_blocks(self) -> None:
         """What the KV cache has left; its forecast is made when somebody asks."""
@@ -268,7 +282,7 @@ class LiveReplica:
         offer.attention_s = factor * step.attention_s
         ahead, ahead_s = ledger.prefill_tokens, ledger.prefill_s
         offer.prefill_tokens = ahead
-        limit = self._prefill_limit if self.share.parts == WHOLE else self._own_prefill_limit()
+        limit = self._prefill_limit if self.share.parts == WHOLE else self._prefill_limit.part(self.share)
         offer.free_prefill_tokens = UNBOUNDED if ahead <= limit.open_up_to else limit.budget - ahead
         ends_s, silent_s = self._prefill_end_s, self.silent_until_s
         offer.prefill_end_s = ends_s if ends_s >= silent_s else silent_s
@@ -314,14 +328,6 @@ class LiveReplica:
             need.learned_tokens, need.prior_tokens, cached,
         )  # fmt: skip
 
-    def _limit_prefill(self, step: int | None) -> None:
-        if step is None or Mechanism.LATE_BINDING in self._scheduling.without:
-            self._prefill_limit = PrefillLimit()
-            return
-        chunks = self._scheduling.prefill_chunks
-        # A prompt longer than the budget goes behind at most what is short of its last step: it has to go somewhere.
-        self._prefill_limit = PrefillLimit(int(chunks * step), max(0.0, chunks - 1) * step)
-
     def _forecast(self) -> tuple[float, ...] | None:
         """Only where reserving every lease's own quantile would begin to bind."""
         blocks = self.profile.kv_blocks
@@ -345,18 +351,10 @@ class LiveReplica:
         usable = self.share.of(self.usable_blocks or 0)
         return free_tokens(usable * self.block_size, holders, self.kv_risk.margin)
 
-    def _own_prefill_limit(self) -> PrefillLimit:
-        """The part of it that is ours."""
-        limit, share = self._prefill_limit, self.share
-        if share.whole or limit.budget == UNBOUNDED:
-            return limit
-        return PrefillLimit(share.of(limit.budget), share.of(int(limit.open_up_to)))
-
     def seconds_until_turn(self, need: Need, now: float) -> float:
         """Until a prompt for which there are slots and blocks may come behind those ahead; what takes time is their prefill."""
-        prefilled_s = seconds_until_prefilled(
-            need, self.offer, self.ledger.leases.values(), self._own_prefill_limit(), now
-        )
+        limit, leases = self._prefill_limit.part(self.share), self.ledger.leases.values()
+        prefilled_s = seconds_until_prefilled(need, self.offer, leases, limit, now)
         return prefilled_s + seconds_until_borne(need, self.offer, now)
 
     def seconds_until_fit(self, need: Need) -> float | None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from batching.blocks import DEFAULT_BLOCK_SIZE, UNBOUNDED
 from batching.request import ReplicaId
+from batching.window import Window
 from config.schema import CostTier
 
 _NEVER = float("inf")
@@ -25,6 +26,7 @@ class Offer:
     usd_per_s: float = 0.0  # of a second of the whole machine; 0 for reserved: it is paid for anyway
     open: bool = False  # ready for new work
     protected_for: int | None = None  # the one ticket that may still be placed here
+    window: Window | None = None  # within which work must end; None: it may take as long as it likes
     epoch: int = 0  # the fleet's count when room here last grew
 
     empty: bool = True  # none of our leases

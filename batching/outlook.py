@@ -6,12 +6,21 @@ token, answers end as forecast. Decides nothing.
 
 from collections.abc import Iterable
 from math import inf
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from batching.blocks import UNBOUNDED
 from batching.ledger import LeaseRecord, Ledger
 from batching.offer import Offer
-from batching.placement import Need, blocks_if_fits, blocks_needed, cached_on, could_ever_hold, prefill_steps
+from batching.placement import (
+    Need,
+    blocks_if_fits,
+    blocks_needed,
+    cached_on,
+    could_ever_hold,
+    prefill_steps,
+    score_with_room,
+)
+from batching.shares import Share
 
 
 class PrefillLimit(NamedTuple):
@@ -20,9 +29,23 @@ class PrefillLimit(NamedTuple):
     budget: int = UNBOUNDED
     open_up_to: float = inf  # so many ahead, and a prompt of any length may come behind them
 
+    @classmethod
+    def of_engine(cls, step_tokens: int | None, steps: float | None) -> Self:
+        """So many steps of an engine; either None: no limit."""
+        if step_tokens is None or steps is None:
+            return cls()
+        # A prompt longer than the budget goes behind at most what is short of its last step: it has to go somewhere.
+        return cls(int(steps * step_tokens), max(0.0, steps - 1) * step_tokens)
+
     def free(self, ahead: int) -> int:
         """Tokens that may come behind those."""
         return UNBOUNDED if ahead <= self.open_up_to else self.budget - ahead
+
+    def part(self, share: Share) -> "PrefillLimit":
+        """The part of it that is ours."""
+        if share.whole or self.budget == UNBOUNDED:
+            return self
+        return PrefillLimit(share.of(self.budget), share.of(int(self.open_up_to)))
 
 
 def seconds_until_prefilled(
@@ -53,9 +76,17 @@ def seconds_until_borne(need: Need, offer: Offer, now: float) -> float:
     return short_s * offer.decode_s / gain_s if gain_s > 0 else inf
 
 
+def worth_waiting_for(need: Need, offer: Offer, now: float) -> bool:
+    """Whether room there would be room for it: not where its window closes meanwhile, or is too short for it."""
+    window = offer.window
+    return window is None or (not window.closes and score_with_room(need, offer, now) is not None)
+
+
 def seconds_until_fit(need: Need, offer: Offer, ledger: Ledger, now: float) -> float | None:
     """From now; leases are taken to end as forecast. None: never."""
     if not offer.open or not could_ever_hold(need.request, offer, min_output_tokens=need.min_output_tokens):
+        return None
+    if not worth_waiting_for(need, offer, now):
         return None
     if blocks_if_fits(need, offer, now) is not None:
         return 0.0

@@ -281,6 +281,8 @@ def _fitting(need: Need, offers: Iterable[Offer], now: float) -> list[Row]:
                     continue
         kv_s, wait_s = o.kv_token_s * prompt, o.step_wait_s
         ttft_s, tpot_s = own_s + (ahead_s if ahead_s >= wait_s else wait_s), o.decode_s + kv_s
+        if o.window is not None and not o.window.admits(now, ttft_s, own_s, tpot_s, reserved_output(need, o)):
+            continue
         # The share of the machine: all of it while prefilling, one of `batch` while decoding. Without the learned factors: they
         # tell this moment's load from the next, and a price that moves with them herds everybody onto one replica.
         machine_s = (compute_s + attention_s) * o.price_factor

@@ -22,7 +22,7 @@ class Lifecycle(StrEnum):
     READY = "ready"
     SUSPECT = "suspect"  # it may have stopped working: no new work while it is asked for one token, its streams run on
     DRAINING = "draining"
-    RECLAIMING = "reclaiming"  # a spot notice is running
+    RECLAIMING = "reclaiming"  # a spot notice is running; within a window it takes what will have ended by then
     ASLEEP = "asleep"
     WAKING = "waking"
     DOWN = "down"
@@ -35,9 +35,9 @@ TRANSITIONS: Mapping[Lifecycle, frozenset[Lifecycle]] = {
     _S.READY: frozenset({_S.SUSPECT, _S.DRAINING, _S.RECLAIMING, _S.ASLEEP, _S.DOWN}),
     _S.SUSPECT: frozenset({_S.READY, _S.DRAINING, _S.RECLAIMING, _S.ASLEEP, _S.DOWN}),
     _S.DRAINING: frozenset({_S.READY, _S.DOWN}),
-    _S.RECLAIMING: frozenset({_S.READY, _S.DOWN}),
-    _S.ASLEEP: frozenset({_S.WAKING, _S.DOWN}),
-    _S.WAKING: frozenset({_S.READY, _S.ASLEEP, _S.DOWN}),
+    _S.RECLAIMING: frozenset({_S.READY, _S.DRAINING, _S.DOWN}),
+    _S.ASLEEP: frozenset({_S.WAKING, _S.DRAINING, _S.DOWN}),
+    _S.WAKING: frozenset({_S.READY, _S.ASLEEP, _S.DRAINING, _S.DOWN}),
     _S.DOWN: frozenset({_S.STARTING, _S.WARMING, _S.READY, _S.ASLEEP}),
 }
 # A lifecycle that may become ready by itself: requests for its models wait.

@@ -28,6 +28,7 @@ from batching.request import Outcome, Reason, Rejected, ReplicaId, Request, Serv
 from batching.retry_budget import RetryBudget
 from batching.shares import Claim, Share
 from batching.ticket import Decision, Evicted, LeaseId, Ticket, TicketId, TicketState
+from batching.window import Window
 from config.schema import Mechanism, Queue, Scheduling
 
 
@@ -242,6 +243,14 @@ class Scheduler:
         if self._policy is not None and lifecycle in CACHE_LOST:
             self._policy.forget(replica)
 
+    def set_window(self, replica: ReplicaId, window: Window | None, now: float) -> None:
+        """Only what is expected to end within it is placed there from now on; with an end, also while RECLAIMING. None: whatever fits."""
+        live = self._fleet[replica]
+        live.set_window(window, now)
+        self._fleet.update(live.profile)
+        if window is not None:
+            self._queue.let_go_of(replica)
+
     def observe(self, replica: ReplicaId, load: EngineLoad, now: float) -> None:
         """What the engine says of itself."""
         self._fleet.observe(replica, load, now)
@@ -270,6 +279,10 @@ class Scheduler:
 
     def states(self, now: float) -> tuple[ReplicaState, ...]:
         return self._fleet.states(now)
+
+    def leases_on(self, replica: ReplicaId) -> int:
+        """Requests placed there and not finished; 0 of one that is not there."""
+        return len(self._fleet[replica].ledger.leases) if replica in self._fleet else 0
 
     def ledger_only(self, replica: ReplicaId, now: float) -> bool:
         """Whether its room is reckoned from our own ledger alone: its engine's figures are missing or stale."""

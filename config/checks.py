@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 Problem = tuple[tuple[str | int, ...], str]  # where, below the section that refuses; what is wrong and what to change
 
+_NO_HEADER: Final = "empty, or has spaces, line breaks or other characters that no HTTP header can carry"
+_SHORTEST_KEY: Final = 16  # of letters and digits at random they are beyond guessing
+
 REFUSED = "refused"  # the error type by which `config.problems` knows texts that are complete
 
 OWN_POLICY: Final = "penstock"
@@ -61,9 +64,8 @@ def replica_problems(replica: "ReplicaConfig") -> Iterator[Problem]:
     yield from _engine_problems(replica)
     if replica.backend == "triton" and not replica.models:
         yield ("models",), "empty; a triton replica must name them, such as [{name: textgen, kind: chat}]"
-    key = replica.api_key
-    if key is not None and (not key or not key.isascii() or not key.isprintable() or " " in key):
-        yield ("api_key",), "empty, or has spaces, line breaks or other characters that no HTTP header can carry"
+    if replica.api_key is not None and not _can_be_sent(replica.api_key):
+        yield ("api_key",), _NO_HEADER
     yield from _kv_events_problems(replica)
     names = [model.name for model in replica.models]
     for index, name in enumerate(names):
@@ -175,6 +177,20 @@ def fleet_problems(replicas: Sequence["ReplicaConfig"]) -> Iterator[Problem]:
             if kind != model.kind:
                 what = f"{model.name!r} is {model.kind} here and {kind} in {where}; a name has one kind"
                 yield ("replicas", i, "models", j, "kind"), what
+
+
+def _can_be_sent(key: str) -> bool:
+    return bool(key) and key.isascii() and key.isprintable() and " " not in key
+
+
+def good_admin_key(key: str) -> str:
+    """The key; raises for one that no client could send, or that somebody could guess."""
+    problem = None if _can_be_sent(key) else _NO_HEADER
+    if problem is None and len(key) < _SHORTEST_KEY:
+        problem = f"shorter than {_SHORTEST_KEY} characters, so it could be guessed; `openssl rand -hex 32` makes one"
+    if problem is not None:
+        raise refusal("admin_key", [((), problem)])
+    return key
 
 
 def origin_problems(origins: Sequence[str]) -> Iterator[Problem]:

@@ -102,10 +102,10 @@ def is_embedded(config: Config) -> bool:
 def redacted_yaml(config: Config) -> str:
     """The whole configuration, defaults included, as YAML that `load` reads back; secrets are `***`."""
     document = config.model_dump(mode="json")
-    for replica in document["replicas"]:
-        for key in SECRET_KEYS & replica.keys():
-            if replica[key] is not None:
-                replica[key] = _REDACTED
+    for holder in (document["server"], *document["replicas"]):
+        for key in SECRET_KEYS & holder.keys():
+            if holder[key] is not None:
+                holder[key] = _REDACTED
     return yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
@@ -242,19 +242,23 @@ def _leaves(values: Mapping[str, object], above: KeyPath = ()) -> Iterator[KeyPa
 
 
 def _secrets(said: Mapping[str, object]) -> Iterator[tuple[KeyPath, dict[str, Any], str]]:
-    """(key path, the replica, key) of each secret given as text."""
+    """(key path, the section, key) of each secret given as text."""
     replicas = said.get("replicas")
-    for index, replica in enumerate(replicas if isinstance(replicas, list | tuple) else ()):
+    listed = replicas if isinstance(replicas, list | tuple) else ()
+    holders: list[tuple[KeyPath, object]] = [(("server",), said.get("server"))]
+    holders += [(("replicas", index), replica) for index, replica in enumerate(listed)]
+    for path, holder in holders:
         for key in sorted(SECRET_KEYS):
-            if isinstance(replica, dict) and isinstance(replica.get(key), str):
-                yield ("replicas", index, key), replica, key
+            if isinstance(holder, dict) and isinstance(holder.get(key), str):
+                yield (*path, key), holder, key
 
 
 def _secret_names(said: Mapping[str, object], environ: Mapping[str, str]) -> frozenset[str]:
     """Variables that secrets are read from: settings of nobody else's."""
-    in_file = (replica[key] for _, replica, key in _secrets(said))
-    in_variable = re.findall(r"env:\w+", environ.get(PREFIX + "REPLICAS", ""))
-    return frozenset(text.removeprefix("env:") for text in (*in_file, *in_variable) if text.startswith("env:"))
+    in_file = [holder[key] for _, holder, key in _secrets(said)]
+    variables = (PREFIX + "REPLICAS", PREFIX + "SERVER", PREFIX + "SERVER__ADMIN_KEY")
+    in_variables = (name for variable in variables for name in re.findall(r"env:\w+", environ.get(variable, "")))
+    return frozenset(text.removeprefix("env:") for text in (*in_file, *in_variables) if text.startswith("env:"))
 
 
 def _resolve_secrets(said: dict[str, Any], environ: Mapping[str, str]) -> list[str]:
@@ -263,12 +267,12 @@ def _resolve_secrets(said: dict[str, Any], environ: Mapping[str, str]) -> list[s
         # Copies: YAML aliases let two replicas share one mapping.
         said["replicas"] = [dict(item) if isinstance(item, dict) else item for item in said["replicas"]]
     problems: list[str] = []
-    for path, replica, key in _secrets(said):
+    for path, holder, key in _secrets(said):
         try:
-            replica[key] = _secret(replica[key], environ)
+            holder[key] = _secret(holder[key], environ)
         except ValueError as error:
             problems.append(f"{dotted(path)}: {error}")
-            replica[key] = None
+            holder[key] = None
     return problems
 
 

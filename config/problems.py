@@ -17,7 +17,7 @@ from config.schema import Config
 
 KeyPath = tuple[str | int, ...]
 
-SECRET_KEYS = frozenset({"api_key"})
+SECRET_KEYS = frozenset({"api_key", "admin_key"})
 
 _BOUNDS = {
     "greater_than": "{value} is too small; give more than {gt:g}",
@@ -108,12 +108,12 @@ def _suggestion(path: KeyPath) -> str:
     key, section = str(last), _section_at(parents)
     if section is None:
         return "remove it"
-    near = get_close_matches(key.lower().replace("-", "_"), section.model_fields, n=1)
-    if near:
-        return f"did you mean `{near[0]}`?"
     prefix = tuple(parents)
-    below = _path_to(key, section) or ()
+    below = _path_to(key, section) or ()  # its very name, elsewhere, is likelier than a similar one
     if not below:
+        near = get_close_matches(key.lower().replace("-", "_"), section.model_fields, n=1)
+        if near:
+            return f"did you mean `{near[0]}`?"
         prefix, below = (), _path_to(key, Config) or ()
     if below:
         return f"did you mean `{dotted((*prefix, *below))}`?"

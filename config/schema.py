@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import Annotated, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -16,11 +17,20 @@ from pydantic import (
     model_validator,
 )
 
-from config.checks import OWN_POLICY, fleet_problems, origin_problems, policy_problems, refusal, replica_problems
+from config.checks import (
+    OWN_POLICY,
+    fleet_problems,
+    good_admin_key,
+    origin_problems,
+    policy_problems,
+    refusal,
+    replica_problems,
+)
 from config.gpus import MEMORY_RATIO, ShapeName
 from config.health import Health
 from config.migration import Migration
 from config.section import Section
+from config.spot import Spot
 
 
 class BackendKind(StrEnum):
@@ -228,6 +238,11 @@ class Server(Section):
         DataPlane.WIRE, description="asgi: slower, for when a release of the HTTP server breaks the default"
     )
     cors_origins: tuple[str, ...] = Field((), description="browser origins allowed; empty: CORS off")
+    admin_key: Annotated[str, AfterValidator(good_admin_key)] | None = Field(
+        None,
+        repr=False,
+        description="asked of whoever calls /admin, from anywhere; null: only this machine may. `env:NAME` or `file:/path`",
+    )
     trusted: bool = Field(
         False, description="pass on the request fields that are stripped for strangers (see docs/api.md)"
     )
@@ -371,6 +386,7 @@ class Config(Section):
     migration: Migration = Migration()
     probe: Probe = Probe()
     health: Health = Health()
+    spot: Spot = Spot()
     microbatch: MicroBatch = MicroBatch()
     decisions: Decisions = Decisions()
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -266,6 +266,34 @@ class Metrics:
         ),
     ]
 
+    # Replicas that are drained or taken away (docs/spot.md)
+    spot_notices_total: Annotated[
+        Counter,
+        Spec(
+            help="Notices, repeats not counted; kind: rebalance, reclaim, maintenance",
+            labels=("replica", "provider", "kind"),
+        ),
+    ]
+    replica_drains_total: Annotated[
+        Counter,
+        Spec(
+            help="Drains and notices by their end; reason: drain, reclaim, maintenance; outcome: released, cut (something ran when it was "
+            "to be empty), overdue (even at the deadline), restored, vanished, removed",
+            labels=("replica", "reason", "outcome"),
+        ),
+    ]
+    spot_drain_seconds: Annotated[
+        Histogram,
+        Spec(
+            help="From the first word of a drain or notice until nothing of ours was on the replica",
+            labels=("provider", "kind"),
+            buckets=DURATION_BUCKETS_S,
+        ),
+    ]
+    replica_deadline_seconds: Annotated[
+        Gauge, Spec(help="Until the replica must be gone; nothing where no deadline stands", labels=("replica",))
+    ]
+
     # The gateway itself
     workers: Annotated[Gauge, Spec(help="Processes that serve; 1 without --workers")]
     worker_restarts_total: Annotated[Counter, Spec(help="Workers that ended unasked and were started anew")]

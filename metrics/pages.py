@@ -54,6 +54,7 @@ GAUGES: Final[Mapping[str, Across]] = {
     "replica_batch_occupancy_ratio": _S,
     "replica_metrics_age_seconds": _M,
     "replica_share_ratio": _S,
+    "replica_deadline_seconds": Across.LEAST,
     "config_last_reload_success_timestamp_seconds": Across.LEAST,
     "build_info": _M,
     "event_loop_lag_seconds": _M,

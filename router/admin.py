@@ -1,15 +1,12 @@
-"""`/admin/*`: what the gateway decided and why. For whoever sits at the machine: there are no keys yet.
+"""`/admin/*`: what the gateway decided and why, and what becomes of its replicas; for whom `router.admin_access` says."""
 
-Served only where the gateway itself listens on loopback, and only to who asks it by a loopback name: a web page that resolves its
-own name to 127.0.0.1, or a proxy that says for whom it asks, is somebody else.
-"""
-
-from ipaddress import ip_address
 from typing import Final
 
 import msgspec
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 
+from router.admin_access import refuse_strangers
+from router.admin_replicas import add_replicas
 from router.decision_documents import Document
 from router.decision_log import Asked
 from router.gateway import Gateway
@@ -17,16 +14,21 @@ from router.openai.errors import ApiError, Case, invalid_request
 
 DEFAULT_LIMIT: Final = 50
 MAX_LIMIT: Final = 1000  # each costs the event loop some tens of microseconds
-_FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
 
 
 def add_admin(api: FastAPI, gateway: Gateway) -> None:
-    """The routes; refused as a whole where strangers could reach them."""
+    """The routes; refused as a whole to strangers."""
 
-    def at_the_machine(request: Request) -> None:
-        refuse_strangers(gateway.config.server.host, request)
+    def allowed(request: Request) -> None:
+        refuse_strangers(gateway.config.server, request)
 
-    admin = APIRouter(prefix="/admin", tags=["admin"], dependencies=[Depends(at_the_machine)])
+    admin = APIRouter(prefix="/admin", tags=["admin"], dependencies=[Depends(allowed)])
+    _add_decisions(admin, gateway)
+    add_replicas(admin, gateway)
+    api.include_router(admin)
+
+
+def _add_decisions(admin: APIRouter, gateway: Gateway) -> None:
 
     @admin.get("/decisions", response_model=None)
     async def decisions(
@@ -55,33 +57,6 @@ def add_admin(api: FastAPI, gateway: Gateway) -> None:
             )
             raise ApiError(Case.NOT_FOUND, message)
         return _json({**found[0], "earlier": len(found) - 1})
-
-    api.include_router(admin)
-
-
-def refuse_strangers(bound_host: str, request: Request) -> None:
-    """Raises ApiError for whoever may not be at this machine."""
-    if not is_loopback(bound_host):
-        raise ApiError(
-            Case.NOT_FOUND,
-            f"/admin is served only where the gateway listens on loopback, as it asks for no key, and this one listens on {bound_host}; "
-            "set server.host to 127.0.0.1, or read the file that decisions.file names.",
-        )
-    asked = request.url.hostname
-    if (asked is not None and not is_loopback(asked)) or any(name in request.headers for name in _FORWARDED):
-        raise ApiError(
-            Case.NOT_FOUND, "/admin answers only who asks this machine by its loopback address, not through a proxy."
-        )
-
-
-def is_loopback(host: str) -> bool:
-    """Of a name or an address, without looking anything up."""
-    if host.lower() == "localhost":
-        return True
-    try:
-        return ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 async def _recent(gateway: Gateway, asked: Asked) -> list[Document]:

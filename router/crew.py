@@ -6,6 +6,7 @@ from typing import Protocol
 from metrics.pages import Page
 from router.decision_documents import Document
 from router.decision_log import Asked
+from router.standing import Left, Word
 
 
 class Crew(Protocol):
@@ -32,4 +33,12 @@ class Crew(Protocol):
 
     async def decisions(self, asked: Asked) -> list[Document]:
         """Everybody's, newest first."""
+        ...
+
+    async def tell(self, word: Word) -> Left:
+        """Everybody, and whoever comes later; what they still have on their replicas."""
+        ...
+
+    async def left(self) -> Left:
+        """What everybody has on the replicas; where somebody does not reply, none is released."""
         ...

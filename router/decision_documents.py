@@ -26,6 +26,7 @@ from batching.decision_record import (
 from batching.offer import Offer
 from batching.placement import Need, Placement, Score
 from batching.request import Outcome, ReplicaId, Request, ServiceTier
+from batching.window import Window
 from config.schema import CostTier, ModelKind
 
 VERSION: Final = 1
@@ -168,6 +169,10 @@ def _tuple(value: Any) -> Any:
     return None if value is None else tuple(value)
 
 
+def _window(value: Any) -> Any:
+    return None if value is None else Window(*map(_unbounded, value))
+
+
 def _tier(value: str) -> ServiceTier:
     return ServiceTier[value.upper()]
 
@@ -184,6 +189,7 @@ _REQUEST: Final[Mapping[str, _Reader]] = {
 }
 _NEED: Final[Mapping[str, _Reader]] = {"ttft_objective_s": _unbounded, "tpot_objective_s": _unbounded}
 _OFFER: Final[Mapping[str, _Reader]] = {
+    "window": _window,
     "cost_tier": CostTier,
     "due_s": _unbounded,
     "coming_due_s": _unbounded,

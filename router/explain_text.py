@@ -4,7 +4,7 @@ The totals are those that `batching.placement` itself comes to on the recorded v
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from typing import Final
 
@@ -12,7 +12,16 @@ from batching.audit import Judged, Signal
 from batching.blocks import UNBOUNDED
 from batching.decision_record import DecisionRecord, judged, need_of, offers_of, score_on
 from batching.offer import Offer
-from batching.placement import EQUAL_RATIO, PRICE_RATIO, Need, Score, blocks_needed, cached_on, could_ever_hold
+from batching.placement import (
+    EQUAL_RATIO,
+    PRICE_RATIO,
+    Need,
+    Score,
+    blocks_needed,
+    cached_on,
+    could_ever_hold,
+    reserved_output,
+)
 from batching.request import ServiceTier
 from config.schema import CostTier
 
@@ -191,6 +200,15 @@ def _why_no_room(record: DecisionRecord, need: Need, offer: Offer) -> str:
         return "what is left is kept for those who are watched"
     if blocks_needed(need, offer) > offer.free_blocks and offer.known_free_tokens is None:
         return f"{max(offer.free_blocks, 0):,} KV blocks free, {blocks_needed(need, offer):,} needed"
+    if (without := score_on(record, replace(offer, window=None))) is not None and offer.window is not None:
+        tokens = reserved_output(need, offer)
+        if offer.window.closes:
+            end_s = offer.window.surely_ended_s(record.placed_s, without.ttft_s, without.tpot_s, tokens)
+            left_s = offer.window.ends_s - record.placed_s
+            return (
+                f"it goes in {time(max(left_s, 0.0))}, and {tokens:,} tokens may take {time(end_s - record.placed_s)}"
+            )
+        return f"it may have to go soon, and takes nothing that may run longer than {time(offer.window.longest_s)}"
     if (due_s := offer.binding_s(record.placed_s)) < inf:
         spare_s = max(due_s - record.placed_s, 0.0)
         return f"its streams can spare {time(spare_s)}, and prefill up to this one's end would cost them more"

@@ -5,6 +5,7 @@ Decides how often to look and what a failed look means; the engine's words are r
 
 import asyncio
 import logging
+from collections.abc import Callable
 
 from backends.backend import Backend, ProbeResult, UpstreamError
 from batching.replica import TRANSITIONS, Lifecycle
@@ -54,6 +55,7 @@ class FleetWatch:
             streams=streams,
             tasks=tasks,
         )
+        self.on_return: Callable[[ReplicaId], None] | None = None  # it was down, and is not any more
 
     def add(self, config: ReplicaConfig, backend: Backend) -> Watched:
         """Begin to watch; the replica takes work after its first good look."""
@@ -169,7 +171,7 @@ class FleetWatch:
 
     def move(self, watched: Watched, target: Lifecycle, now: float, why: str) -> None:
         """The one place where lifecycles change; what TRANSITIONS does not know is left undone."""
-        before = watched.lifecycle
+        before, target = watched.lifecycle, self._held(watched, target)
         if target is before or target not in TRANSITIONS[before]:
             return
         log.info("replica %s: %s -> %s%s", watched.config.name, before, target, f" ({why})" if why else "")
@@ -179,3 +181,32 @@ class FleetWatch:
         if target is Lifecycle.DOWN:
             self._streams.move_off(watched.id, by_s=None)
         self._admission.soon()
+
+    # -- drains and notices (router.farewell) ------------------------------------------------------------------------
+
+    def leave(self, replica: ReplicaId, how: Lifecycle) -> None:
+        """DRAINING or RECLAIMING from now on, whatever looks say, until `stay`. One that is down is once it is there again."""
+        watched = self.replicas[replica]
+        watched.leaving = how
+        if watched.lifecycle not in {Lifecycle.DOWN, how}:
+            target = how if how in TRANSITIONS[watched.lifecycle] else Lifecycle.DRAINING
+            self.move(watched, target, asyncio.get_running_loop().time(), "it is to go")
+
+    def stay(self, replica: ReplicaId) -> None:
+        """It may work again; it does after a good look, which is due at once."""
+        watched = self.replicas[replica]
+        watched.leaving = None
+        watched.wake.set()
+
+    def _held(self, watched: Watched, target: Lifecycle) -> Lifecycle:
+        """What becomes of a move of one that leaves: it goes down, or nowhere."""
+        if watched.lifecycle is Lifecycle.DOWN and target is not Lifecycle.DOWN and self.on_return is not None:
+            self.on_return(watched.id)
+        leaves = target in {Lifecycle.DRAINING, Lifecycle.RECLAIMING}
+        if watched.leaving is None:
+            return Lifecycle.READY if leaves and watched.failures == 0 else target
+        if leaves or target in {Lifecycle.DOWN, Lifecycle.ASLEEP}:
+            return target
+        if watched.lifecycle is Lifecycle.DOWN:
+            return Lifecycle.STARTING  # one look later it drains
+        return Lifecycle.DRAINING if Lifecycle.DRAINING in TRANSITIONS[watched.lifecycle] else watched.lifecycle

@@ -28,6 +28,7 @@ from router.decision_log import DecisionLog
 from router.dispatch import Dispatcher
 from router.engines import build_backend
 from router.exchange import Exchange
+from router.farewell import Farewells
 from router.fleet_watch import FleetWatch
 from router.gauges import Gauges
 from router.kv_watch import KvWatch
@@ -80,6 +81,8 @@ class Gateway:
             on_suspect=self._suspect,
         )
         self.streams: Streams = self.dispatcher.moves
+        # Replicas that are drained or taken away.
+        self.farewells = Farewells(config.spot, self.admission, self.streams, self.metrics)
         self.gauges = Gauges(self.metrics, self.scheduler)
         self._backend_factory = backend_factory
         self._retired: list[Backend] = []  # removed or replaced by a reload; closed after their last stream
@@ -101,15 +104,18 @@ class Gateway:
                         streams=self.streams,
                         scrape_interval_s=scrape_s,
                     )
+                    self.farewells.begin(self.watch)
                     self.kv_watch = KvWatch(self.scheduler, self.metrics, http, tasks, self._is_adapter)
                     for replica in self.config.replicas:
                         self._add(replica)
                     await self.watch.first_look()
                     housekeeping = tasks.create_task(self._housekeep(), name="housekeeping")
                     ledger = tasks.create_task(self.decisions.run(self._fleet), name="decisions")
+                    farewells = tasks.create_task(self.farewells.run(), name="farewells")
                     yield
                     housekeeping.cancel()
                     ledger.cancel()
+                    farewells.cancel()
                     self.watch.close()
                     self.kv_watch.close()
             finally:
@@ -154,7 +160,9 @@ class Gateway:
 
     def refresh_gauges(self) -> None:
         """Before a scrape."""
-        self.gauges.refresh(asyncio.get_running_loop().time(), self.config.queue.max_requests)
+        now = asyncio.get_running_loop().time()
+        self.gauges.refresh(now, self.config.queue.max_requests)
+        self.farewells.refresh_gauges(now)
         if self.watch is not None:
             self.watch.suspicion.show()
 
@@ -179,6 +187,7 @@ class Gateway:
         if self.crew is not None:
             self.scheduler.allot(ReplicaId(replica.name), NOTHING)  # until the book of shares says more
         self.kv_watch.add(replica)
+        self.farewells.added(ReplicaId(replica.name))
 
     def _retire(self, name: str) -> None:
         """Its streams run on."""
@@ -187,6 +196,7 @@ class Gateway:
         watched = self.watch.remove(ReplicaId(name))
         self.kv_watch.remove(watched.id)
         self._retired.append(self.backends.pop(watched.id))
+        self.farewells.removed(watched.id)
 
     def _change(self, before: ReplicaConfig, after: ReplicaConfig) -> None:
         assert self.watch is not None

@@ -85,11 +85,11 @@ class Moves:
         return len(self._running.get(replica, ()))
 
     def last_bytes_s(self, replica: ReplicaId) -> float | None:
-        """When something came last of any stream there that has had its first token; None: there is none."""
+        """When something came last of any stream there that has had its first token; None: there is none whose client reads."""
         times = [
             exchange.move.silence.last_s
             for exchange in self._running.get(replica, ())
-            if exchange.phase == "streaming" and exchange.move.silence is not None
+            if exchange.phase == "streaming" and exchange.move.silence is not None and not exchange.client.full
         ]
         return max(times, default=None)
 

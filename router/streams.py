@@ -16,16 +16,3 @@ class Streams(Protocol):
 
     def last_bytes_s(self, replica: ReplicaId) -> float | None:
         """When any stream there that has had its first token got bytes last (loop time); None: there is no such stream."""
-
-
-class NoStreams:
-    """Knows of none; for a watch without a dispatcher."""
-
-    def move_off(self, replica: ReplicaId, *, by_s: float | None) -> None:
-        """There is nothing to move."""
-
-    def requests_on(self, replica: ReplicaId) -> int:  # noqa: ARG002
-        return 0
-
-    def last_bytes_s(self, replica: ReplicaId) -> float | None:  # noqa: ARG002
-        return None

@@ -26,6 +26,7 @@ class Watched:
     ledger_only: bool | None = None  # as it was last said in the log; None: nothing was said yet
     known: ProbeResult | None = None  # all that this backend ever told
     task: asyncio.Task[None] | None = None
+    leaving: Lifecycle | None = None  # kept in it, or in DRAINING, by whoever said so (router.farewell)
 
     @property
     def id(self) -> ReplicaId:

@@ -24,10 +24,12 @@ class Case(Enum):
 
     INVALID_REQUEST = 400, "invalid_request_error", None
     CONTEXT_LENGTH = 400, "invalid_request_error", "context_length_exceeded"
+    UNAUTHORIZED = 401, "invalid_request_error", "invalid_api_key"
     NOT_FOUND = 404, "invalid_request_error", "not_found"
     MODEL_NOT_FOUND = 404, "invalid_request_error", "model_not_found"
     METHOD_NOT_ALLOWED = 405, "invalid_request_error", "method_not_allowed"
     REQUEST_TIMEOUT = 408, "invalid_request_error", "request_timeout"
+    CONFLICT = 409, "invalid_request_error", "conflict"
     BODY_TOO_LARGE = 413, "invalid_request_error", "request_too_large"
     HEAD_TOO_LARGE = 431, "invalid_request_error", "headers_too_large"
     RATE_LIMITED = 429, "rate_limit_error", "rate_limit_exceeded"

@@ -32,7 +32,9 @@ __all__ = [
     "method_not_allowed",
     "model_not_found",
     "no_capacity",
+    "no_such_replica",
     "not_found",
+    "nothing_to_end",
     "overloaded",
     "queue_timeout",
     "stream_error_event",
@@ -41,6 +43,7 @@ __all__ = [
     "upstream_garbled",
     "upstream_lost",
     "upstream_timeout",
+    "wrong_admin_key",
 ]
 
 # Where a gateway that drains is replaced by another: the time a load balancer needs to look again.
@@ -77,6 +80,24 @@ def model_not_found(model: str, near: Iterable[str] = ()) -> ApiError:
     hint = f"Did you mean {close}? " if close else ""
     message = f"The model {quoted(model)} does not exist here. {hint}GET /v1/models lists what is served."
     return ApiError(Case.MODEL_NOT_FOUND, message, param="model")
+
+
+def wrong_admin_key() -> ApiError:
+    """One text for a missing and a wrong key: a guess learns nothing."""
+    message = "/admin asks for the key that server.admin_key names; send it as `Authorization: Bearer KEY`."
+    return ApiError(Case.UNAUTHORIZED, message, headers={"www-authenticate": "Bearer"})
+
+
+def no_such_replica(name: str, near: Iterable[str], known: Iterable[str]) -> ApiError:
+    """`near`: close matches among `known`."""
+    close, there = [quoted(one) for one in near], [quoted(one) for one in known]
+    hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(there[:8]) or 'none'}."
+    return ApiError(Case.NOT_FOUND, f"No replica is called {quoted(name)}; {hint} GET /admin/replicas lists them.")
+
+
+def nothing_to_end(name: str) -> ApiError:
+    message = f"Neither a drain nor a notice stands against {quoted(name)}; there is nothing to end."
+    return ApiError(Case.CONFLICT, message)
 
 
 def method_not_allowed(method: str, allow: Sequence[str]) -> ApiError:

@@ -45,6 +45,7 @@ def as_chat(chunk: dict[str, Any]) -> None:
     for choice in choices if isinstance(choices, list) else ():
         if isinstance(choice, dict) and "text" in choice:
             text = choice.pop("text")
+            choice.pop("prompt_token_ids", None)  # a chat's stand beside the choices
             rest = {name: choice.pop(name) for name in list(choice) if name != "index"}
             choice["delta"] = {"content": text}
             choice.update(rest)

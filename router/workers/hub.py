@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry
 from batching.shares import HolderId, ShareBook
 from metrics.catalog import Metrics
 from metrics.pages import Page, merged, packed, read, unpacked
+from router.standing import Standing, Word, joined
 from router.workers.wire import (
     Answer,
     Ask,
@@ -28,6 +29,7 @@ from router.workers.wire import (
     Replies,
     Reply,
     Report,
+    Standings,
     Topic,
     ToWorker,
     from_worker,
@@ -73,6 +75,7 @@ class Hub:
         self._open: dict[int, _Open] = {}
         self._holders, self._questions = count(1), count(1)
         self._departed = Page({}, {}, {})
+        self._standing: dict[str, Standing] = {}  # of replicas, on this loop's clock
         self._server: asyncio.Server | None = None
 
     async def serve(self, path: Path) -> None:
@@ -107,6 +110,8 @@ class Hub:
         line = _Line(HolderId(f"worker-{next(self._holders)}"), hello.seat, writer)
         self._lines.append(line)
         self._tell_crew()
+        now = asyncio.get_running_loop().time()
+        send(writer, Standings({replica: standing.at(-now) for replica, standing in self._standing.items()}))
         try:
             while (message := await from_worker(reader)) is not None:
                 self._take(line, message)
@@ -161,8 +166,21 @@ class Hub:
         number = next(self._questions)
         asked = self._open[number] = _Open(ask, line, set(self._lines))
         asked.timer = asyncio.get_running_loop().call_later(_PATIENCE_S, self._close, asked, number)
+        question = self._joined(ask.question, line.seat) if ask.topic is Topic.FAREWELL else ask.question
         for other in self._lines:
-            send(other.writer, Question(number, ask.topic, ask.question))
+            send(other.writer, Question(number, ask.topic, question))
+
+    def _joined(self, question: bytes, seat: int) -> bytes:
+        """A word about a replica, as it is with those before it: in one order for all workers, and for those to come."""
+        word, now = msgspec.json.decode(question, type=Word), asyncio.get_running_loop().time()
+        if word.standing is None:
+            self._standing.pop(word.replica, None)
+        else:
+            standing = joined(self._standing.get(word.replica), word.standing.at(now))
+            self._standing[word.replica] = standing
+            word.standing = standing.at(-now)
+        word.seat = seat
+        return msgspec.json.encode(word)
 
     def _reply(self, line: _Line, number: int, body: bytes) -> None:
         asked = self._open.get(number)

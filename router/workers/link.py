@@ -19,6 +19,7 @@ from batching.shares import Claim, Share
 from metrics.pages import Page, packed, unpacked
 from router.decision_documents import Document
 from router.decision_log import Asked
+from router.standing import Left, Word
 from router.workers.wire import (
     Answer,
     Ask,
@@ -31,6 +32,7 @@ from router.workers.wire import (
     Replies,
     Reply,
     Report,
+    Standings,
     Stop,
     Topic,
     ToWorker,
@@ -52,6 +54,8 @@ class Orders:
     answer: Callable[[int, Mapping[ReplicaId, Share]], None]  # shares
     page: Callable[[], Page]  # the figures of now
     decisions: Callable[[Asked], list[Document]]  # the last placements
+    left: Callable[[], Left]  # what runs on the replicas
+    told: Callable[[Word], None]  # of a replica; its deadline counts from now
 
 
 class Link:
@@ -113,6 +117,32 @@ class Link:
         found.sort(key=lambda entry: str(entry["at"]), reverse=True)
         return found[: asked.limit]
 
+    async def tell(self, word: Word) -> Left:
+        """All workers. Without a supervisor: this one."""
+        bodies = await self._ask(Topic.FAREWELL, msgspec.json.encode(word))
+        if bodies is None and self._orders is not None:
+            word.seat = self.seat
+            self._orders.told(word)
+        return self._left(bodies)
+
+    def over(self, replica: ReplicaId, why: str) -> None:
+        """A notice ended by itself; nobody waits until all know."""
+        word = Word(replica=replica, standing=None, why=why)
+        self._send(Ask(next(self._numbers), Topic.FAREWELL, msgspec.json.encode(word)))
+
+    async def left(self) -> Left:
+        """Of all workers together; where one does not reply, nothing is known to be released."""
+        return self._left(await self._ask(Topic.LEFT, b""))
+
+    def _left(self, bodies: list[bytes] | None) -> Left:
+        if bodies is None:
+            return Left() if self._orders is None else self._orders.left()
+        found = [msgspec.json.decode(body, type=Left) for body in bodies]
+        if not found:
+            return Left()
+        total = sum(found[1:], start=found[0])
+        return total if len(found) >= self.live else Left(requests=total.requests)
+
     async def _ask(self, topic: Topic, question: bytes) -> list[bytes] | None:
         number = next(self._numbers)
         future: asyncio.Future[list[bytes]] = asyncio.get_running_loop().create_future()
@@ -135,6 +165,14 @@ class Link:
             case Question(number, Topic.DECISIONS, question):
                 asked = msgspec.json.decode(question, type=Asked)
                 self._send(Reply(number, msgspec.json.encode(orders.decisions(asked))))
+            case Question(number, Topic.LEFT):
+                self._send(Reply(number, msgspec.json.encode(orders.left())))
+            case Question(number, Topic.FAREWELL, question):
+                orders.told(msgspec.json.decode(question, type=Word))
+                self._send(Reply(number, msgspec.json.encode(orders.left())))
+            case Standings(of):
+                for replica, standing in of.items():
+                    orders.told(Word(replica=replica, standing=standing))
             case Replies(number, bodies):
                 if (future := self._asked.get(number)) is not None and not future.done():
                     future.set_result(bodies)

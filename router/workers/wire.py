@@ -11,6 +11,7 @@ import msgspec
 
 from batching.request import ReplicaId
 from batching.shares import Claim, Share
+from router.standing import Standing
 
 MAX_BYTES: Final = 64 * 2**20  # a page of metrics of a thousand replicas has some ten
 _LENGTH_BYTES: Final = 4
@@ -21,6 +22,8 @@ class Topic(StrEnum):
 
     PAGE = "page"  # their metrics
     DECISIONS = "decisions"  # their last placements
+    LEFT = "left"  # what runs on their replicas
+    FAREWELL = "farewell"  # the same, after a word about one of them that holds for all
 
 
 # -- from a worker -------------------------------------------------------------------------------------------------------
@@ -79,6 +82,12 @@ class Crew(msgspec.Struct, tag="crew"):
     seats: int
 
 
+class Standings(msgspec.Struct, tag="standings"):
+    """What was said of replicas before this worker came; deadlines count from now."""
+
+    of: dict[str, Standing]
+
+
 class Question(msgspec.Struct, tag="question"):
     """Somebody asks; to be replied to under this id."""
 
@@ -104,7 +113,7 @@ class Reload(msgspec.Struct, tag="reload"):
     """Read the configuration again."""
 
 
-ToWorker = Answer | Crew | Question | Replies | Stop | Reload
+ToWorker = Answer | Crew | Standings | Question | Replies | Stop | Reload
 
 _encoder: Final = msgspec.msgpack.Encoder()
 _from_worker: Final = msgspec.msgpack.Decoder(FromWorker)

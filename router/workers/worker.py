@@ -14,10 +14,12 @@ from importlib.metadata import version as installed_version
 from pathlib import Path
 from types import FrameType
 
+from batching.request import ReplicaId
 from config.schema import Config
 from metrics.pages import Page, read
 from router.gateway import Gateway
 from router.server import PenstockServer, banner, bind, bind_message, configure_logging
+from router.standing import Word
 from router.workers.link import Link, Orders, connect
 from router.workers.share_client import ShareClient
 
@@ -79,7 +81,10 @@ class WorkerServer(PenstockServer):
             answer=shares.take,
             page=self._page,
             decisions=self._gateway.decisions.recent,
+            left=self._gateway.farewells.left,
+            told=self._told,
         )
+        self._gateway.farewells.on_over = link.over
         async with asyncio.TaskGroup() as tasks:
             reading = tasks.create_task(link.run(orders), name="link")
             keeping = tasks.create_task(link.keep(self._page), name="pages")
@@ -111,6 +116,13 @@ class WorkerServer(PenstockServer):
     def _orphaned(self) -> None:
         """Nobody is left to start, stop or replace this worker: what runs is finished, nothing new begins."""
         self._stop(now=False)
+
+    def _told(self, word: Word) -> None:
+        """Of a replica, by the hub, which has joined it with what was said before."""
+        now = asyncio.get_running_loop().time()
+        standing = None if word.standing is None else word.standing.at(now)
+        counts = word.seat == self._seat.number
+        self._gateway.farewells.told(ReplicaId(word.replica), standing, counts=counts, why=word.why)
 
     def _page(self) -> Page:
         self._gateway.refresh_gauges()

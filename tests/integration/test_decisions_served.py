@@ -90,7 +90,9 @@ async def test_nobody_is_answered_where_strangers_can_reach_it():
     async with listening(Config.model_validate(told)) as running, client(running) as http:
         answer = await http.get("/admin/decisions")
         assert answer.status_code == 404
-        assert "listens on 0.0.0.0; set server.host to 127.0.0.1" in answer.json()["error"]["message"]
+        assert (
+            "listens on 0.0.0.0; set server.admin_key, or server.host to 127.0.0.1" in answer.json()["error"]["message"]
+        )
 
 
 async def test_it_can_be_switched_off():

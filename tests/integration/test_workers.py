@@ -8,6 +8,7 @@ import signal
 import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -297,6 +298,89 @@ async def test_decisions_of_all_workers(tmp_path: Path) -> None:
 def admin(path: str) -> bytes:
     """By a name of this machine, which it asks for."""
     return f"GET /admin{path} HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n".encode()
+
+
+def order(name: str, what: str, **fields: object) -> bytes:
+    body = json.dumps(fields).encode()
+    head = f"POST /admin/replicas/{name}/{what} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
+async def test_a_drain_reaches_all_workers_and_those_to_come(tmp_path: Path) -> None:
+    """Whoever is told: both send nothing more, both are counted, a worker that is started later knows it, and so does the end."""
+    async with engine(speed=0.5) as url, engine(speed=50) as other, AsyncExitStack() as stack:
+        path = write(tmp_path, url)
+        told = json.loads(path.read_text())
+        told["replicas"].append({**told["replicas"][0], "name": "other", "url": other})
+        path.write_text(json.dumps(told))
+        gateway = await stack.enter_async_context(serving(path, "--workers", "2"))
+        clients, control = await one_each(stack, gateway.url), await one_each(stack, gateway.url)
+        begun = {}
+        for name in ("other", "sim"):
+            drained = (await control[1].ask(order(name, "drain"))).json()
+            assert (drained["lifecycle"], drained["reason"]) == ("draining", "drain")
+            for number, client in clients.items():
+                if number not in begun:
+                    await client.send(story(500))
+                    await client.head()
+                    begun[number] = await client.chunk()
+        asked = [(await control[number].ask(admin("/replicas"))).json()["data"] for number in (1, 2)]
+        for rows in asked:
+            assert {row["lifecycle"] for row in rows} == {"draining"}
+            assert [(row["name"], row["requests"], row["released"]) for row in rows] == [
+                ("sim", 2, False),
+                ("other", 0, True),
+            ]
+        for number, client in clients.items():
+            body = begun[number] + await client.rest_of_chunks()
+            assert body.endswith(b"data: [DONE]\n\n")
+        await until_released(control[2], "sim")
+        assert (await control[2].ask(post(CHAT, chat("Hi")))).status == 503
+        os.kill(pid(gateway, 1), signal.SIGKILL)
+        await gateway.until_log("worker 1 serves", times=2)
+        fresh = await one_each(stack, gateway.url)
+        await until_released(fresh[1], "sim")
+        assert (await fresh[1].ask(post(CHAT, chat("Hi")))).status == 503
+        restored = (await fresh[1].ask(order("other", "restore"))).json()
+        assert (restored["reason"], restored["released"]) == (None, False)
+        for client in fresh.values():
+            await until_lifecycle(client, "other", "ready")
+            answer = await client.ask(post(CHAT, chat("Hi", max_tokens=3, ignore_eos=True)))
+            assert (answer.status, answer.headers["x-penstock-replica"]) == (200, "other")
+        assert (await fresh[2].ask(order("other", "restore"))).status == 409
+        assert "Traceback" not in gateway.log
+
+
+async def test_a_notice_is_counted_once_and_has_one_deadline_everywhere(tmp_path: Path) -> None:
+    """Told at one worker and repeated at the other; the sooner deadline of two holds for both."""
+    async with two_workers(tmp_path) as gateway, AsyncExitStack() as stack:
+        clients = await one_each(stack, gateway.url)
+        notice: dict[str, object] = {"provider": "aws", "kind": "reclaim", "id": "i-1"}
+        first = (await clients[1].ask(order("sim", "notice", **notice, deadline_unix_s=unix(300)))).json()
+        again = (await clients[2].ask(order("sim", "notice", **notice, deadline_unix_s=unix(400)))).json()
+        assert first["deadline_unix_s"] == again["deadline_unix_s"] == pytest.approx(unix(300), abs=20)
+        assert (first["lifecycle"], again["lifecycle"]) == ("reclaiming", "reclaiming")
+        assert from_page(await page(gateway.url), "penstock_spot_notices_total", replica="sim") == 1
+        sooner = (await clients[2].ask(order("sim", "notice", **notice, deadline_unix_s=unix(200)))).json()
+        known = (await clients[1].ask(admin("/replicas/sim"))).json()
+        assert known["deadline_unix_s"] == sooner["deadline_unix_s"] == pytest.approx(unix(200), abs=20)
+        assert 0 < from_page(await page(gateway.url), "penstock_replica_deadline_seconds", replica="sim") <= 200
+
+
+def unix(in_s: float) -> float:
+    return datetime.now(UTC).timestamp() + in_s
+
+
+async def until_released(client: RawClient, name: str) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while not (await client.ask(admin(f"/replicas/{name}"))).json()["released"]:
+            await asyncio.sleep(0.05)
+
+
+async def until_lifecycle(client: RawClient, name: str, wanted: str) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while (await client.ask(admin(f"/replicas/{name}"))).json()["lifecycle"] != wanted:
+            await asyncio.sleep(0.05)
 
 
 async def test_sigterm_to_one_worker_replaces_it(tmp_path: Path) -> None:

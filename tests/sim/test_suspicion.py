@@ -350,7 +350,7 @@ def test_a_draining_replica_that_freezes_is_emptied() -> None:
             watch = fleet.running.gateway.watch
             assert watch is not None
             a = watch.replicas[ReplicaId("a")]
-            watch.move(a, Lifecycle.DRAINING, asyncio.get_running_loop().time(), "test")
+            watch.leave(a.id, Lifecycle.DRAINING)
             fleet.engines["a"].stand()
             await asyncio.sleep(2)
             assert fleet.states("a") == ["draining", "down"]
@@ -374,7 +374,7 @@ def test_a_drain_that_begins_while_it_is_asked_goes_on() -> None:
             watch = fleet.running.gateway.watch
             assert watch is not None
             a = watch.replicas[ReplicaId("a")]
-            watch.move(a, Lifecycle.DRAINING, asyncio.get_running_loop().time(), "test")
+            watch.leave(a.id, Lifecycle.DRAINING)
             fleet.engines["a"].go_on()
             await asyncio.sleep(5)
             assert fleet.states("a") == ["suspect", "draining"]
@@ -394,7 +394,7 @@ def test_a_draining_replica_that_freezes_when_nobody_else_is_left_drains_on() ->
             watch = fleet.running.gateway.watch
             assert watch is not None
             a = watch.replicas[ReplicaId("a")]
-            watch.move(a, Lifecycle.DRAINING, asyncio.get_running_loop().time(), "test")
+            watch.leave(a.id, Lifecycle.DRAINING)
             fleet.engines["a"].stand()
             fleet.engines["b"].stand("none")
             await asyncio.sleep(20)

@@ -1,6 +1,7 @@
 """The scheduler against a naive model, under any interleaving of arrivals, tokens, endings and changes of the fleet."""
 
 from collections.abc import Set as AbstractSet
+from dataclasses import replace
 from math import ceil, inf, sqrt
 from typing import Any
 
@@ -16,11 +17,12 @@ from batching.kv_forecast import HORIZONS
 from batching.lane import Waiting
 from batching.ledger import LeaseRecord
 from batching.live_replica import _TIGHT_RATIO, LiveReplica
-from batching.placement import blocks_if_fits, cached_on, could_ever_hold, place
+from batching.placement import Score, blocks_if_fits, cached_on, could_ever_hold, place, score_with_room
 from batching.replica import TRANSITIONS, EngineLoad, Lifecycle
 from batching.request import Outcome, Rejected, ReplicaId, Request, ServiceTier
 from batching.scheduler import Scheduler
 from batching.ticket import Decision, Evicted, Lease, LeaseId, Ticket, TicketState
+from batching.window import Window
 from config.schema import CostTier, Mechanism, ModelKind, Queue, Scheduling
 from tests.support.scheduling import profile, request
 
@@ -171,10 +173,26 @@ class SchedulerMachine(RuleBasedStateMachine):
         target = data.draw(st.sampled_from(sorted(TRANSITIONS[state.lifecycle])))
         self.scheduler.set_lifecycle(state.profile.id, target, self.now)
 
+    @rule(
+        data=st.data(),
+        left_s=st.one_of(st.none(), st.sampled_from((-1.0, 0.5, 3.0, 15.0))),
+        longest_s=st.sampled_from((inf, inf, 0.3, 3.0)),
+        reclaims=st.booleans(),
+    )
+    def notice(self, data: st.DataObject, left_s: float | None, longest_s: float, reclaims: bool):
+        """A replica will be gone, or perhaps, or that was taken back."""
+        state = data.draw(st.sampled_from(self.scheduler.states(self.now)))
+        if reclaims and Lifecycle.RECLAIMING in TRANSITIONS[state.lifecycle]:
+            self.scheduler.set_lifecycle(state.profile.id, Lifecycle.RECLAIMING, self.now)
+        window = None if left_s is None else Window(self.now + left_s, longest_s)
+        self.scheduler.set_window(state.profile.id, window, self.now)
+        self.advance()
+
     @rule()
     def recover(self):
         """As many bad states as good ones would leave little to schedule on."""
         for state in self.scheduler.states(self.now):
+            self.scheduler.set_window(state.profile.id, None, self.now)
             if Lifecycle.READY in TRANSITIONS[state.lifecycle]:
                 self.scheduler.set_lifecycle(state.profile.id, Lifecycle.READY, self.now)
         self.advance()
@@ -267,7 +285,11 @@ class SchedulerMachine(RuleBasedStateMachine):
     def _opening(self, record: LeaseRecord, assume_first_token_s: float | None) -> None:
         """Stands before the fleet's own `open`: the replica as it is at this very moment, by arithmetic of our own."""
         live = self.scheduler._fleet[record.lease.replica]
-        assert live.lifecycle is Lifecycle.READY
+        assert live.lifecycle is Lifecycle.READY or may_work(live, self.now)
+        if (window := live.offer.window) is not None:
+            decode_s = record.tpot_s * max(0, record.forecast_tokens - 1)
+            assert self.now + record.ttft_s + decode_s <= window.ends_s
+            assert record.prefill_s + decode_s <= window.longest_s + 1e-9
         if live.ledger.leases:  # an empty one takes whatever it could ever hold
             request = record.lease.request
             assert request.sequences <= live.max_num_seqs - live.ledger.sequences
@@ -290,8 +312,13 @@ class SchedulerMachine(RuleBasedStateMachine):
             and not self.scheduler._fleet.spares(request.model, self.now)
         ):
             return "enough of batch is being prefilled beside those who are watched"
-        if live.lifecycle is not Lifecycle.READY or live.retired:
+        if live.retired or not (live.lifecycle is Lifecycle.READY or may_work(live, self.now)):
             return "not ready"
+        if offer.window is not None and place(need, (offer,), self.now) is None:
+            there = score_with_room(need, replace(offer, window=None), self.now)
+            tokens = min(need.forecast_tokens, offer.max_model_len - request.prompt_tokens)
+            if there is not None and not ends_within(offer.window, tokens, there, self.now):
+                return "it would not end before the replica goes"
         if offer.protected_for not in {None, waiting.ticket.id}:
             return "kept for a head that was passed over"
         if not could_ever_hold(request, offer, min_output_tokens=need.min_output_tokens):
@@ -314,6 +341,8 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert due_s is not None
             assert due_s <= self.now + _REPACE_S
             return "streams that were expected did not come: time alone tells that, and a timer looks"
+        if offer.window is not None and fits and waiting.tested_epoch >= offer.epoch:
+            return "it would have run too long, and only tokens have told that it would not"
         if self._awaits_holder(waiting):
             return "held for the replica that holds its beginning"
         held = self.now < self.late_at.get(waiting.ticket.id, 0.0)
@@ -337,6 +366,20 @@ class SchedulerMachine(RuleBasedStateMachine):
                 why = self._why(waiting, live)
                 event(f"waits: {why}")
                 assert why is not None, (waiting, live, live.offer)
+
+
+def may_work(live: LiveReplica, now: float) -> bool:
+    """A notice with a deadline runs, and there is time left."""
+    window = live.offer.window
+    return live.lifecycle is Lifecycle.RECLAIMING and window is not None and now < window.ends_s < inf
+
+
+def ends_within(window: Window, tokens: int, score: Score, now: float) -> bool:
+    """By arithmetic of our own."""
+    decode_s = score.tpot_s * max(0, tokens - 1)
+    if score.prefill_s + decode_s > window.longest_s:
+        return False
+    return now + window.ttft_ratio * score.ttft_s + window.tpot_ratio * decode_s <= window.ends_s
 
 
 def prefill_fits(live: LiveReplica, new: int, without: AbstractSet[Mechanism]) -> bool:

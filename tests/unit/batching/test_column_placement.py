@@ -15,6 +15,7 @@ from batching.estimators import KnownLength
 from batching.offer import Offer
 from batching.placement import Need, place
 from batching.request import Outcome, ReplicaId, ServiceTier
+from batching.window import Window
 from config.schema import CostTier
 from tests.support.scheduling import leases, profile, request, scheduler
 
@@ -62,6 +63,7 @@ offers_by_name = st.fixed_dictionaries(
         "price_factor": st.sampled_from([1.0, 1.1]),
         "batch": st.sampled_from([1, 32]),
         "prefix_trust_ratio": st.sampled_from([0.0, 0.37, 1.0]),
+        "window": mostly(None, Window(), Window(10.2), Window(20.0, 2.0), Window(longest_s=0.5), Window(9.0)),
     }
 )
 needs = st.builds(
@@ -167,6 +169,10 @@ def test_a_run_is_the_same_by_columns_and_by_the_loop(monkeypatch: pytest.Monkey
                 built.on_tokens(lease.id, step % 60, now)
             if step % 3 == 0 and running:
                 built.finish(running.pop(step % len(running)).id, now, outcome=Outcome.COMPLETED, output_tokens=40)
+            if step % 20 == 0:  # three have a deadline, or what is said of it is taken back
+                for number in range(3):
+                    window = None if step % 40 else Window(now + 0.3 + number)
+                    built.set_window(ReplicaId(f"r{number}"), window, now)
             decisions = built.advance(now)
             running += leases(decisions)
             placements += [(d.ticket.request.id, repr(d)) for d in decisions]

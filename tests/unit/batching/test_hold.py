@@ -6,6 +6,7 @@ import pytest
 
 from batching.replica import TRANSITIONS, Lifecycle
 from batching.request import Outcome, ServiceTier
+from batching.window import Window
 from tests.support.scheduling import leases, placed, profile, request, scheduler
 
 L4 = profile("l4", gpu="L4-24G", usd_per_hour=0.8)
@@ -100,3 +101,15 @@ def test_who_came_before_any_replica_was_ready_is_not_held():
     assert built.advance(0.0) == []
     built.set_lifecycle(L4.id, Lifecycle.READY, 7.0)
     assert placed(built.advance(7.0)) == ["r"]
+
+
+@pytest.mark.parametrize("window", [None, Window(600.0)])
+def test_not_held_for_a_replica_that_goes(window: Any):
+    """The H100 would meet the objective; where it will not be there, the L4 takes the request at once."""
+    built = scheduler(H100, scheduling=STRICT)
+    built.submit(request("first"), 0.0)
+    assert placed(built.advance(0.0)) == ["first"]
+    built.add_replica(L4, Lifecycle.READY, 0.0)
+    built.set_window(H100.id, window, 1.0)
+    built.submit(request("r", arrived_s=1.0, **LONG), 1.0)
+    assert placed(built.advance(1.0)) == ([] if window is None else ["r"])

@@ -8,6 +8,7 @@ from batching.replica import Lifecycle
 from batching.request import Outcome, ReplicaId, ServiceTier
 from batching.scheduler import Scheduler
 from batching.ticket import Lease
+from batching.window import Window
 from tests.support.scheduling import leases, profile, request, scheduler
 
 LARGE = {"kv_blocks": 20_000, "max_model_len": 131_072}
@@ -159,3 +160,22 @@ def test_two_are_held_for_one_holder():
         assert now is not None
         taken += where(built, now)
     assert sorted(name for name, _ in taken) == ["again", "turn"]
+
+
+def test_nobody_is_held_for_a_replica_that_goes():
+    """However much of the prompt it holds: what waits for it may be left with nothing. One that may go is waited for."""
+    built, _ = busy()
+    built.set_window(A, Window(600.0), 1.0)
+    assert ask(built) == [("turn", "b")]
+    built, _ = busy()
+    built.set_window(A, Window(longest_s=600.0), 1.0)
+    assert ask(built) == []
+
+
+def test_who_is_held_is_let_go_when_a_notice_comes():
+    """At once, not when the timer says so."""
+    built, _ = busy()
+    assert ask(built) == []
+    built.set_lifecycle(A, Lifecycle.RECLAIMING, 1.01)
+    built.set_window(A, Window(600.0), 1.01)
+    assert where(built, 1.01) == [("turn", "b")]

@@ -112,3 +112,43 @@ def test_neither_printing_nor_repr_shows_a_secret():
     assert "api_key: '***'" in redacted_yaml(config)
     assert KEY not in repr(config)
     assert "***" not in redacted_yaml(load(None, {}, {}))
+
+
+ADMIN = "the-admin-s-key-0123456789"
+
+
+def test_admin_key_is_a_secret_like_others(tmp_path: Path):
+    """By reference or as it is, from a file, a flag or a variable; shown nowhere."""
+    held = tmp_path / "admin.key"
+    held.write_text(ADMIN + "\n")
+    path = tmp_path / "penstock.yaml"
+    path.write_text("replicas: [{name: a, url: 'http://h:1'}]\nserver: {admin_key: 'env:PENSTOCK_ADMIN'}")
+    found = [
+        load(path, {}, {"PENSTOCK_ADMIN": ADMIN}),
+        load(None, {"server": {"admin_key": f"file:{held}"}}, {}),
+        load(None, {}, {"PENSTOCK_SERVER__ADMIN_KEY": ADMIN}),
+        load(None, {}, {"PENSTOCK_SERVER__ADMIN_KEY": "env:PENSTOCK_ADMIN", "PENSTOCK_ADMIN": ADMIN}),
+        load(None, {}, {"PENSTOCK_SERVER": '{"admin_key": "env:PENSTOCK_ADMIN"}', "PENSTOCK_ADMIN": ADMIN}),
+    ]
+    assert [config.server.admin_key for config in found] == [ADMIN] * 5
+    for config in found:
+        assert ADMIN not in redacted_yaml(config)
+        assert ADMIN not in repr(config)
+    assert "admin_key: '***'" in redacted_yaml(found[0])
+
+
+@pytest.mark.parametrize(
+    ("key", "says"),
+    [
+        ("env:NOPE", "the environment variable NOPE is not set"),
+        ("too-little", "shorter than 16 characters, so it could be guessed; `openssl rand -hex 32` makes one"),
+        ("with a space in it, and long", "empty, or has spaces"),
+        ("", "empty, or has spaces"),
+    ],
+)
+def test_admin_key_that_protects_nothing_is_refused_unseen(key: str, says: str):
+    """Missing, guessable, or one that no client can send."""
+    with pytest.raises(ConfigError) as caught:
+        load(None, {"server": {"admin_key": key}}, {})
+    assert [problem for problem in caught.value.problems if problem.startswith(f"server.admin_key: {says}")]
+    assert not key or key.startswith("env:") or key not in str(caught.value)

@@ -5,6 +5,7 @@ import pytest
 
 from batching.decision_record import DecisionRecord, decide_again
 from batching.request import Outcome, ReplicaId, ServiceTier
+from batching.window import Window
 from config.schema import CostTier
 from router.decision_documents import FIELDS, Pseudonyms, document, parsed
 from tests.support.decisions import Kept
@@ -17,6 +18,7 @@ def placed() -> DecisionRecord:
     """With everything a request can say, and one candidate that is full."""
     kept = Kept(profile("full", usd_per_hour=0.1, max_num_seqs=1), profile("b"), profile("c", usd_per_hour=9.0))
     kept.place(request("first"))
+    kept.scheduler.set_window(ReplicaId("b"), Window(longest_s=1e6), 0.0)
     asked = request(
         "r", tenant="alice@example.com", service_tier=ServiceTier.BATCH, cost_tiers=frozenset({CostTier.ON_DEMAND}),
         avoid=frozenset({"c"}), prefix_hashes=(11, 12, 13), prefix_chunk_tokens=512, deadline_s=9.0,

@@ -9,6 +9,7 @@ from typer.testing import CliRunner, Result
 from batching.decision_record import DecisionRecord
 from batching.policies import BASELINES
 from batching.request import ServiceTier
+from batching.window import Window
 from config.schema import Config, CostTier
 from router.cli import build_app
 from router.decision_documents import Pseudonyms
@@ -85,6 +86,19 @@ def test_choice_and_runner_up_stand_first():
     assert re.search(r"cheap +spot .* chosen\n", text)
     assert re.search(r"dear +on_demand .*\d+% dearer\n", text)
     assert re.search(r"full +on_demand .*no room: 0 sequence slots free\n", text)
+
+
+def test_why_a_replica_that_goes_took_nothing():
+    """How much time it had, and how much was needed; or that nothing long begins there."""
+    kept = busy()
+    kept.scheduler.set_window(CHEAP.id, Window(3.0), 0.0)
+    kept.place(request("r", max_output_tokens=4000))
+    assert re.search(
+        r"cheap +spot .*no room: it goes in 3.00 s, and 4,000 tokens may take \d+\.\d\d s\n", explain(kept.last)
+    )
+    kept.scheduler.set_window(CHEAP.id, Window(longest_s=5.0), 0.0)
+    kept.place(request("s", max_output_tokens=4000))
+    assert "it may have to go soon, and takes nothing that may run longer than 5.00 s" in explain(kept.last)
 
 
 def test_predicted_stands_beside_actual():

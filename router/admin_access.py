@@ -1,0 +1,70 @@
+"""Who may call `/admin`: whoever has the key, where there is one; else whoever sits at the machine.
+
+Without a key it is served only where the gateway itself listens on loopback, and only to who asks it by a loopback name: a web page
+that resolves its own name to 127.0.0.1 or posts there, or a proxy that says for whom it asks, is somebody else.
+"""
+
+from hmac import compare_digest
+from ipaddress import ip_address
+from urllib.parse import urlsplit
+
+from fastapi import Request
+
+from config.schema import Server
+from router.openai.errors import ApiError, Case, wrong_admin_key
+
+_FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
+_OWN_SITE = frozenset({"same-origin", "none"})  # of Sec-Fetch-Site; none: typed by the user
+
+
+def refuse_strangers(server: Server, request: Request) -> None:
+    """Raises ApiError for whoever may not."""
+    if server.admin_key is not None:
+        _refuse_without_key(server.admin_key, request)
+        return
+    if not is_loopback(server.host):
+        raise ApiError(
+            Case.NOT_FOUND,
+            f"/admin asks for no key, so it is served only where the gateway listens on loopback, and this one listens on {server.host}; "
+            "set server.admin_key, or server.host to 127.0.0.1, or read the file that decisions.file names.",
+        )
+    asked = request.url.hostname
+    if (asked is not None and not is_loopback(asked)) or any(name in request.headers for name in _FORWARDED):
+        raise ApiError(
+            Case.NOT_FOUND,
+            "/admin answers only who asks this machine by its loopback address, not through a proxy; server.admin_key changes that.",
+        )
+    if _is_of_another_page(request):
+        raise ApiError(Case.NOT_FOUND, "/admin answers no other site's pages; server.admin_key changes that.")
+
+
+def who(server: Server, request: Request) -> str:
+    """For the audit log; never the key."""
+    address = request.client.host if request.client is not None else "unknown"
+    return f"{address} {'by key' if server.admin_key is not None else 'at the machine'}"
+
+
+def is_loopback(host: str) -> bool:
+    """Of a name or an address, without looking anything up."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def _refuse_without_key(key: str, request: Request) -> None:
+    scheme, _, told = request.headers.get("authorization", "").partition(" ")
+    # Both compared whatever the other says, and as bytes: a header may hold any.
+    same = compare_digest(told.strip().encode("latin-1", "replace"), key.encode())
+    if not same or scheme.lower() != "bearer":
+        raise wrong_admin_key()
+
+
+def _is_of_another_page(request: Request) -> bool:
+    """A browser says so; it lets any page post to this machine, and only hides the answer."""
+    origin, site = request.headers.get("origin"), request.headers.get("sec-fetch-site")
+    if site is not None and site not in _OWN_SITE:
+        return True
+    return origin is not None and urlsplit(origin).netloc != request.headers.get("host")
