@@ -51,7 +51,6 @@ _OFF: Mapping[str, tuple[object, ...]] = {
     "audio": (),
     "echo": (False,),
     "suffix": ("",),
-    "continue_final_message": (False,),
     "chat_template": (),
     "chat_template_kwargs": ({},),
 }

@@ -75,6 +75,10 @@ class TritonServer:
             leftover.unlink(missing_ok=True)
         shutil.rmtree(self._folder, ignore_errors=True)
 
+    def kill(self) -> None:
+        """SIGKILL to the whole process group, as when its machine is gone."""
+        os.killpg(self.pid, signal.SIGKILL)
+
     def kill_stub(self, model: str) -> None:
         """SIGKILL the process that runs a model, as the OOM killer would."""
         pids = [pid for pid in self._stubs() if f"/{model}/" in _command_line(pid)]

@@ -147,3 +147,12 @@ def test_a_template_may_live_in_a_file(tmp_path: Path) -> None:
         "{{ x }}",
         None,
     ]
+
+
+def test_an_answer_that_is_continued_stays_open() -> None:
+    """What is generated comes right behind the text of the last message, an assistant's."""
+    said = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hel"}]
+    assert ChatTemplate().continued(said) == ChatTemplate().render(said[:1]) + "Hel"
+    for wrong in (said[:1], said[1:], [*said, said[0]]):
+        with pytest.raises(TemplateError, match="continue_final_message"):
+            ChatTemplate().continued(wrong)

@@ -52,7 +52,7 @@ def test_wrong_types_are_refused_by_name(field: str, value: object) -> None:
     [
         ("n", 2), ("tools", [{"type": "function"}]), ("logprobs", True), ("logprobs", 0), ("top_logprobs", 5),
         ("logit_bias", {"5": 1}), ("response_format", {"type": "json_object"}), ("echo", True), ("best_of", 2),
-        ("tool_choice", "required"), ("chat_template", "{{ x }}"), ("continue_final_message", True),
+        ("tool_choice", "required"), ("chat_template", "{{ x }}"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_honoured_is_refused_by_name(field: str, value: object) -> None:
