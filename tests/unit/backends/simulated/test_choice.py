@@ -79,7 +79,7 @@ def test_text_that_may_become_a_stop_string_is_held_back(tokens: int, length: in
 
 
 def test_a_stop_string_that_began_in_the_prompt_is_not_seen():
-    """vLLM looks for stop strings in its own output only: who continues an answer elsewhere must look across the seam."""
+    """Stop strings are looked for in an engine's own output only, as vLLM does: who continues an answer elsewhere must look across the seam."""
     said = expected_text(PROMPT, 5)
     stop = expected_text(PROMPT, 6)[-7:]
     whole = plan_choice(SPLIT, 0, Ending(max_tokens=20, ignore_eos=True, stop=(stop,)))
