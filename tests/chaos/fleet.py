@@ -56,8 +56,13 @@ class Fleet:
 
 
 @asynccontextmanager
-async def fleet(engines: Sequence[EngineProcess], **sections: Any) -> AsyncIterator[Fleet]:
-    """Up and ready; at the end nothing may be left of any request: no lease, no task, no engine's work."""
+async def fleet(
+    engines: Sequence[EngineProcess], *, dearer: float = 1.0, **sections: Any
+) -> AsyncIterator[Fleet]:
+    """Up and ready; at the end nothing may be left of any request: no lease, no task, no engine's work.
+
+    `dearer`: each replica's price over that of the one before it.
+    """
     plan = Plan()
     for engine in engines:
         await engine.ready()
@@ -66,7 +71,9 @@ async def fleet(engines: Sequence[EngineProcess], **sections: Any) -> AsyncItera
         for number, engine in enumerate(engines):
             name = f"r{number}"
             proxies[name] = await stack.enter_async_context(FaultProxy(name, engine.url, plan))
-        replicas = [replica(name, proxy.url) for name, proxy in proxies.items()]
+        replicas = [
+            replica(name, proxy.url, usd_per_hour=dearer**number) for number, (name, proxy) in enumerate(proxies.items())
+        ]
         config = Config.model_validate({"replicas": replicas, **merged(QUICK, sections)})
         running = await stack.enter_async_context(listening(config))
         found = Fleet(running, proxies, plan)
