@@ -56,9 +56,7 @@ class Fleet:
 
 
 @asynccontextmanager
-async def fleet(
-    engines: Sequence[EngineProcess], *, dearer: float = 1.0, **sections: Any
-) -> AsyncIterator[Fleet]:
+async def fleet(engines: Sequence[EngineProcess], *, dearer: float = 1.0, **sections: Any) -> AsyncIterator[Fleet]:
     """Up and ready; at the end nothing may be left of any request: no lease, no task, no engine's work.
 
     `dearer`: each replica's price over that of the one before it.
@@ -72,7 +70,8 @@ async def fleet(
             name = f"r{number}"
             proxies[name] = await stack.enter_async_context(FaultProxy(name, engine.url, plan))
         replicas = [
-            replica(name, proxy.url, usd_per_hour=dearer**number) for number, (name, proxy) in enumerate(proxies.items())
+            replica(name, proxy.url, usd_per_hour=dearer**number)
+            for number, (name, proxy) in enumerate(proxies.items())
         ]
         config = Config.model_validate({"replicas": replicas, **merged(QUICK, sections)})
         running = await stack.enter_async_context(listening(config))

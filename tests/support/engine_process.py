@@ -8,6 +8,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -78,9 +79,13 @@ class EngineProcess:
     def thaw(self) -> None:
         self._signal(signal.SIGCONT)
 
-    async def figure(self, name: str) -> float:
+    async def figure(self, name: str, **labels: str) -> float:
         """One of its metrics, such as `vllm:num_requests_running`."""
-        return await asyncio.to_thread(metric, f"{self.url}/metrics", name)
+        return await asyncio.to_thread(partial(metric, f"{self.url}/metrics", name, **labels))
+
+    async def aborted(self) -> float:
+        """Requests that it gave up because nobody waited any more."""
+        return await self.figure("vllm:request_success_total", finished_reason="abort")
 
     async def until_idle(self) -> None:
         """Until nothing runs or waits in it: whoever left has been noticed."""

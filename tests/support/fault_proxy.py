@@ -142,6 +142,7 @@ class FaultProxy:
     def __init__(self, name: str, target: str, plan: Plan) -> None:
         self.name = name
         self.requests = 0  # POSTs that came
+        self.probes = 0  # GETs
         self.black_hole: frozenset[bytes] = frozenset()  # targets that are accepted and never answered
         self._engine = Engine(target)
         self._plan = plan
@@ -200,6 +201,7 @@ class FaultProxy:
                 if target in self.black_hole:
                     await passage.hang()
                 fault = None
+                self.probes += request.startswith(b"GET")
                 if request.startswith(b"POST"):
                     self.requests += 1
                     fault = self._plan.take(request, self.name)
