@@ -19,6 +19,7 @@ _ROUND = settings(
 class Property:
     """What holds of everything that these strategies, one a parameter, can make."""
 
+    name: str
     check: Callable[..., None]
     strategies: Mapping[str, SearchStrategy[Any]]
 
@@ -31,7 +32,7 @@ class Property:
 
 def holds_for(**strategies: SearchStrategy[Any]) -> Callable[[Callable[..., None]], Property]:
     """Makes a property of a check."""
-    return lambda check: Property(check, strategies)
+    return lambda check: Property(check.__name__, check, strategies)
 
 
 def fuzz(properties: Sequence[Property], *, seconds: float, seed: int, examples: int = 200) -> int:
@@ -46,7 +47,7 @@ def fuzz(properties: Sequence[Property], *, seconds: float, seed: int, examples:
         try:
             subject.round(examples=examples, seed=seed + number)
         except BaseException as error:
-            error.add_note(f"fuzzing: {subject.check.__name__}, seed {seed + number}, {examples} examples")
+            error.add_note(f"fuzzing: {subject.name}, seed {seed + number}, {examples} examples")
             raise
         number += 1
     print(f"fuzzing: {number} rounds of {examples} examples, seeds {seed} to {seed + number - 1}")
