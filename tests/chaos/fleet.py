@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from config.schema import Config
-from router.admin import add_admin
 from tests.support.conditions import until, until_at_rest
 from tests.support.engine_process import EngineProcess, replica
 from tests.support.fault_proxy import Fault, FaultProxy, Plan
@@ -16,7 +15,7 @@ from tests.support.stream_client import Told, told
 
 # What the gateway can do is read off its configuration, so that the same scenarios state what is due with and without it.
 MIGRATES = "migration" in Config.model_fields
-HAS_NOTICES = "/notice" in str(add_admin.__code__.co_consts) or "spot" in Config.model_fields
+HAS_NOTICES = "spot" in Config.model_fields
 
 # Short enough for tests that wait for them, long enough for a machine that is busy with something else.
 QUICK: Mapping[str, Any] = {

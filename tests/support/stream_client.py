@@ -24,11 +24,17 @@ class Told:
     headers: dict[str, str]
     raw: bytes = b""
     faults: list[str] = field(default_factory=list)
-    arrivals_s: list[float] = field(default_factory=list)  # of each piece with an event in it, on the loop's clock
+    asked_s: float = 0.0  # on the loop's clock, as is
+    arrivals_s: list[float] = field(default_factory=list)  # of each piece with an event in it
 
     @property
-    def longest_gap_s(self) -> float:
-        return max((after - before for before, after in pairwise(self.arrivals_s)), default=0.0)
+    def ttft_s(self) -> float:
+        return self.arrivals_s[0] - self.asked_s if self.arrivals_s else 0.0
+
+    def longest_gap_s(self, since_s: float, until_s: float) -> float:
+        """Of those that began in this time."""
+        gaps = (after - before for before, after in pairwise(self.arrivals_s) if since_s <= before < until_s)
+        return max(gaps, default=0.0)
 
 
 def chat_body(prompt: str, tokens: int, **more: Any) -> dict[str, Any]:
@@ -58,8 +64,11 @@ async def told(url: str, body: Mapping[str, Any], *, request_id: str = "", at_to
     async with asyncio.timeout(PATIENCE_S):
         client = await RawClient.connect(url)
         try:
+            asked_s = asyncio.get_running_loop().time()
             await client.send(post(path, dict(body), *headers))
-            return await _read(client, body, at_token)
+            answer = await _read(client, body, at_token)
+            answer.asked_s = asked_s
+            return answer
         finally:
             await client.close()
 
