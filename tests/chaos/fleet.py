@@ -1,5 +1,6 @@
 """A gateway on a real socket, a fault proxy before each of its engines, and what a stream may look like when one breaks."""
 
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from tests.support.stream_client import Told, told
 # What the gateway can do is read off its configuration, so that the same scenarios state what is due with and without it.
 MIGRATES = "migration" in Config.model_fields
 HAS_NOTICES = "spot" in Config.model_fields
+
+INTERRUPTED = "resumed" if MIGRATES else "errored"  # how a stream that broke off in the middle is counted
 
 # Short enough for tests that wait for them, long enough for a machine that is busy with something else.
 QUICK: Mapping[str, Any] = {
@@ -40,9 +43,23 @@ class Fleet:
     async def ask(self, body: Mapping[str, Any], *faults: Fault, **options: Any) -> Told:
         """One request whose attempts meet these faults, one each."""
         self.asked += 1
-        request_id = f"chaos-{self.asked:05}-"
+        request_id = self.name(self.asked)
         self.plan.add(request_id, *faults)
         return await told(self.url, body, request_id=request_id, **options)
+
+    @staticmethod
+    def name(number: int) -> str:
+        """The id of the request that was asked as the n-th, from 1."""
+        return f"chaos-{number:05}-"
+
+    def broken_attempts(self) -> dict[str, int]:
+        """Attempts by outcome; those that went well, or that nobody needed any more, are left aside."""
+        found: Counter[str] = Counter()
+        for family in self.running.gateway.registry.collect():
+            for sample in family.samples:
+                if sample.name == "penstock_upstream_attempts_total":
+                    found[sample.labels["outcome"]] += int(sample.value)
+        return {outcome: count for outcome, count in found.items() if outcome not in {"ok", "hedged", "cancelled"}}
 
     def lifecycles(self) -> dict[str, str]:
         return {str(state.profile.id): str(state.lifecycle) for state in self.running.gateway.scheduler.states(0.0)}

@@ -4,36 +4,42 @@ import asyncio
 
 import pytest
 
-from tests.chaos.fleet import fleet, must_continue, must_migrate
+from tests.chaos.fleet import INTERRUPTED, fleet, must_continue, must_migrate
 from tests.support import faults
-from tests.support.conditions import until
+from tests.support.conditions import until, until_at_rest
 from tests.support.engine_process import EngineProcess
 from tests.support.fault_proxy import Fault, Passage
 from tests.support.raw_http import ask, post
 from tests.support.stream_client import chat_body, document_of, plain_body
 
-BEFORE_ANY_CONTENT: dict[str, Fault] = {
-    "reset before the head": faults.reset_before_head,
-    "closed before the head": faults.close_before_head,
-    "reset in the head": faults.reset_in_head,
-    "reset after the head": faults.reset_after_head,
-    "no HTTP": faults.speaks_something_else,
-    "a head without end": faults.endless_head,
-    "500": faults.status_500,
-    "503": faults.status_503,
-    "an error with status 200": faults.error_with_200,
-    "a page with status 200": faults.page_with_200,
-    "an error event with status 200": faults.error_event_with_200,
-    "nothing with status 200": faults.empty_200,
+# The faults of one request's attempts, and what a broken attempt counts as: of a stream, of a document.
+BEFORE_ANY_CONTENT: dict[str, tuple[list[Fault], str, str]] = {
+    # On a connection that stood idle the first such end means nothing: the request is sent once more on a new one.
+    "reset before the head": ([faults.reset_before_head] * 2, "closed", "closed"),
+    "closed before the head": ([faults.close_before_head] * 2, "closed", "closed"),
+    "reset in the head": ([faults.reset_in_head], "stream_cut", "stream_cut"),
+    "reset after the head": ([faults.reset_after_head], "stream_cut", "stream_cut"),
+    "no HTTP": ([faults.speaks_something_else], "stream_cut", "stream_cut"),
+    "a head without end": ([faults.endless_head], "stream_cut", "stream_cut"),
+    "500": ([faults.status_500], "5xx", "5xx"),
+    "503": ([faults.status_503], "rejected", "rejected"),
+    "an error with status 200": ([faults.error_with_200], "stream_cut", "garbled"),
+    "a page with status 200": ([faults.page_with_200], "stream_cut", "garbled"),
+    "an error event with status 200": ([faults.error_event_with_200], "error_event", "garbled"),
+    "nothing with status 200": ([faults.empty_200], "stream_cut", "garbled"),
 }
-IN_MID_STREAM: dict[str, Fault] = {
-    "an error event": faults.engine_error,
-    "[DONE] without a finish reason": faults.early_done,
-    "a clean end without a finish reason": faults.clean_end,
-    "garbage for an event": faults.garbage,
-    "garbage for framing": faults.garbage_framing,
-    "a line of 5 MiB": faults.huge_line,
-    "silence": faults.hang,
+IN_MID_STREAM: dict[str, tuple[Fault, str]] = {
+    "an error event": (faults.engine_error, "error_event"),
+    "[DONE] without a finish reason": (faults.early_done, "stream_cut"),
+    "a clean end without a finish reason": (faults.clean_end, "stream_cut"),
+    "garbage for an event": (faults.garbage, "error_event"),
+    "garbage for framing": (faults.garbage_framing, "stream_cut"),
+    "a line of 5 MiB": (faults.huge_line, "stream_cut"),
+    "silence": (faults.hang, "stream_cut"),
+}
+SILENCE: dict[str, Fault] = {
+    "before the head": faults.hang_before_head,
+    "after the head": faults.hang_after_head,
 }
 TAUGHT = 25  # answers of a replica, before it can be late by its prediction (docs/hedging.md)
 SILENCE: dict[str, Fault] = {
@@ -46,10 +52,14 @@ SILENCE: dict[str, Fault] = {
 async def test_broken_before_any_content(engines: list[EngineProcess], kind: str) -> None:
     """Nothing was forwarded: another replica answers, chats and plain completions, streams and documents alike."""
     async with fleet(engines) as found:
-        body, plain = chat_body(f"Before {kind}", 12), plain_body(f"Before {kind}", 12)
-        for wanted in (body, plain, document_of(body), document_of(plain)):
-            must_continue(await found.ask(wanted, BEFORE_ANY_CONTENT[kind]), kind)
-        assert found.plan.left == []
+        what, stream, document = BEFORE_ANY_CONTENT[kind]
+        for body in (chat_body(f"Before {kind}", 12), plain_body(f"Before {kind}", 12)):
+            must_continue(await found.ask(body, *what), kind)
+            must_continue(await found.ask(document_of(body), *what), kind)
+        assert {name for name, _ in found.plan.met} == set(map(found.name, range(1, 5)))
+        await until_at_rest(found.running)
+        assert found.broken_attempts().keys() == {stream, document}
+        assert found.running.metric("penstock_stream_interruptions_total") == 0
 
 
 async def test_broken_twice_before_any_content(engines: list[EngineProcess]) -> None:
@@ -75,8 +85,11 @@ async def test_broken_in_mid_stream(engines: list[EngineProcess], kind: str) -> 
     """After 5 tokens of 12: the client sees the rest from elsewhere."""
     async with fleet(engines) as found:
         for body in (chat_body(f"Amid {kind}", 12), plain_body(f"Amid {kind}", 12)):
-            must_migrate(await found.ask(body, faults.at_token(5, IN_MID_STREAM[kind])), kind)
+            must_migrate(await found.ask(body, faults.at_token(5, IN_MID_STREAM[kind][0])), kind)
         assert found.plan.left == []
+        await until_at_rest(found.running)
+        assert found.broken_attempts() == {IN_MID_STREAM[kind][1]: 2}
+        assert found.running.metric("penstock_stream_interruptions_total", action=INTERRUPTED) == 2
 
 
 @pytest.mark.parametrize("reason", ["abort", "error"])
