@@ -18,7 +18,7 @@ from tests.support.scrape import metric
 _PENSTOCK = Path(sys.executable).with_name("penstock")
 _ROOT = Path(__file__).resolve().parents[2]
 _PATIENCE_S = 60.0
-MODEL = "sim-8b"
+GPU = "H100-80G"  # `penstock engine`'s own default
 
 
 def free_port() -> int:
@@ -32,10 +32,10 @@ def free_port() -> int:
 class EngineProcess:
     """One engine; a context manager that ends it, frozen or not. Starting returns at once, `ready` waits."""
 
-    def __init__(self, *options: str, seed: int = 0, speed: float = 20.0) -> None:
-        """`speed`: times an H100's; at 20 a token takes some 0.4 ms, so that the machine decides."""
+    def __init__(self, *options: str, seed: int = 0, speed: float = 20.0, gpu: str = GPU) -> None:
+        """`speed`: times the GPU's; an H100's token takes some 0.4 ms at 20, so that the machine decides."""
         self.port = free_port()
-        self._options = ("--seed", str(seed), "--speed", str(speed), "--max-model-len", "8192", *options)
+        self._options = ("--seed", str(seed), "--speed", str(speed), "--gpu", gpu, "--max-model-len", "8192", *options)
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -109,7 +109,7 @@ class EngineProcess:
 def replica(name: str, url: str, *, tier: str = "on_demand", usd_per_hour: float = 1.0, **more: Any) -> dict[str, Any]:
     """A replica's configuration."""
     cost = {"tier": tier, "usd_per_hour": usd_per_hour}
-    return {"name": name, "url": url, "gpu": {"type": "H100-80G"}, "cost": cost, **more}
+    return {"name": name, "url": url, "gpu": {"type": GPU}, "cost": cost, **more}
 
 
 def _answers(url: str) -> bool:

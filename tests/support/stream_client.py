@@ -76,7 +76,7 @@ async def told(url: str, body: Mapping[str, Any], *, request_id: str = "", at_to
 async def _read(client: RawClient, body: Mapping[str, Any], at_token: AtToken | None) -> Told:
     try:
         status, headers = await client.head()
-    except (asyncio.IncompleteReadError, ConnectionError) as error:
+    except (asyncio.IncompleteReadError, ConnectionError, TimeoutError) as error:
         return Told(0, {}, faults=[f"no answer: {error!r}"])
     answer = Told(status, headers)
     loop, raw = asyncio.get_running_loop(), bytearray()
@@ -93,6 +93,8 @@ async def _read(client: RawClient, body: Mapping[str, Any], at_token: AtToken | 
                         await at_token(raw.count(b"data: "))
         except (asyncio.IncompleteReadError, ConnectionError) as error:
             answer.faults.append(f"the connection broke: {error!r}")
+        except TimeoutError:
+            answer.faults.append("the stream hangs")
     answer.raw = bytes(raw)
     judge = faults_of_stream if body.get("stream") else faults_of_document
     answer.faults += judge(expected_answer(body), status, answer.raw)
