@@ -19,8 +19,13 @@ from router.openai.usage import Usage, read_usage
 
 __all__ = ["ChunkFilter", "Document", "End", "Usage", "check_document"]
 
+# Well-formed UTF-8 beyond ASCII (RFC 3629): what is not would end a client's decoder, so such events are looked at, and refused.
+_WIDE = (
+    rb"[\xc2-\xdf][\x80-\xbf]|\xe0[\xa0-\xbf][\x80-\xbf]|[\xe1-\xec\xee\xef][\x80-\xbf]{2}|\xed[\x80-\x9f][\x80-\xbf]"
+    rb"|\xf0[\x90-\xbf][\x80-\xbf]{2}|[\xf1-\xf3][\x80-\xbf]{3}|\xf4[\x80-\x8f][\x80-\xbf]{2}"
+)
 # The group is there where the string says something.
-_STRING = rb'"((?:[^"\\\x00-\x1f]|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))++)?"'
+_STRING = rb'"((?:[^"\\\x00-\x1f\x80-\xff]++|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})|' + _WIDE + rb')++)?"'
 # Members that say nothing: nulls, and the token ids of `return_token_ids`.
 _NOTHING = rb'(?:,"(?:[a-z_]{1,40}":null|token_ids":\[(?:\d+(?:,\d+)*+)?\]))*+'
 _END = _NOTHING + rb"\}\]" + rb'(?:,"[a-z_]{1,40}":null)*+' + rb"\}\n\n"
