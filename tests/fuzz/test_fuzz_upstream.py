@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from backends.backend import UpstreamError
 from backends.upstream.sse import EventTooLarge, SseSplitter, event_data
-from router.openai.chunks import ChunkFilter
+from router.openai.chunks import ChunkFilter, check_document
 from router.openai.errors import ApiError
 from tests.support.fake_engine import chunk, usage_chunk, whole_stream
+from tests.support.fake_engine import document as fake_document
 from tests.support.fuzzing import fuzz, holds_for
 from tests.support.scripted_server import answer, chunked
 from tests.support.simulated_calls import CHAT, COMPLETIONS, HELLO, ask
@@ -71,7 +72,25 @@ def pieces_of(stream: bytes, cuts: Sequence[int]) -> list[bytes]:
     return [stream[a:b] for a, b in pairwise(edges)]
 
 
-MUTATED = st.builds(edited, st.sampled_from(TRANSCRIPTS), st.lists(EDIT, max_size=5))
+_IN_A_TEXT = re.compile(rb'"(?:content|text)": ?"')
+
+
+def spoiled_text(stream: bytes, which: int, new: bytes) -> bytes:
+    """One text of a stream, made longer by bytes at its beginning; all else is as it was."""
+    places = [match.end() for match in _IN_A_TEXT.finditer(stream)]
+    at = places[which % len(places)]
+    return stream[:at] + new + stream[at:]
+
+
+IN_A_TEXT = st.builds(
+    spoiled_text,
+    st.sampled_from(TRANSCRIPTS),
+    st.integers(0, 20),
+    st.binary(min_size=1, max_size=4)
+    | st.sampled_from(TOKENS)
+    | st.text(st.characters(exclude_categories=["Cs"]), max_size=3).map(str.encode),
+)
+MUTATED = IN_A_TEXT | st.builds(edited, st.sampled_from(TRANSCRIPTS), st.lists(EDIT, max_size=5))
 STREAM = MUTATED | st.lists(st.sampled_from(TOKENS) | st.binary(max_size=6), max_size=40).map(b"".join)
 
 
@@ -135,6 +154,29 @@ def the_chunk_filter(stream: bytes, cuts: list[int], others: list[int], chat: bo
     assert not end.complete or len(finished) == choices
     assert (end.error is None) == end.complete
     assert end.error is None or isinstance(end.error, ApiError)
+
+
+DOCUMENTS = [
+    *(ask(CHAT, {"messages": HELLO, "max_tokens": 3, **more})[1] for more in ({}, {"n": 2}, {"return_token_ids": True})),
+    ask(COMPLETIONS, {"prompt": "Fuzz", "max_tokens": 3})[1], fake_document("é"), b'{"object":"error","message":"x"}',
+]  # fmt: skip
+DOCUMENT = st.builds(edited, st.sampled_from(DOCUMENTS), st.lists(EDIT, max_size=4)) | st.builds(
+    spoiled_text, st.sampled_from(DOCUMENTS[:5]), st.integers(0, 3), st.binary(max_size=4)
+)
+
+
+@holds_for(raw=DOCUMENT, chat=st.booleans())
+def the_document_check(raw: bytes, chat: bool) -> None:
+    """A document passes as JSON that a client can read, or is one of our errors."""
+    try:
+        document = check_document(raw, chat=chat)
+    except ApiError:
+        return
+    body = json.loads(document.body.decode("utf-8"))
+    assert isinstance(body, dict)
+    assert not body.get("error")
+    if document.finished and chat:
+        assert all(choice["finish_reason"] not in {None, "abort", "error"} for choice in body["choices"])
 
 
 HEADS = [
@@ -225,7 +267,7 @@ def the_http_parser_reads_no_body_twice(raw: bytes) -> None:
 
 
 PROPERTIES = [
-    the_splitter, the_splitter_s_bound, the_chunk_filter, the_http_parser, the_http_parser_reads_no_body_twice
+    the_splitter, the_splitter_s_bound, the_chunk_filter, the_document_check, the_http_parser, the_http_parser_reads_no_body_twice
 ]  # fmt: skip
 
 
