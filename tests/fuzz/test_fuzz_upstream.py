@@ -4,8 +4,12 @@ import asyncio
 import json
 import re
 import secrets
+import subprocess
+import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,6 +28,7 @@ from tests.support.wired import Wired, rest_of
 
 DONE = b"data: [DONE]\n\n"
 SEED = 5
+ROOT = Path(__file__).resolve().parents[2]
 _OPTIONS = {"stream": True, "ignore_eos": True, "stream_options": {"include_usage": True}}
 
 
@@ -279,6 +284,19 @@ def test_fuzz_upstream() -> None:
 
 @pytest.mark.bars
 @pytest.mark.timeout(1800)
-def test_fuzz_upstream_for_long() -> None:
-    """Ten minutes, other ones each time."""
-    assert fuzz(PROPERTIES, seconds=600, seed=secrets.randbelow(2**32)) >= len(PROPERTIES)
+def test_fuzz_upstream_for_long(tmp_path: Path) -> None:
+    """Ten minutes, other ones each time; half of them guided by coverage, where atheris can be had."""
+    seed = secrets.randbelow(2**31)
+    guided = find_spec("atheris") is not None
+    assert fuzz(PROPERTIES, seconds=300 if guided else 600, seed=seed) >= len(PROPERTIES)
+    if guided:
+        guide_by_coverage(tmp_path, seconds=300, seed=seed)
+
+
+def guide_by_coverage(folder: Path, *, seconds: int, seed: int) -> None:
+    """In a process of its own: it ends the one it runs in."""
+    command = [sys.executable, "-m", "tests.fuzz.coverage_guided", f"-max_total_time={seconds}", f"-seed={seed}"]
+    place = [f"-artifact_prefix={folder}/", str(folder)]
+    run = subprocess.run([*command, *place], capture_output=True, text=True, check=False, cwd=ROOT)
+    print(run.stderr[-200:])
+    assert run.returncode == 0, (run.stdout + run.stderr)[-6000:]
