@@ -1,4 +1,4 @@
-"""Fuzzes the upstream side guided by what each input covers (atheris), with the checks of the Hypothesis properties. A program.
+"""Fuzzing guided by what each input covers (atheris), with the checks of the Hypothesis properties, without sockets. A program.
 
     python -m tests.fuzz.coverage_guided -max_total_time=600 -seed=1 FOLDER     # libFuzzer's options; FOLDER keeps the corpus
 
@@ -12,10 +12,11 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["backends.upstream", "router.openai"]):
+    from tests.fuzz import request_reading as requests
     from tests.fuzz import test_fuzz_upstream as checks
 
 MAX_BYTES = 6000  # the longest transcript has some 3,000
-_KINDS = 4
+_KINDS = 5
 
 
 def one(data: bytes) -> None:
@@ -31,14 +32,21 @@ def one(data: bytes) -> None:
         checks.the_chunk_filter.check(raw, cuts, others, chat, strip, choices)
     elif kind == 2:
         checks.the_document_check.check(raw, chat)
+    elif kind == 3:
+        path = requests.PATHS[choices if chat else 0]
+        requests.the_request_reader.check(raw, path, strip, chat)
     else:
         checks.the_http_parser.check(raw, cuts, others)
         checks.the_http_parser_reads_no_body_twice.check(raw)
 
 
+def requests_as_bytes() -> list[bytes]:
+    return [body.encode() for body in requests.BODIES]
+
+
 def sow(folder: Path) -> None:
     """Real answers, for each check."""
-    for number, seed in enumerate([*checks.TRANSCRIPTS, *checks.DOCUMENTS, *checks.RESPONSES]):
+    for number, seed in enumerate([*checks.TRANSCRIPTS, *checks.DOCUMENTS, *checks.RESPONSES, *requests_as_bytes()]):
         for kind in range(_KINDS):
             (folder / f"seed-{number}-{kind}").write_bytes(seed + bytes(13) + bytes([kind]))
 

@@ -17,6 +17,7 @@ from config.schema import Config, DataPlane
 from router.api import build_api
 from router.gateway import Gateway
 from router.ingress import HotPath
+from tests.fuzz.request_reading import the_request_reader
 from tests.support.fuzzing import Property, fuzz
 from tests.support.gateway_thread import GatewayThread, gateway_thread
 from tests.support.raw_http import RawClient
@@ -207,6 +208,7 @@ def bytes_on_a_socket(url: str) -> Property:
 def for_so_long(gateways: list[GatewayThread], *, seconds: float, seed: int, examples: int) -> int:
     wire, asgi = gateways
     found = [
+        the_request_reader,
         *asked_by_schema(wire.url),
         *[bytes_on_a_socket(wire.url)] * 5,
         *asked_by_schema(asgi.url)[-3:],  # the last operation is a hot one
