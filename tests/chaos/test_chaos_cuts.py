@@ -20,6 +20,7 @@ BREAKS: dict[str, Fault] = {
     "engine error": faults.engine_error,
     "[DONE] too soon": faults.early_done,
     "clean end": faults.clean_end,
+    "silence": faults.hang,
 }
 PLACES = {
     "in the middle of an event": faults.in_the_middle,
