@@ -6,7 +6,7 @@ ARGS ?=
 BIN := .venv/bin
 FAST_TESTS := tests/unit tests/conformance tests/stateful tests/sim tests/integration
 
-.PHONY: serve install dev engines test test-fast check format bars clean help
+.PHONY: serve install dev engines test test-fast check format bars chaos clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -52,6 +52,9 @@ check: dev lint  ## format, lint, types, imports, fast tests
 
 bars: dev engines  ## soaks, long fuzzing and timing ratios
 	$(BIN)/python -m pytest $(PYTEST_ARGS) -m bars tests
+
+chaos: dev  ## break engines, sockets and the gateway under streams, in the long form (docs/chaos.md)
+	$(BIN)/python -m pytest $(PYTEST_ARGS) tests/chaos
 
 format: dev  ## rewrite to the house format
 	$(BIN)/ruff format .

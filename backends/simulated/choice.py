@@ -4,9 +4,8 @@ Knows words, natural lengths and stop strings; the engine is told only how many 
 """
 
 import math
-from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from backends.simulated.tokens import EOS_ID, Split, choice_root, mix, word_id, word_text
 
@@ -37,8 +36,7 @@ class Choice:
     finish_reason: str
     eos: bool = False
     stop_reason: str | None = None
-    cut_token: int | None = None  # the token in which a stop string begins
-    cut_chars: int = 0  # what is shown of it; nothing is shown of those after it
+    shown: tuple[str, ...] | None = None  # what each token shows, where stop strings hold text back; None: its own word
 
     def token_id(self, index: int) -> int:
         if self.eos and index == self.limit_tokens - 1:
@@ -46,12 +44,11 @@ class Choice:
         return word_id(self.root, self.start + index)
 
     def text(self, index: int) -> str:
+        if self.shown is not None:
+            return self.shown[index]
         if self.eos and index == self.limit_tokens - 1:
             return ""
-        word = word_text(self.root, self.start + index)
-        if self.cut_token is None or index < self.cut_token:
-            return word
-        return word[: self.cut_chars] if index == self.cut_token else ""
+        return word_text(self.root, self.start + index)
 
     def texts(self, start: int, stop: int) -> str:
         return "".join(self.text(index) for index in range(start, stop))
@@ -63,10 +60,8 @@ def plan_choice(split: Split, index: int, ending: Ending) -> Choice:
     words = max(natural_words(root) - start, ending.min_tokens, 0)
     eos = words < ending.max_tokens and not ending.ignore_eos
     limit = words + 1 if eos else ending.max_tokens
-    stopped = _find_stop(root, start, words if eos else limit, ending) if ending.stop else None
-    if stopped is not None:
-        return stopped
-    return Choice(root=root, start=start, limit_tokens=limit, finish_reason="stop" if eos else "length", eos=eos)
+    choice = Choice(root=root, start=start, limit_tokens=limit, finish_reason="stop" if eos else "length", eos=eos)
+    return _with_stops(choice, ending) if ending.stop else choice
 
 
 def natural_words(root: int) -> int:
@@ -76,33 +71,36 @@ def natural_words(root: int) -> int:
     return max(1, int(_MEDIAN_WORDS * math.pow(odds, _SHAPE)))
 
 
-def _find_stop(root: int, start: int, words: int, ending: Ending) -> Choice | None:
-    overlap = max(map(len, ending.stop)) - 1
-    ends: list[int] = []  # characters up to and including each word
-    window = ""
-    length = 0
-    for index in range(words):
-        word = word_text(root, start + index)
-        length += len(word)
-        ends.append(length)
-        window = (window[-overlap:] if overlap else "") + word
-        if index < ending.min_tokens:
+def _with_stops(choice: Choice, ending: Ending) -> Choice:
+    """Ended by a stop string, or not; text is held back either way. Looks at the choice's own words only, as vLLM does."""
+    held = 0 if ending.stop_shown else max(map(len, ending.stop)) - 1
+    words = [choice.text(index) for index in range(choice.limit_tokens)]
+    text = ""
+    for index, word in enumerate(words):
+        # A stop that this word completes begins here or later.
+        fresh = max(len(text) - max(map(len, ending.stop)) + 1, 0)
+        text += word
+        if index < ending.min_tokens or (choice.eos and index == choice.limit_tokens - 1):
             continue
-        found = [(at, stop) for stop in ending.stop if (at := window.find(stop)) >= 0]
+        found = [(at, stop) for stop in ending.stop if (at := text.find(stop, fresh)) >= 0]
         if found:
             at, stop = min(found)
-            position = length - len(window) + at + ending.stop_shown * len(stop)
-            cut = min(bisect_right(ends, position), index)
-            return Choice(
-                root=root,
-                start=start,
-                limit_tokens=index + 1,
-                finish_reason="stop",
-                stop_reason=stop,
-                cut_token=cut,
-                cut_chars=position - (ends[cut - 1] if cut else 0),
-            )
-    return None
+            choice = replace(choice, limit_tokens=index + 1, finish_reason="stop", eos=False, stop_reason=stop)
+            end = at + len(stop) if ending.stop_shown else at
+            return replace(choice, shown=_held_back(words[: index + 1], text[:end], held))
+    return replace(choice, shown=_held_back(words, text, held)) if held else choice
+
+
+def _held_back(words: Sequence[str], text: str, held: int) -> tuple[str, ...]:
+    """What vLLM's detokenizer shows with each token: all but the last `held` characters, which may yet become a stop string."""
+    shown: list[str] = []
+    made = said = 0
+    for index, word in enumerate(words):
+        made += len(word)
+        end = len(text) if index == len(words) - 1 else min(max(made - held, said), len(text))
+        shown.append(text[said:end])
+        said = end
+    return tuple(shown)
 
 
 class TokenBlocks:

@@ -40,6 +40,8 @@ class _Answer(msgspec.Struct):
 def check_document(raw: bytes, *, chat: bool) -> Document:
     """Raises ApiError where a 200 holds an error, no JSON, or less than an answer. `chat` False: completions and embeddings."""
     try:
+        if not raw.isascii():
+            raw.decode()  # what msgspec skips, it does not decode
         answer = msgspec.json.decode(raw, type=_Answer)
     except (ValueError, RecursionError) as e:
         # Triton's `{"error": "..."}` comes with status 200, too; `choices: null` decodes and is caught below.

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import re
+import resource
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -49,6 +50,11 @@ class GatewayProcess:
     async def exit_code(self) -> int:
         async with asyncio.timeout(_PATIENCE_S):
             return await self._process.wait()
+
+    def limit_descriptors(self, spare: int) -> None:
+        """From now on it can open only so many more."""
+        limit = len(list(Path(f"/proc/{self.pid}/fd").iterdir())) + spare
+        resource.prlimit(self.pid, resource.RLIMIT_NOFILE, (limit, limit))
 
     def kill(self) -> None:
         if self._process.returncode is None:

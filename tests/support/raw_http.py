@@ -103,6 +103,11 @@ class RawClient:
             size = int(await self._reader.readuntil(b"\r\n"), 16)
             return (await self._reader.readexactly(size + 2))[:-2]
 
+    async def exactly(self, size: int) -> bytes:
+        """So many bytes of a body."""
+        async with asyncio.timeout(PATIENCE_S):
+            return await self._reader.readexactly(size)
+
     async def answer(self, *, method: str = "POST") -> Answer:
         """One whole response, however it is framed."""
         status, headers = await self.head()
@@ -111,8 +116,7 @@ class RawClient:
         elif headers.get("transfer-encoding") == "chunked":
             body = await self.rest_of_chunks()
         elif "content-length" in headers:
-            async with asyncio.timeout(PATIENCE_S):
-                body = await self._reader.readexactly(int(headers["content-length"]))
+            body = await self.exactly(int(headers["content-length"]))
         else:
             body = await self.until_closed()
         return Answer(status=status, headers=headers, body=body)

@@ -67,6 +67,27 @@ def test_a_stop_string_cuts_the_text_before_it(position: int, length: int):
     assert stop not in expected_text(PROMPT, choice.limit_tokens - 1)
 
 
+@given(st.integers(1, 60), st.integers(1, 12))
+def test_text_that_may_become_a_stop_string_is_held_back(tokens: int, length: int):
+    """As vLLM's detokenizer: the text lags behind the tokens by one character less than the longest stop, and the last token shows the rest."""
+    text = expected_text(PROMPT, tokens)
+    choice = plan_choice(SPLIT, 0, Ending(max_tokens=tokens, ignore_eos=True, stop=("\n", "\n" * length)))
+    for said in range(1, tokens):
+        made = expected_text(PROMPT, said)
+        assert choice.texts(0, said) == made[: max(len(made) - (length - 1), 0)]
+    assert choice.texts(0, tokens) == text
+
+
+def test_a_stop_string_that_began_in_the_prompt_is_not_seen():
+    """Stop strings are looked for in an engine's own output only, as vLLM does: who continues an answer elsewhere must look across the seam."""
+    said = expected_text(PROMPT, 5)
+    stop = expected_text(PROMPT, 6)[-7:]
+    whole = plan_choice(SPLIT, 0, Ending(max_tokens=20, ignore_eos=True, stop=(stop,)))
+    rest = plan_choice(split_prompt(encode(PROMPT + said)), 0, Ending(max_tokens=15, ignore_eos=True, stop=(stop,)))
+    assert (whole.limit_tokens, whole.stop_reason) == (6, stop)
+    assert (rest.limit_tokens, rest.stop_reason) == (15, None)
+
+
 def test_a_stop_string_within_min_tokens_is_passed_over():
     """Stops count only once min_tokens were made."""
     first = expected_text(PROMPT, 1)

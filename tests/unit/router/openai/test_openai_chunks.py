@@ -60,6 +60,37 @@ def test_compat_3_ordinary_events_are_the_same_bytes() -> None:
     assert chunks.end().tail == DONE
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"\x92",
+        b"\xc3",
+        b"\xc0\x80",
+        b"\xe0\x80\x80",
+        b"\xed\xa0\x80",
+        b"\xf0\x80\x80\x80",
+        b"\xf4\x90\x80\x80",
+        b"\xff",
+        b"\xc3\xa9\xa9",
+    ],
+)
+def test_a_plain_delta_that_is_no_utf_8_is_an_error(text: bytes) -> None:
+    """Passed on, it would end the client's decoder; found by fuzzing, where ordinary events before it had been recognised by their bytes."""
+    chunks = chat()
+    out = fed(chunks, role(), word("a"), word("b"), word("#").replace(b"#", b"x" + text), word("c"))
+    assert out == [role(), word("a"), word("b")]
+    assert chunks.error is not None
+
+
+def test_wide_characters_pass_as_they_are() -> None:
+    """The first and last of each length, raw in their bytes."""
+    chunks = chat()
+    texts = ["\x80", "߿", "ࠀ", "\ud7ff", "\ue000", "\uffff", "𐀀", "\U0010ffff", "é", "\u2028", "🌊"]
+    events = [role(), *(word("#").replace(b"#", text.encode()) for text in texts)]
+    assert [id(o) for o in fed(chunks, *events)[2:]] == [id(e) for e in events[2:]]
+    assert chunks.tokens == len(texts)
+
+
 def test_completions_pass_the_same_way() -> None:
     """Text chunks have no delta and get no role."""
     identity = {**IDENTITY, "object": "text_completion"}

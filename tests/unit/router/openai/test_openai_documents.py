@@ -103,3 +103,13 @@ def test_completions_and_embeddings_have_no_messages() -> None:
     document = check_document(vectors, chat=False)
     assert (document.body, document.finished, document.usage) == (vectors, True, Usage(prompt_tokens=3))
     assert refused(b'{"choices": null}', chat=False).case is Case.UPSTREAM
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_a_document_that_is_no_utf_8_is_refused(chat: bool) -> None:
+    """Members that are only passed on are looked at, too: a client's decoder would end there."""
+    raw = b'{"choices":[{"index":0,"text":"%b","message":{"role":"assistant"},"finish_reason":"stop"}]}'
+    assert check_document(raw % "\u00e9".encode(), chat=chat).finished
+    for text in (b"\x80", b"\xc3", b"\xed\xa0\x80"):
+        with pytest.raises(ApiError):
+            check_document(raw % text, chat=chat)

@@ -1,0 +1,137 @@
+"""A cloud takes a machine back: with notice of 30 or of 120 seconds, earlier than it said, or not at all after all.
+
+Needs `POST /admin/replicas/{name}/notice` and mid-stream migration; collected once the configuration has a section `spot`.
+"""
+
+import asyncio
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+from tests.chaos.fleet import Fleet, fleet, must_continue
+from tests.support.conditions import until
+from tests.support.engine_process import EngineProcess
+from tests.support.raw_http import ask, get, post
+from tests.support.stream_client import Told, chat_body
+
+STREAMS = 12
+
+
+@pytest.fixture(scope="module")
+def doomed() -> Iterator[list[EngineProcess]]:
+    """Three, slow enough that a long answer outlives its machine: some 40 ms a token."""
+    with ExitStack() as stack:
+        yield [stack.enter_context(EngineProcess(seed=seed, speed=0.2)) for seed in (1, 2, 3)]
+
+
+async def admin(found: Fleet, name: str, what: str = "", document: Any = None) -> Any:
+    """One call of the admin API; the replica as it stands then."""
+    path = f"/admin/replicas/{name}{what}"
+    answer = await ask(
+        found.url, get(path) if document is None else post(path, document, "content-type: application/json")
+    )
+    assert answer.status == 200, answer.body
+    return answer.json()
+
+
+async def notice(found: Fleet, name: str, in_s: float) -> Any:
+    now = time.time()  # noqa: TID251 - clouds tell their deadlines by the wall clock
+    told = {
+        "provider": "aws",
+        "kind": "reclaim",
+        "deadline_unix_s": now + in_s,
+        "observed_unix_s": now,
+        "id": f"{name}-{in_s}",
+    }
+    return await admin(found, name, "/notice", told)
+
+
+async def streams_under_way(found: Fleet, group: asyncio.TaskGroup, what: str, tokens: int) -> list[asyncio.Task[Told]]:
+    """Once all of them have tokens."""
+    begun = [0] * STREAMS
+
+    def watcher(number: int) -> Any:
+        async def watch(count: int) -> None:
+            begun[number] = count
+
+        return watch
+
+    tasks = [
+        group.create_task(found.ask(chat_body(f"{what} {n}", tokens), at_token=watcher(n))) for n in range(STREAMS)
+    ]
+    await until(lambda: min(begun) > 2, lambda: begun)
+    return tasks
+
+
+def all_whole(tasks: Sequence[asyncio.Task[Told]]) -> None:
+    for task in tasks:
+        must_continue(task.result())
+    assert "r0" in {task.result().headers["x-penstock-replica"] for task in tasks}
+
+
+async def until_released(found: Fleet, name: str) -> None:
+    async with asyncio.timeout(60):
+        while not (await admin(found, name))["released"]:
+            await asyncio.sleep(0.02)
+
+
+async def revived(engine: EngineProcess) -> None:
+    if not engine.running:
+        engine.start()
+    await engine.ready()
+
+
+@pytest.mark.parametrize(("in_s", "tokens"), [(30, 1200), (120, 200)], ids=["30 s, moved", "120 s, finished there"])
+async def test_notice(doomed: list[EngineProcess], in_s: float, tokens: int) -> None:
+    """Streams that would outlive the machine move, others finish there; it is released, and its end is nobody's loss."""
+    await revived(doomed[0])
+    async with fleet(doomed) as found:
+        async with asyncio.TaskGroup() as group:
+            tasks = await streams_under_way(found, group, f"Notice {in_s}", tokens)
+            told = await notice(found, "r0", in_s)
+            assert told["lifecycle"] == "reclaiming"
+            await until_released(found, "r0")
+            doomed[0].kill()
+        all_whole(tasks)
+
+
+async def test_notice_then_early_kill(doomed: list[EngineProcess]) -> None:
+    """The machine goes right after its notice of 30 s: what had not moved yet moves now."""
+    await revived(doomed[0])
+    async with fleet(doomed) as found:
+        async with asyncio.TaskGroup() as group:
+            tasks = await streams_under_way(found, group, "Early", 200)
+            await notice(found, "r0", 30)
+            doomed[0].kill()
+        all_whole(tasks)
+
+
+async def test_notice_withdrawn(doomed: list[EngineProcess]) -> None:
+    """A replica whose notice is withdrawn takes work again; no stream was lost to it."""
+    await revived(doomed[0])
+    async with fleet(doomed) as found:
+        async with asyncio.TaskGroup() as group:
+            tasks = await streams_under_way(found, group, "Withdrawn", 100)
+            await notice(found, "r0", 120)
+            await admin(found, "r0", "/restore", {})
+        all_whole(tasks)
+        await found.until_ready()
+
+
+async def test_two_notices_at_once(doomed: list[EngineProcess]) -> None:
+    """Two of three machines are taken at once: all that must move fits the third, or waits for it; nothing is lost."""
+    for engine in doomed[:2]:
+        await revived(engine)
+    async with fleet(doomed) as found:
+        async with asyncio.TaskGroup() as group:
+            tasks = await streams_under_way(found, group, "Two notices", 200)
+            for name in ("r0", "r1"):
+                await notice(found, name, 30)
+            for name in ("r0", "r1"):
+                await until_released(found, name)
+            for engine in doomed[:2]:
+                engine.kill()
+        all_whole(tasks)
