@@ -44,11 +44,18 @@ class AttemptFailed(Exception):
     """One replica did not deliver, or not all.
 
     `repeatable`: another may. `begun`: the client has seen some of the answer. `moved`: it was we who ended it. `spent`: an engine worked
-    for nothing, and another will have to; one that died or was never reached does not work any more.
+    for nothing, and another will have to; one that died or was never reached does not work any more. `reached`: an engine has seen it.
     """
 
     def __init__(
-        self, error: ApiError, *, repeatable: bool, begun: bool = False, moved: bool = False, spent: bool = True
+        self,
+        error: ApiError,
+        *,
+        repeatable: bool,
+        begun: bool = False,
+        moved: bool = False,
+        spent: bool = True,
+        reached: bool = True,
     ) -> None:
         super().__init__(error.message)
         self.error = error
@@ -56,6 +63,7 @@ class AttemptFailed(Exception):
         self.begun = begun
         self.moved = moved
         self.spent = spent
+        self.reached = reached
 
 
 class Attempts:
@@ -159,6 +167,7 @@ class Attempts:
                 repeatable=not timed_out or exchange.chunks is not None,
                 begun=exchange.chunks is not None,
                 spent=False,
+                reached=not isinstance(error, ConnectFailed),
             ) from error
         except RelayFailed as failed:
             attempt = failed.outcome
@@ -318,7 +327,8 @@ class Attempts:
                 meters.observe_ttft(now - exchange.inbound.received_s)
             if move.since_s is not None:
                 self._report.resumed(exchange, now - move.since_s)
-            move.since_s, exchange.failures = None, 0
+            move.since_s = move.until_s = None
+            move.avoid, exchange.failures = frozenset(), 0
             self._admission.first_token(lease)
 
         relay = Relay(

@@ -6,7 +6,7 @@ A record, not a decider: the dispatcher writes it, the report turns it into metr
 import asyncio
 from dataclasses import dataclass, field
 
-from batching.request import Outcome, Request
+from batching.request import Outcome, ReplicaId, Request
 from batching.ticket import Placed
 from metrics.handles import StreamHandles
 from metrics.timeline import Timeline
@@ -31,6 +31,8 @@ class Move:
     tokens_before: int = 0  # said by engines before the one that speaks now
     heard_before: int = 0  # the same in events, as the timeline counts
     since_s: float | None = None  # when the last engine was let go; None: its successor has spoken
+    until_s: float | None = None  # so long another place is looked for; None: it has one that speaks
+    avoid: frozenset[ReplicaId] = frozenset()  # that brought nothing since a token came last
     cut: asyncio.Timeout | None = None  # ends the attempt under way; None: there is none, or nothing to be saved
     silence: KeepAlive | None = None  # knows when something came last
     next: Placed | None = None  # where it is to go when it has been cut

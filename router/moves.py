@@ -43,7 +43,7 @@ class Moves:
         journal, move = exchange.journal, exchange.move
         assert journal is not None
         now = asyncio.get_running_loop().time()
-        exchange.failures += not failed.moved
+        exchange.failures += failed.reached and not failed.moved  # what was refused a connection killed nobody
         move.count += 1
         why = self._why_not(exchange, failed)
         if why is not None:
@@ -52,7 +52,10 @@ class Moves:
         if not journal.empty and move.since_s is None:
             last_s = exchange.timeline.last_token_s
             move.since_s = now if last_s is None else last_s
-        return replace(continuing(exchange, now, self._config.max_wait_s), avoid=here)
+        if move.until_s is None:
+            move.until_s = now + self._config.max_wait_s
+        move.avoid |= here
+        return replace(continuing(exchange, now, move.until_s), avoid=move.avoid)
 
     def _why_not(self, exchange: Exchange, failed: AttemptFailed) -> str | None:
         journal = exchange.journal
@@ -164,7 +167,7 @@ class Moves:
         if journal is not None and not journal.empty:
             if not (journal.exact or journal.by_text):
                 return  # it stays as long as it may
-            request = continuing(exchange, now, max(0.1, by_s - now))
+            request = continuing(exchange, now, max(now, by_s))
         else:
             request = replace(before.lease.request, deadline_s=by_s, resumes=True, may_hedge=False)
         try:
@@ -184,19 +187,19 @@ def cut_loose(exchange: Exchange) -> None:
         exchange.move.cut.reschedule(0.0)  # long past on any clock
 
 
-def continuing(exchange: Exchange, now: float, wait_s: float) -> Request:
+def continuing(exchange: Exchange, now: float, deadline_s: float) -> Request:
     """The rest of an answer as the scheduler sees it: what was said is prompt now, and its client has waited long enough."""
     request, journal = exchange.request, exchange.journal
     assert request is not None
     if journal is None or journal.empty:
-        return replace(request, deadline_s=now + wait_s, may_hedge=False, resumes=True)
+        return replace(request, deadline_s=deadline_s, may_hedge=False, resumes=True)
     said = journal.id_count if journal.exact else exchange.timeline.output_tokens
     prompt = request.prompt_tokens if journal.prompt_ids is None else journal.prompt_ids.count(b",") + 1
     most = request.max_output_tokens
     return replace(
         request,
         arrived_s=now,
-        deadline_s=now + wait_s,
+        deadline_s=deadline_s,
         prompt_tokens=prompt + said,
         prompt_chars=None,  # nothing is to be learned of a prompt that was not the client's
         max_output_tokens=None if most is None else max(1, most - said),

@@ -172,7 +172,7 @@ async def relay_stream(reply: EngineReply, relay: Relay, chunks: ChunkFilter) ->
     try:
         await reply.pour(relay)
     except UpstreamError as error:
-        if not chunks.finished:  # else only the tail is missing
+        if not chunks.complete:  # else only the tail is missing
             raise RelayFailed(upstream_lost(), forwarded=relay.forwarded, outcome=error.outcome) from error
     if chunks.error is not None:
         raise RelayFailed(chunks.error, forwarded=relay.forwarded, outcome="error_event")

@@ -57,6 +57,8 @@ class ChunkFilter:
         self._chat = chat
         self._plain = (PLAIN_CHAT if chat else PLAIN_TEXT).match
         self._splitter = SseSplitter()
+        self._over = False  # every choice's finish reason was passed on
+        self._failed = False  # what it said last makes no sense, or is an error
         self._cut = False  # in the middle of an event
         self._head: bytes | None = None  # of this stream's events up to the choice's index, once a chunk showed it
         self._identity: dict[str, Any] | None = None
@@ -72,7 +74,7 @@ class ChunkFilter:
     def go_on(self, *, tokens_before: int, reshape: bool) -> None:
         """The rest comes from another engine, whose prompt has the `tokens_before` that were said; `reshape`: as plain completions."""
         self._splitter, self._cut, self._head = SseSplitter(), False, None
-        self.done, self.error = False, None
+        self.done, self.error, self._failed = False, None, False
         self.usage = self.engine_usage = None
         self._usage_chunk = self._last_usage = None
         self._before, self._reshape = tokens_before, reshape
@@ -188,10 +190,11 @@ class ChunkFilter:
         before: list[bytes] = []
         for position, choice in enumerate(choices):
             edited |= self._choice(choice, position, before)
-            if self.error is not None:
+            if self._failed:
                 return None
         if self._head is None and self.guard is None and not self._reshape:
             self._learn_head(raw)
+        self._over = self.finished
         return b"".join((*before, write_json(chunk) if edited else raw))
 
     def _choice(self, choice: dict[str, Any], position: int, before: list[bytes]) -> bool:
@@ -310,5 +313,9 @@ class ChunkFilter:
             self._head = raw[: at + len(CHOICES)]
 
     def _fail(self, error: ApiError) -> None:
-        self.error = error
-        self._head = None
+        """What an engine says once every choice has finished takes nothing back."""
+        self._head, self._failed = None, True
+        if self._over:
+            self.done = True
+        else:
+            self.error = error

@@ -5,11 +5,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from tests.chaos.fleet import HAS_NOTICES
 from tests.support.engine_process import EngineProcess
-
-# Scenarios of spot notices need POST /admin/replicas/{name}/notice; with it (it brings the section `spot`) this list is empty and can go.
-collect_ignore = [] if HAS_NOTICES else ["test_chaos_notices.py"]
 
 
 @pytest.fixture(scope="session")

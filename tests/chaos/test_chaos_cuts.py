@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from tests.chaos.fleet import fleet, must_continue, must_migrate
+from tests.chaos.fleet import fleet, must_continue
 from tests.support import faults
 from tests.support.engine_process import EngineProcess
 from tests.support.fault_proxy import Fault
@@ -38,7 +38,7 @@ async def test_cut_at_every_token(engines: list[EngineProcess], kind: str) -> No
         )
         for k, answer in enumerate(answers):
             whole = k == TOKENS and kind in {"[DONE] too soon", "clean end"}  # it had its finish reason
-            (must_whole_but_usage if whole else must_migrate)(answer, k)
+            (must_whole_but_usage if whole else must_continue)(answer, k)
         assert found.plan.left == []
 
 
@@ -59,7 +59,7 @@ async def test_cut_within_every_token(engines: list[EngineProcess], kind: str, p
             )
         )
         for k, answer in enumerate(answers):
-            must_migrate(answer, k)
+            must_continue(answer, k)
         assert found.plan.left == []
 
 
@@ -68,7 +68,7 @@ async def test_plain_completions_cut_at_every_token(engines: list[EngineProcess]
     async with fleet(engines) as found:
         must_continue(await found.ask(plain_body("Plain", TOKENS), faults.at_token(0, faults.cut)))
         for k in range(1, TOKENS):
-            must_migrate(await found.ask(plain_body(f"Plain {k}", TOKENS), faults.at_token(k, faults.cut)), k)
+            must_continue(await found.ask(plain_body(f"Plain {k}", TOKENS), faults.at_token(k, faults.cut)), k)
 
 
 async def test_an_answer_cut_again_and_again(engines: list[EngineProcess]) -> None:
@@ -77,7 +77,7 @@ async def test_an_answer_cut_again_and_again(engines: list[EngineProcess]) -> No
         for first in (1, 4, 9):
             for second in (0, 1, 5):
                 breaks = [faults.at_token(k, faults.cut) for k in (first, second)]
-                must_migrate(await found.ask(chat_body(f"Twice {first} {second}", 20), *breaks), (first, second))
+                must_continue(await found.ask(chat_body(f"Twice {first} {second}", 20), *breaks), (first, second))
 
 
 async def test_stop_strings_across_the_seam(engines: list[EngineProcess]) -> None:
@@ -88,7 +88,7 @@ async def test_stop_strings_across_the_seam(engines: list[EngineProcess]) -> Non
         body = chat_body(prompt, 30, stop=[f"{said[8]} {said[9]} {said[10][:2]}"])
         must_continue(await found.ask(body))
         for k in range(11):
-            must_migrate(await found.ask(body, faults.at_token(k, faults.cut)), k)
+            must_continue(await found.ask(body, faults.at_token(k, faults.cut)), k)
 
 
 async def test_documents_broken_at_any_place(engines: list[EngineProcess]) -> None:

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from tests.chaos.fleet import INTERRUPTED, fleet, must_continue, must_migrate, must_survive
+from tests.chaos.fleet import fleet, must_continue, must_survive
 from tests.support import faults
 from tests.support.conditions import until, until_at_rest
 from tests.support.engine_process import EngineProcess
@@ -85,18 +85,18 @@ async def test_broken_in_mid_stream(engines: list[EngineProcess], kind: str) -> 
     """After 5 tokens of 12: the client sees the rest from elsewhere."""
     async with fleet(engines) as found:
         for body in (chat_body(f"Amid {kind}", 12), plain_body(f"Amid {kind}", 12)):
-            must_migrate(await found.ask(body, faults.at_token(5, IN_MID_STREAM[kind][0])), kind)
+            must_continue(await found.ask(body, faults.at_token(5, IN_MID_STREAM[kind][0])), kind)
         assert found.plan.left == []
         await until_at_rest(found.running)
         assert found.broken_attempts() == {IN_MID_STREAM[kind][1]: 2}
-        assert found.running.metric("penstock_stream_interruptions_total", action=INTERRUPTED) == 2
+        assert found.running.metric("penstock_stream_interruptions_total", action="resumed") == 2
 
 
 @pytest.mark.parametrize("reason", ["abort", "error"])
 async def test_an_engine_that_gives_up(engines: list[EngineProcess], reason: str) -> None:
     """An engine's finish reasons for a request that it aborts of its own accord are no answer's end."""
     async with fleet(engines) as found:
-        must_migrate(await found.ask(chat_body(f"Gives up {reason}", 12), faults.finishes(5, reason)))
+        must_continue(await found.ask(chat_body(f"Gives up {reason}", 12), faults.finishes(5, reason)))
 
 
 @pytest.mark.parametrize(("kind", "document"), [("before the head", True), ("after the head", False)])

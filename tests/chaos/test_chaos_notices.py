@@ -1,7 +1,4 @@
-"""A cloud takes a machine back: with notice of 30 or of 120 seconds, earlier than it said, or not at all after all.
-
-Needs `POST /admin/replicas/{name}/notice` and mid-stream migration; collected once the configuration has a section `spot`.
-"""
+"""A cloud takes a machine back: with notice of 30 or of 120 seconds, earlier than it said, or not at all after all."""
 
 import asyncio
 import time

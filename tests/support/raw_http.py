@@ -42,7 +42,7 @@ class Answer:
 
 def head(method: str, path: str, *headers: str, version: str = "1.1") -> bytes:
     """A request's head; `headers` are whole lines."""
-    return "\r\n".join([f"{method} {path} HTTP/{version}", "host: gateway", *headers, "", ""]).encode()
+    return "\r\n".join([f"{method} {path} HTTP/{version}", "host: localhost", *headers, "", ""]).encode()
 
 
 def post(path: str, body: object, *headers: str, version: str = "1.1") -> bytes:
