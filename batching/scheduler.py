@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from itertools import count
 from math import inf
 
-from batching.admission import bound_broken, refuse_unservable, retry_after_s
+from batching.admission import refuse_unservable
 from batching.audit import judge
 from batching.claims import claims
 from batching.decisions import Decisions
@@ -20,6 +20,7 @@ from batching.fleet import CACHE_LOST, Fleet
 from batching.hedging import Hedging, Refusal
 from batching.lane import Waiting
 from batching.ledger import LeaseRecord
+from batching.overload import Overload, Refused
 from batching.policies.policy import Policy
 from batching.queue import OUTPUT_TOKEN_WEIGHT, QueueStatistics, WaitingQueue
 from batching.replica import EngineLoad, Lifecycle, ReplicaProfile, ReplicaState
@@ -46,7 +47,6 @@ class Scheduler:
         policy: Policy | None = None,
         decisions: Decisions | None = None,
     ) -> None:
-        self._config = queue
         without = scheduling.without
         self._estimators = Estimators(
             output_quantile=scheduling.kv_forecast_quantile, doubting=Mechanism.AUDIT not in without
@@ -55,14 +55,20 @@ class Scheduler:
             queue, by_deadline=Mechanism.DEADLINES not in without, with_floors=Mechanism.FLOORS not in without
         )
         self._fleet = Fleet(scheduling, stale_after_s=stale_after_s)
+        early = policy is None and Mechanism.EARLY_REFUSAL not in without
+        self._overload = Overload(queue, self._queue, early=early)
+        self._shed: list[Decision] = []  # evicted for somebody who came since the last pass
         self._policy = policy
         self._decisions = decisions
         self._filling: Filling | Dispatching
+        self.retry_budget = RetryBudget(scheduling.retry_budget_ratio)  # for whoever asks twice, and why
         self._hedging: Hedging | None = None
         if policy is None:
-            self._filling = Filling(scheduling, self._queue, self._fleet, self._estimators, decisions)
+            self._filling = Filling(scheduling, self._queue, self._fleet, self._estimators, self._overload, decisions)
             if scheduling.hedge.enabled:
-                self._hedging = Hedging(scheduling.hedge, self._fleet, self._queue, self._filling, self._ticket)
+                self._hedging = Hedging(
+                    scheduling.hedge, self._fleet, self._queue, self._filling, self._ticket, self.retry_budget
+                )
         else:
             self._filling = Dispatching(policy, self._queue, self._fleet, self._estimators, decisions)
         self._ticket_ids = count(1)
@@ -71,20 +77,30 @@ class Scheduler:
     # -- requests ----------------------------------------------------------------------------------------------------
 
     def submit(self, request: Request, now: float) -> Ticket:
-        """A place in the queue, or `Rejected` at once where waiting cannot help. Call `advance` next."""
-        if self._draining:
+        """A place in the queue, or `Rejected` at once where waiting cannot help. Call `advance` next.
+
+        Others may have had to make way for it: `advance` says who.
+        """
+        if self._draining and not request.resumes:
             raise Rejected(Reason.DRAINING)
         refuse_unservable(request, self._fleet)
+        ticket = self._ticket(request, now)
+        if request.resumes:
+            self._queue.add(ticket, self._filling.need(request, ticket.id))
+            return ticket
         if request.deadline_s is not None and request.deadline_s <= now:
             raise Rejected(Reason.DEADLINE)
-        limit = bound_broken(request, self._queue, self._config)
-        if limit is not None:
-            raise Rejected(Reason.QUEUE_FULL, retry_after_s=self._retry_after_s(request, now), limit=limit)
-        if self._hedging is not None and not request.avoid:
-            self._hedging.budget.earn()
-        ticket = self._ticket(request, now)
+        queue, making_way = self._queue, list[Waiting]()
+        queue.settle()
+        if not queue.crowd.fits(request, len(queue), queue.tokens, queue.bytes):
+            making_way = self._overload.room_for(request, now, self.drain_rate(request.model, now))
         need = self._filling.need(request, ticket.id)
-        self._queue.add(ticket, need, self._filling.late_at_s(need, now))
+        late_at_s = self._filling.late_at_s(need, now)
+        self._overload.refuse_vain(need, late_at_s, now)
+        self._shed += [self._evict(waiting, Reason.SHED, now) for waiting in making_way]
+        if not request.avoid:
+            self.retry_budget.earn()
+        self._queue.add(ticket, need, late_at_s)
         return ticket
 
     def cancel(self, ticket: Ticket, now: float) -> bool:  # noqa: ARG002 - time is an argument everywhere
@@ -94,13 +110,15 @@ class Scheduler:
             return False
         self._filling.release(waiting)
         self._queue.leave(waiting, TicketState.CANCELLED)
+        if not (lane := self._queue.lanes[ticket.request.model]).size:
+            self._overload.emptied(lane)
         return True
 
     def advance(self, now: float) -> list[Decision]:
         """Evicts what has waited too long, then fills the room there is. O(1) when nothing has changed."""
         self._fleet.elapse(now)
-        decisions: list[Decision] = []
-        if self._queue.soonest_s <= now or self._fleet.lost_models:
+        decisions, self._shed = self._shed, []
+        if self._queue.soonest_s <= now or self._fleet.lost_models or self._overload.flooded:
             decisions += self._leave(now)
         placed = self._filling.fill(now)
         if self._hedging is not None:
@@ -121,8 +139,13 @@ class Scheduler:
                 left += [self._evict(w, Reason.NO_REPLICA, now) for w in queue if w.ticket.request.model == model]
         fleet.lost_models.clear()
         if due:
-            queue.turn_late(now)
+            for waiting in queue.turn_late(now):
+                if self._overload.in_flood(waiting.ticket.request.model, now):
+                    left.append(self._evict(waiting, Reason.OVERLOAD, now))
             queue.let_go(now)
+        for model in self._overload.take_flooded():
+            left += [self._evict(waiting, Reason.OVERLOAD, now) for waiting in queue.turned_late(model)]
+        if due:
             queue.next_deadline()  # when to look again
         return left
 
@@ -138,9 +161,11 @@ class Scheduler:
         return first_s if first_s < inf else None
 
     def drain(self, now: float) -> list[Decision]:
-        """Refuses what is new and evicts what waits; leases run on."""
+        """Refuses what is new and evicts what waits, but for what resumes; leases run on."""
         self._draining = True
-        return [self._evict(waiting, Reason.DRAINING, now) for waiting in self._queue]
+        shed, self._shed = self._shed, []
+        leaving = [waiting for waiting in self._queue if not waiting.ticket.request.resumes]
+        return [*shed, *(self._evict(waiting, Reason.DRAINING, now) for waiting in leaving)]
 
     # -- leases ------------------------------------------------------------------------------------------------------
 
@@ -210,6 +235,7 @@ class Scheduler:
     def add_replica(self, profile: ReplicaProfile, lifecycle: Lifecycle, now: float) -> None:  # noqa: ARG002
         """Raises ValueError for an id that is there and was not removed."""
         self._fleet.add(profile, lifecycle)
+        self._note_grown(profile.id)
 
     def remove_replica(self, replica: ReplicaId, now: float) -> None:  # noqa: ARG002
         """Takes no more work; gone with its last lease. Raises KeyError for one that is not there."""
@@ -224,7 +250,10 @@ class Scheduler:
 
     def set_lifecycle(self, replica: ReplicaId, lifecycle: Lifecycle, now: float) -> None:  # noqa: ARG002
         """Raises ValueError for what TRANSITIONS forbids; repeating the present state is no transition."""
+        before = self._fleet[replica].lifecycle
         self._fleet.set_lifecycle(replica, lifecycle)
+        if lifecycle is not before:
+            self._note_grown(replica)
         if lifecycle is not Lifecycle.READY:
             self._queue.let_go_of(replica)
         if self._policy is not None and lifecycle in CACHE_LOST:
@@ -290,10 +319,13 @@ class Scheduler:
             return 0.0
         return depth / rate if rate else None
 
-    @property
-    def retry_budget(self) -> RetryBudget | None:
-        """What is left for asking twice; None: hedging is off, or another router's rule decides."""
-        return None if self._hedging is None else self._hedging.budget
+    def refusals(self) -> Mapping[Refused, int]:
+        """Requests so far that were refused or evicted for too much of others, by model, tier and why."""
+        return self._overload.refused
+
+    def flooded(self, model: str, now: float) -> bool:
+        """Whether more comes for it than can be answered in time, so that who would be late is refused."""
+        return self._overload.in_flood(model, now)
 
     def hedges_refused(self) -> Mapping[tuple[str, Refusal], int]:
         """Requests so far that were overdue and not sent twice, by model and why."""
@@ -325,14 +357,19 @@ class Scheduler:
         return Ticket(TicketId(next(self._ticket_ids)), request, now)
 
     def _evict(self, waiting: Waiting, reason: Reason, now: float) -> Evicted:
-        retry_s = None if reason is Reason.DRAINING else self._retry_after_s(waiting.ticket.request, now)
+        lane = self._queue.lanes[waiting.ticket.request.model]
         self._filling.release(waiting)
         self._queue.leave(waiting, TicketState.EVICTED)
+        if not lane.size:
+            self._overload.emptied(lane)
+        retry_s = self._overload.left(waiting, reason, now, self.drain_rate(lane.model, now))
         return Evicted(ticket=waiting.ticket, reason=reason, retry_after_s=retry_s)
 
-    def _retry_after_s(self, request: Request, now: float) -> float:
-        predicted_s = self.predicted_wait_s(request.model, request.service_tier, now)
-        return retry_after_s(predicted_s, unknown_s=self._config.max_wait_s)
+    def _note_grown(self, replica: ReplicaId) -> None:
+        live = self._fleet[replica]
+        if live.lifecycle is Lifecycle.READY:
+            for model in live.profile.models:
+                self._overload.grown(model)
 
     def _charge_output(self, record: LeaseRecord, output_tokens: int) -> None:
         more = output_tokens - record.charged_tokens

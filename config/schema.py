@@ -63,6 +63,7 @@ class Mechanism(StrEnum):
     AUDIT = "audit"  # what was learned loses weight where it does worse than not learning
     SPARING = "sparing"  # batch leaves replicas free of its prompts, as many as those who are watched need
     FLOORS = "floors"  # a guaranteed share for those whom strict order would starve
+    EARLY_REFUSAL = "early_refusal"  # who cannot be answered in time is refused at once, and told when it can
 
 
 class DataPlane(StrEnum):
@@ -248,6 +249,7 @@ class Server(Section):
 
 
 Share = Annotated[float, Field(ge=0, le=0.5)]
+TierShare = Annotated[float, Field(gt=0, le=1)]
 
 
 class Floors(Section):
@@ -259,15 +261,27 @@ class Floors(Section):
     batch: Share = 0.05
 
 
+class TierShares(Section):
+    """Of each bound of the queue, how much a service tier may fill: what is deferred must not leave the others without a place."""
+
+    priority: TierShare = 1.0
+    default: TierShare = 1.0
+    flex: TierShare = 0.5
+    batch: TierShare = 0.5
+
+
 class Queue(Section):
     """Bounds of the gateway's queue and how long a request may wait in it."""
 
-    max_requests: PositiveInt = Field(5000, description="a request beyond it gets 503 with Retry-After")
+    max_requests: PositiveInt = Field(
+        5000, description="beyond it the lowest tier makes way, else a request gets 503 with Retry-After"
+    )
     max_bytes: PositiveInt = Field(2**30, description="bodies held while queued")
     max_tokens: PositiveInt = Field(50_000_000, description="prompt tokens held while queued")
     max_wait_s: PositiveFloat = Field(30.0, description="then 503 with Retry-After")
     aging_s: PositiveFloat = Field(10.0, description="waiting so long lifts a request by one service tier; not batch")
     floors: Floors = Floors()
+    tier_shares: TierShares = TierShares()
 
 
 class Objectives(Section):
@@ -286,9 +300,6 @@ class Hedge(Section):
         3.0, ge=1, description="times the predicted first token; more where predictions have been wrong"
     )
     floor_s: PositiveFloat = Field(0.5, description="never sooner")
-    budget_ratio: float = Field(
-        0.1, ge=0, le=1, description="of all requests that may be sent twice, over the whole fleet"
-    )
 
 
 class Scheduling(Section):
@@ -308,6 +319,9 @@ class Scheduling(Section):
         0.3, description="a head passed over for so long gets a replica reserved for it; by another tenant: at once"
     )
     objectives: Objectives = Objectives()
+    retry_budget_ratio: float = Field(
+        0.1, ge=0, le=1, description="of all requests that may be sent twice, hedged or repeated, over the whole fleet"
+    )
     hedge: Hedge = Hedge()
     policy: str = Field(
         OWN_POLICY,
@@ -316,6 +330,15 @@ class Scheduling(Section):
     without: frozenset[Mechanism] = Field(
         frozenset(), description="mechanisms switched off, to measure what they are worth (docs/benchmarks.md)"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _budget_where_it_was(cls, data: object) -> object:
+        """`hedge.budget_ratio` is what it was called while hedges alone took from it; the present name wins."""
+        if isinstance(data, dict) and isinstance(hedge := data.get("hedge"), dict) and "budget_ratio" in hedge:
+            rest = {name: value for name, value in hedge.items() if name != "budget_ratio"}
+            return {"retry_budget_ratio": hedge["budget_ratio"], **data, "hedge": rest}
+        return data
 
     @field_validator("policy")
     @classmethod

@@ -143,7 +143,7 @@ class Metrics:
         ),
     ]
     retry_budget_requests: Annotated[
-        Gauge, Spec(help="Requests that may be sent to a second replica now (scheduling.hedge.budget_ratio)")
+        Gauge, Spec(help="Requests that may be sent to a second replica now (scheduling.retry_budget_ratio)")
     ]
 
     # Predictions (docs/decisions-ledger.md); signal: ttft, tpot, output_tokens, cached_tokens, finish, kv_usage, kv_forecast

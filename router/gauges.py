@@ -39,8 +39,7 @@ class Gauges:
 
     def _hedges(self) -> None:
         """Refusals are the scheduler's own; what became of the seconds that were sent is reported where it happens."""
-        budget = self._scheduler.retry_budget
-        self._metrics.retry_budget_requests.set(0 if budget is None else budget.left)
+        self._metrics.retry_budget_requests.set(self._scheduler.retry_budget.left)
         for (model, why), count in self._scheduler.hedges_refused().items():
             self._metrics.hedges_total.labels(model, why.value).inc(count - self._told[model, why])
             self._told[model, why] = count
