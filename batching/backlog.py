@@ -3,11 +3,14 @@
 Work is a whole number in a unit of the caller's. Knows no times and no order inside a tenant.
 """
 
+from math import inf
 from typing import Final
 
 from batching.placement import Need
 
-_OUTPUT_WEIGHT: Final = 2  # TO BE MEASURED
+_OUTPUT_WEIGHT: Final = 2  # as the queue's tenants are charged
+_SLOT_S: Final = 0.125  # an eighth of the usual objective
+_FAR_S: Final = 1e12
 _RANKS: Final = 5  # as `batching.lane` numbers them
 
 
@@ -20,15 +23,21 @@ def work_of(need: Need) -> int:
 class _Share:
     """Of one tenant in one rank."""
 
-    __slots__ = ("tickets", "work")
+    __slots__ = ("by_due", "tickets", "work")
 
     def __init__(self) -> None:
         self.tickets = 0
         self.work = 0
+        self.by_due: dict[int, int] = {}  # work by when it is due: a dozen entries a second of the objective
+
+    def until(self, due_s: float) -> int:
+        """Work that is due by then."""
+        last = _slot(due_s)
+        return sum(work for slot, work in self.by_due.items() if slot <= last)
 
 
 class Backlog:
-    """Whoever waits has entered with its rank, and leaves by the same."""
+    """Whoever waits has entered with its rank and when it is due, and leaves by the same."""
 
     __slots__ = ("_shares", "work")
 
@@ -36,29 +45,41 @@ class Backlog:
         self.work = [0] * _RANKS
         self._shares: tuple[dict[str, _Share], ...] = tuple({} for _ in range(_RANKS))
 
-    def enter(self, rank: int, tenant: str, work: int) -> None:
+    def enter(self, rank: int, tenant: str, work: int, due_s: float) -> None:
         self.work[rank] += work
         share = self._shares[rank].get(tenant)
         if share is None:
             share = self._shares[rank][tenant] = _Share()
         share.tickets += 1
         share.work += work
+        slot = _slot(due_s)
+        share.by_due[slot] = share.by_due.get(slot, 0) + work
 
-    def leave(self, rank: int, tenant: str, work: int) -> None:
+    def leave(self, rank: int, tenant: str, work: int, due_s: float) -> None:
         self.work[rank] -= work
         share = self._shares[rank][tenant]
         share.tickets -= 1
-        share.work -= work
         if not share.tickets:
             del self._shares[rank][tenant]
+            return
+        share.work -= work
+        slot = _slot(due_s)
+        share.by_due[slot] -= work
+        if not share.by_due[slot]:
+            del share.by_due[slot]
 
-    def before(self, rank: int, tenant: str, work: int) -> int:
-        """What goes first if one of `work` more comes from that tenant: better ranks, and of its own what its tenants share.
+    def before(self, rank: int, tenant: str, work: int, due_s: float = inf) -> int:
+        """What of this rank goes first if one of `work` more comes from that tenant: of its own what is due sooner.
 
-        Each tenant is taken to have at most as much before it as the own one will have: they take turns.
+        Tenants take turns, so each of the others has at most as much before it as its own has.
         """
         shares = self._shares[rank]
         own = shares.get(tenant)
-        turns = len(shares) if own is not None else len(shares) + 1
-        mine = work if own is None else own.work + work
-        return sum(self.work[:rank]) + min(self.work[rank], turns * mine - work)
+        if own is None:
+            return min(self.work[rank], len(shares) * work)
+        mine = own.work if due_s == inf else own.until(due_s)
+        return mine + min(self.work[rank] - own.work, (len(shares) - 1) * (mine + work))
+
+
+def _slot(due_s: float) -> int:
+    return int(min(due_s, _FAR_S) / _SLOT_S)

@@ -6,8 +6,9 @@ A rate that counted idle time, too, would be the rate of arrivals, and say of a 
 from math import exp, sqrt
 from typing import Final
 
-_FAST_S, _SLOW_S = 5.0, 30.0  # of backlogged time: what happens now, and a pace that one slow spell does not spoil
+_FAST_S, _SLOW_S = 7.0, 30.0  # of backlogged time: what happens now, and a pace that one slow spell does not spoil
 _DEVIATIONS: Final = 2.0  # of a count of placements: so much faster it may really be
+_FILLING_S: Final = 2.0  # of a backlog: what is placed then fills room that stood empty before
 _LEAST_S: Final = 1.0  # of backlogged time, and ...
 _LEAST_PLACEMENTS: Final = 4.0  # ... from it before anybody is refused for what was measured
 
@@ -43,11 +44,11 @@ class Drain:
     def note(self, work: int, now: float, *, behind: bool) -> None:
         """One of so much work was placed; `behind`: others still wait."""
         since_s = self._since_s
-        # What is placed in the moment in which somebody has to wait filled room that stood empty before.
-        if since_s is not None and now > self._began_s:
-            self._fast.add(work, now - since_s)
-            self._slow.add(work, now - since_s)
-            self._known_s += now - since_s
+        if since_s is not None and now > (full_s := self._began_s + _FILLING_S):
+            seconds = now - max(since_s, full_s)
+            self._fast.add(work, seconds)
+            self._slow.add(work, seconds)
+            self._known_s += seconds
             self._known_placements += 1
         if not behind:
             self._since_s = None

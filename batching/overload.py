@@ -70,34 +70,41 @@ class Overload:
             raise Rejected(Reason.QUEUE_FULL, retry_after_s=retry_s, limit=victims)
         return victims
 
-    def refuse_vain(self, need: Need, late_at_s: float | None, now: float) -> None:
-        """Raises `Rejected` for one that cannot be placed in time, whatever else comes. `late_at_s`: as `Filling.late_at_s`."""
+    def refuse_vain(self, need: Need, lane: Lane, late_at_s: float | None, now: float) -> bool:
+        """Raises `Rejected` for one that cannot be placed in time, whatever else comes. `late_at_s`: as `Filling.late_at_s`.
+
+        Else: whether it was told to come now.
+        """
         request = need.request
-        lane = self._queue.lanes.get(request.model)
-        if not self._early or lane is None or not lane.size:
-            return
+        if not self._early:
+            return False
         model = self._model(request.model)
         kept = model.promises.kept(request.tenant, request.fingerprint, now)
+        if kept:
+            model.strain.returned(now)
         flooded = model.strain.look(now)
         rate = model.drain.at_most()
         if rate is None:
-            return
+            return kept
         if flooded:
             rate = model.drain.per_s(now) or rate
-        rank, work = _rank(request), work_of(need)
-        ahead = lane.backlog.before(rank, request.tenant, work)
+        rank, work, backlog = _rank(request), work_of(need), lane.backlog
+        better = sum(backlog.work[:rank])
         if late_at_s is not None and late_at_s > now:
             patience_s = late_at_s - now
             if flooded and not kept and model.promises.due(now):
                 patience_s *= _NEWCOMERS_RATIO
-            if ahead <= rate * patience_s:
-                return
+            due_s = now if kept else need.first_token_due_s
+            if better + backlog.before(rank, request.tenant, work, due_s) <= rate * patience_s:
+                return kept
             if flooded:
                 raise self._vain(request, now)
+        ahead = better + backlog.before(rank, request.tenant, work)
         if rank < LATE:
-            ahead += lane.backlog.before(LATE, request.tenant, work) - sum(lane.backlog.work[:LATE])
+            ahead += backlog.before(LATE, request.tenant, work)
         if ahead > rate * (leave_time(request, now, self._config.max_wait_s) - now):
             raise self._vain(request, now)
+        return kept
 
     def _vain(self, request: Request, now: float) -> Rejected:
         retry_s = self.return_s(request, now, None)
@@ -111,9 +118,11 @@ class Overload:
         known = self._models.get(model)
         return known is not None and known.strain.look(now)
 
-    def take_flooded(self) -> list[str]:
-        """Each once."""
+    def take_flooded(self, now: float) -> list[str]:
+        """Each once; whom it sends away comes back before those who were told of the time when these would have been served."""
         taken, self.flooded = self.flooded, []
+        for model in taken:
+            self._model(model).promises.advance(now)
         return taken
 
     def left(self, waiting: Waiting, reason: Reason, now: float, drain_rate: float | None) -> float | None:
@@ -167,7 +176,11 @@ class Overload:
         ahead = sum(waits[: BATCH + 1] if _rank(request) == BATCH else waits[: LATE + 1])
         own = request.prompt_tokens if work is None else work
         told_s = model.promises.give(
-            request.tenant, request.fingerprint, wait_s=ahead / rate, work_s=own / rate, now=now
+            request.tenant,
+            request.fingerprint,
+            wait_s=min(ahead / rate, self._config.max_wait_s),
+            work_s=own / rate,
+            now=now,
         )
         return None if told_s is None else max(1.0, told_s)
 

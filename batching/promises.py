@@ -18,10 +18,11 @@ _HANDED_RATIO: Final = 0.9  # of what drains: the rest is for errors of the esti
 class Promises:
     """Of one model. Times are the loop's."""
 
-    __slots__ = ("_by_key", "_next_s", "_order")
+    __slots__ = ("_by_key", "_gap_s", "_gap_until_s", "_next_s", "_order")
 
     def __init__(self) -> None:
         self._next_s = 0.0
+        self._gap_s = self._gap_until_s = 0.0
         self._by_key: dict[tuple[str, int], float] = {}
         self._order: deque[tuple[float, tuple[str, int]]] = deque()  # soonest first, as they are handed out
 
@@ -37,14 +38,23 @@ class Promises:
         key = (tenant, fingerprint)
         if fingerprint and (known := self._by_key.get(key)) is not None and known > now:
             return known - now
-        slot_s = max(now + wait_s, self._next_s)
-        if slot_s - now > LONGEST_S:
-            return None
-        self._next_s = slot_s + work_s / _HANDED_RATIO
+        slot_s = max(now + wait_s, self._gap_s)
+        if slot_s < self._gap_until_s:
+            self._gap_s = slot_s + work_s / _HANDED_RATIO
+        else:
+            slot_s = max(now + wait_s, self._next_s)
+            if slot_s - now > LONGEST_S:
+                return None
+            self._next_s = slot_s + work_s / _HANDED_RATIO
         if fingerprint and len(self._order) < _MOST:
             self._by_key[key] = slot_s
             self._order.append((slot_s, key))
         return slot_s - now
+
+    def advance(self, now: float) -> None:
+        """What waited is sent away: there will be room before the first of those who were told so far."""
+        self._forget(now)
+        self._gap_s, self._gap_until_s = now, self._order[0][0] if self._order else 0.0
 
     def kept(self, tenant: str, fingerprint: int, now: float) -> bool:
         """Whether this is somebody who was told to come now; asked once, as the promise is then kept."""

@@ -11,7 +11,7 @@ from typing import Final
 
 from batching.backlog import work_of
 from batching.crowd import Crowd
-from batching.lane import BATCH, LATE, Lane, Waiting
+from batching.lane import BATCH, LATE, Lane, Order, Waiting
 from batching.lazy_heap import LazyHeap
 from batching.placement import Need
 from batching.request import ReplicaId, Request, ServiceTier
@@ -94,6 +94,12 @@ class WaitingQueue:
     def __iter__(self) -> Iterator[Waiting]:
         return iter(tuple(self._members.values()))
 
+    def has_place(self, request: Request) -> bool:
+        """Within all bounds."""
+        if self._newcomers:
+            self.settle()
+        return self.crowd.fits(request, len(self._members), self.tokens, self.bytes)
+
     def get(self, ticket: Ticket) -> Waiting | None:
         return self._members.get(ticket.id)
 
@@ -114,14 +120,18 @@ class WaitingQueue:
         firsts = (next(iter(group.members.values())) for group in groups if group is not None and group.members)
         return min(firsts, key=lambda waiting: waiting.ticket.id)
 
-    def add(self, ticket: Ticket, need: Need, late_at_s: float | None = None) -> None:
-        """`late_at_s`: when it can no longer meet its objective anywhere; None: that is not to be said."""
+    def add(self, ticket: Ticket, need: Need, late_at_s: float | None = None, *, promised: bool = False) -> None:
+        """`late_at_s`: when it can no longer meet its objective anywhere; None: that is not to be said.
+
+        `promised`: it was told to come now, and is due now, whatever its objective.
+        """
         request, now = ticket.request, ticket.queued_s
         leave_s = leave_time(request, now, self._config.max_wait_s)
         batch = request.service_tier is _BATCH_TIER and not request.resumes
         due_s = need.first_token_due_s if self._by_deadline else inf
         rank = 0 if request.resumes else BATCH if batch else int(request.service_tier)
-        order = min(due_s, leave_s, now + self._config.max_wait_s), leave_s, ticket.id
+        latest_s = now if promised else min(due_s, leave_s, now + self._config.max_wait_s)
+        order = latest_s, leave_s, ticket.id
         waiting = Waiting(ticket, need, rank, leave_s, order, now)
         if request.resumes:
             waiting.order = now, leave_s, ticket.id
@@ -178,7 +188,7 @@ class WaitingQueue:
         """It is among those who wait, for who comes next."""
         request = waiting.ticket.request
         waiting.work = work_of(waiting.need)
-        self.lanes[request.model].backlog.enter(waiting.rank, request.tenant, waiting.work)
+        self.lanes[request.model].backlog.enter(waiting.rank, request.tenant, waiting.work, waiting.order[0])
         if not request.resumes:
             self.crowd.enter(waiting)
 
@@ -233,17 +243,16 @@ class WaitingQueue:
         self.arrived.add(lane.model)
 
     def _set_late(self, waiting: Waiting) -> None:
-        if waiting.work:
-            self._move(waiting, LATE)
-        waiting.rank, waiting.may_hold = LATE, False
-        waiting.order = (waiting.ticket.queued_s, waiting.leave_s, waiting.ticket.id)
+        self._move(waiting, LATE, (waiting.ticket.queued_s, waiting.leave_s, waiting.ticket.id))
+        waiting.may_hold = False
 
-    def _move(self, waiting: Waiting, rank: int) -> None:
+    def _move(self, waiting: Waiting, rank: int, order: Order) -> None:
         request = waiting.ticket.request
-        backlog = self.lanes[request.model].backlog
-        backlog.leave(waiting.rank, request.tenant, waiting.work)
-        backlog.enter(rank, request.tenant, waiting.work)
-        waiting.rank = rank
+        if waiting.work:
+            backlog = self.lanes[request.model].backlog
+            backlog.leave(waiting.rank, request.tenant, waiting.work, waiting.order[0])
+            backlog.enter(rank, request.tenant, waiting.work, order[0])
+        waiting.rank, waiting.order = rank, order
 
     def leave(self, waiting: Waiting, state: TicketState) -> None:
         """Placed, evicted or cancelled; heaps drop it when they meet it."""
@@ -254,7 +263,7 @@ class WaitingQueue:
         lane = self.lanes[request.model]
         lane.size -= 1
         if waiting.work:
-            lane.backlog.leave(waiting.rank, request.tenant, waiting.work)
+            lane.backlog.leave(waiting.rank, request.tenant, waiting.work, waiting.order[0])
             if not request.resumes:
                 self.crowd.leave(waiting)
         if waiting in lane.blocked:
@@ -279,7 +288,7 @@ class WaitingQueue:
         self.settle()
         while (entry := self._lifting.peek()) and entry[0][0] <= now:
             waiting = self._lifting.pop()
-            self._move(waiting, waiting.rank - 1)
+            self._move(waiting, waiting.rank - 1, waiting.order)
             self.lanes[waiting.ticket.request.model].push(waiting)
             if waiting.rank > 0:
                 self._lifting.push((entry[0][0] + self._config.aging_s, waiting.ticket.id), waiting)

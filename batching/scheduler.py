@@ -19,6 +19,7 @@ from batching.filling import Filling
 from batching.fleet import CACHE_LOST, Fleet
 from batching.hedging import Hedging, Refusal
 from batching.lane import Waiting
+from batching.leaving import Leaving
 from batching.ledger import LeaseRecord
 from batching.overload import Overload, Refused
 from batching.policies.policy import Policy
@@ -27,7 +28,7 @@ from batching.replica import EngineLoad, Lifecycle, ReplicaProfile, ReplicaState
 from batching.request import Outcome, Reason, Rejected, ReplicaId, Request, ServiceTier
 from batching.retry_budget import RetryBudget
 from batching.shares import Claim, Share
-from batching.ticket import Decision, Evicted, LeaseId, Ticket, TicketId, TicketState
+from batching.ticket import Decision, LeaseId, Ticket, TicketId, TicketState
 from config.schema import Mechanism, Queue, Scheduling
 
 
@@ -71,6 +72,7 @@ class Scheduler:
                 )
         else:
             self._filling = Dispatching(policy, self._queue, self._fleet, self._estimators, decisions)
+        self._leaving = Leaving(self._queue, self._fleet, self._filling, self._overload, self._estimators)
         self._ticket_ids = count(1)
         self._draining = False
 
@@ -90,17 +92,18 @@ class Scheduler:
             return ticket
         if request.deadline_s is not None and request.deadline_s <= now:
             raise Rejected(Reason.DEADLINE)
-        queue, making_way = self._queue, list[Waiting]()
-        queue.settle()
-        if not queue.crowd.fits(request, len(queue), queue.tokens, queue.bytes):
+        queue, making_way, promised = self._queue, list[Waiting](), False
+        if not queue.has_place(request):
             making_way = self._overload.room_for(request, now, self.drain_rate(request.model, now))
         need = self._filling.need(request, ticket.id)
         late_at_s = self._filling.late_at_s(need, now)
-        self._overload.refuse_vain(need, late_at_s, now)
-        self._shed += [self._evict(waiting, Reason.SHED, now) for waiting in making_way]
+        if (lane := queue.lanes.get(request.model)) is not None and lane.size:
+            promised = self._overload.refuse_vain(need, lane, late_at_s, now)
+        if making_way:
+            self._shed += self._leaving.send(making_way, Reason.SHED, now)
         if not request.avoid:
             self.retry_budget.earn()
-        self._queue.add(ticket, need, late_at_s)
+        queue.add(ticket, need, late_at_s, promised=promised)
         return ticket
 
     def cancel(self, ticket: Ticket, now: float) -> bool:  # noqa: ARG002 - time is an argument everywhere
@@ -108,10 +111,7 @@ class Scheduler:
         waiting = self._queue.get(ticket)
         if waiting is None:
             return False
-        self._filling.release(waiting)
-        self._queue.leave(waiting, TicketState.CANCELLED)
-        if not (lane := self._queue.lanes[ticket.request.model]).size:
-            self._overload.emptied(lane)
+        self._leaving.remove(waiting, TicketState.CANCELLED)
         return True
 
     def advance(self, now: float) -> list[Decision]:
@@ -119,7 +119,7 @@ class Scheduler:
         self._fleet.elapse(now)
         decisions, self._shed = self._shed, []
         if self._queue.soonest_s <= now or self._fleet.lost_models or self._overload.flooded:
-            decisions += self._leave(now)
+            decisions += self._leaving.due(now)
         placed = self._filling.fill(now)
         if self._hedging is not None:
             if placed:
@@ -127,27 +127,6 @@ class Scheduler:
             placed += self._hedging.advance(now)  # those who wait come first
         decisions += placed
         return decisions
-
-    def _leave(self, now: float) -> list[Decision]:
-        """Those whose time is over, or whose last replica has gone; those who can no longer be in time make way."""
-        queue, fleet, left = self._queue, self._fleet, list[Decision]()
-        due = queue.soonest_s <= now
-        if due:
-            left += [self._evict(w, Reason.DEADLINE, now) for w in queue.expired(now)]
-        for model in fleet.lost_models:
-            if not fleet.serves(model):
-                left += [self._evict(w, Reason.NO_REPLICA, now) for w in queue if w.ticket.request.model == model]
-        fleet.lost_models.clear()
-        if due:
-            for waiting in queue.turn_late(now):
-                if self._overload.in_flood(waiting.ticket.request.model, now):
-                    left.append(self._evict(waiting, Reason.OVERLOAD, now))
-            queue.let_go(now)
-        for model in self._overload.take_flooded():
-            left += [self._evict(waiting, Reason.OVERLOAD, now) for waiting in queue.turned_late(model)]
-        if due:
-            queue.next_deadline()  # when to look again
-        return left
 
     def next_deadline(self) -> float | None:
         """When `advance` must be called even if nothing happens; None while nothing waits, for a replica or a first token."""
@@ -165,7 +144,7 @@ class Scheduler:
         self._draining = True
         shed, self._shed = self._shed, []
         leaving = [waiting for waiting in self._queue if not waiting.ticket.request.resumes]
-        return [*shed, *(self._evict(waiting, Reason.DRAINING, now) for waiting in leaving)]
+        return [*shed, *self._leaving.send(leaving, Reason.DRAINING, now)]
 
     # -- leases ------------------------------------------------------------------------------------------------------
 
@@ -355,15 +334,6 @@ class Scheduler:
 
     def _ticket(self, request: Request, now: float) -> Ticket:
         return Ticket(TicketId(next(self._ticket_ids)), request, now)
-
-    def _evict(self, waiting: Waiting, reason: Reason, now: float) -> Evicted:
-        lane = self._queue.lanes[waiting.ticket.request.model]
-        self._filling.release(waiting)
-        self._queue.leave(waiting, TicketState.EVICTED)
-        if not lane.size:
-            self._overload.emptied(lane)
-        retry_s = self._overload.left(waiting, reason, now, self.drain_rate(lane.model, now))
-        return Evicted(ticket=waiting.ticket, reason=reason, retry_after_s=retry_s)
 
     def _note_grown(self, replica: ReplicaId) -> None:
         live = self._fleet[replica]

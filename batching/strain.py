@@ -36,6 +36,11 @@ class Strain:
             self.flooded = False
         return self.flooded
 
+    def returned(self, now: float) -> None:
+        """One came who had been told to, and somebody waits: those who were promised a place are a flood, too."""
+        self.flooded = True
+        self._last_s = now
+
     def relieved(self) -> None:
         """The fleet has grown."""
         self.flooded = False
