@@ -98,16 +98,16 @@ class Overload:
             if better + backlog.before(rank, request.tenant, work, due_s) <= rate * patience_s:
                 return kept
             if flooded:
-                raise self._vain(request, now)
+                raise self._vain(request, work, now)
         ahead = better + backlog.before(rank, request.tenant, work)
         if rank < LATE:
             ahead += backlog.before(LATE, request.tenant, work)
         if ahead > rate * (leave_time(request, now, self._config.max_wait_s) - now):
-            raise self._vain(request, now)
+            raise self._vain(request, work, now)
         return kept
 
-    def _vain(self, request: Request, now: float) -> Rejected:
-        retry_s = self.return_s(request, now, None)
+    def _vain(self, request: Request, work: int, now: float) -> Rejected:
+        retry_s = self.return_s(request, now, None, work)
         self._note(request, Reason.OVERLOAD, now)
         return Rejected(Reason.OVERLOAD, retry_after_s=retry_s)
 
@@ -174,7 +174,7 @@ class Overload:
             return retry_after_s(None, unknown_s=self._config.max_wait_s * (1 - less))
         waits = lane.backlog.work
         ahead = sum(waits[: BATCH + 1] if _rank(request) == BATCH else waits[: LATE + 1])
-        own = request.prompt_tokens if work is None else work
+        own = sum(waits) / max(1, lane.size) if work is None else work  # as those who wait
         told_s = model.promises.give(
             request.tenant,
             request.fingerprint,
