@@ -218,6 +218,9 @@ class Server(Section):
     port: int = Field(8080, ge=0, le=65535, description="0 lets the system choose")
     workers: int = Field(1, ge=1, le=256, description="processes that share the port (docs/workers.md); one a core")
     max_body_bytes: PositiveInt = Field(16 * 2**20, description="larger bodies get 413")
+    max_held_body_bytes: PositiveInt = Field(
+        2 * 2**30, description="of all bodies together, from their first byte to their answer's end; beyond it 503"
+    )
     max_json_depth: PositiveInt = 64
     header_timeout_s: PositiveFloat = Field(
         10.0, description="a client that has not sent its whole head by then gets 408"

@@ -110,6 +110,21 @@ class Metrics:
         ),
     ]
 
+    requests_dropped_total: Annotated[
+        Counter,
+        Spec(
+            help="Requests refused or evicted because too much came, by reason: queue_full, shed, overload, deadline, no_replica "
+            "(docs/overload.md)",
+            labels=(*CLASS, "reason"),
+        ),
+    ]
+    overloaded: Annotated[
+        Gauge,
+        Spec(help="1: more comes than can be answered in time, and who would be late is refused", labels=("model",)),
+    ]
+    bodies_bytes: Annotated[Gauge, Spec(help="Bytes of request bodies held, from their first byte to the answer's end")]
+    bodies_refused_total: Annotated[Counter, Spec(help="Requests refused because of server.max_held_body_bytes")]
+
     # Tokens and money
     tokens_total: Annotated[
         Counter,

@@ -219,6 +219,7 @@ class Dispatcher:
             sequences=spec.n,
             deadline_s=now + _queue_wait_s(exchange.inbound.headers, self.config.queue.max_wait_s),
             body_bytes=len(exchange.inbound.body),
+            fingerprint=hash(exchange.inbound.body),
             prefix_hashes=spec.prefix_chunks,
             prefix_chunk_tokens=chunk if chunk is not None else estimate(spec.model, spec.prefix_chunk_chars),
         )

@@ -14,6 +14,7 @@ __all__ = [
     "ApiError",
     "Case",
     "bad_http",
+    "bodies_full",
     "body_timeout",
     "body_too_large",
     "client_closed",
@@ -35,7 +36,9 @@ __all__ = [
     "not_found",
     "overloaded",
     "queue_timeout",
+    "shed",
     "stream_error_event",
+    "too_late",
     "total_timeout",
     "upstream_failed",
     "upstream_garbled",
@@ -120,6 +123,28 @@ def overloaded(retry_after_s: float | None) -> ApiError:
     return ApiError(Case.OVERLOADED, message, headers=_dropped(Reason.QUEUE_FULL, retry_after_s))
 
 
+def too_late(retry_after_s: float | None) -> ApiError:
+    """None: not within what clients wait; nobody is told a time that will not hold."""
+    message = "More requests come than can be answered in time. "
+    message += (
+        "There will be no room for this one within two minutes; try again later."
+        if retry_after_s is None
+        else "Send this one again, unchanged, after the time in `retry-after`: then there is room for it."
+    )
+    return ApiError(Case.OVERLOADED, message, headers=_dropped(Reason.OVERLOAD, retry_after_s))
+
+
+def shed(retry_after_s: float | None) -> ApiError:
+    message = "The queue is full, and this request's place went to one of a higher tier or of another tenant; retry after the time in `retry-after`."
+    return ApiError(Case.OVERLOADED, message, headers=_dropped(Reason.SHED, retry_after_s))
+
+
+def bodies_full(retry_after_s: float) -> ApiError:
+    """The front door holds as many bytes of bodies as it may."""
+    message = "The gateway holds as many request bodies as it may; retry after the time in `retry-after`, or send less."
+    return ApiError(Case.OVERLOADED, message, headers={_DROPPED: "body_bytes", **retry_headers(retry_after_s)})
+
+
 def no_capacity(retry_after_s: float | None) -> ApiError:
     message = "No replica of this model can take the request now; retry later, or ask for another model."
     return ApiError(Case.NO_CAPACITY, message, headers=_dropped(Reason.NO_REPLICA, retry_after_s))
@@ -202,6 +227,10 @@ def _dropped_request(reason: Reason, retry_after_s: float | None, *, flex: bool)
         return flex_shed(reason, retry_after_s)
     if reason is Reason.QUEUE_FULL:
         return overloaded(retry_after_s)
+    if reason is Reason.OVERLOAD:
+        return too_late(retry_after_s)
+    if reason is Reason.SHED:
+        return shed(retry_after_s)
     if reason is Reason.DEADLINE:
         return queue_timeout(retry_after_s)
     return no_capacity(retry_after_s)

@@ -236,7 +236,6 @@ def test_not_while_others_wait_for_another_replica():
 def test_no_more_than_the_budget():
     """A tenth of the requests, after what was saved up: of a hundred that freeze, ten and ten are sent twice."""
     fleet = Fleet(profile("cheap", usd_per_hour=1.0, max_num_seqs=500, kv_blocks=100_000), DEAR)
-    budget = fleet.scheduler.retry_budget
     hedges = 0
     for _ in range(100):
         (first,) = (one for one in fleet.arrive() if not one.hedges)
