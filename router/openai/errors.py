@@ -48,8 +48,6 @@ __all__ = [
 
 # Where a gateway that drains is replaced by another: the time a load balancer needs to look again.
 _DRAIN_RETRY_S = 1.0
-# An evicted request whose wait nobody predicted: long enough to matter, short enough to try.
-_DEFAULT_RETRY_S = 1.0
 _DROPPED = "x-penstock-dropped-reason"
 
 
@@ -202,10 +200,10 @@ def from_rejection(
 
 
 def from_eviction(reason: Reason, retry_after_s: float | None = None, *, flex: bool = False) -> ApiError:
-    """The scheduler gave a queued request up; a wait that nobody predicted is a short one."""
+    """The scheduler gave a queued request up."""
     if reason is Reason.CONTEXT_LENGTH:
         return context_length_exceeded(None)
-    return _dropped_request(reason, _DEFAULT_RETRY_S if retry_after_s is None else retry_after_s, flex=flex)
+    return _dropped_request(reason, retry_after_s, flex=flex)
 
 
 def from_http_status(status: int, method: str, path: str) -> ApiError:

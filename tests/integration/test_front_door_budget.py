@@ -59,7 +59,7 @@ async def test_many_that_would_fit_alone_are_refused_once_they_are_too_much(gate
 
 async def test_what_was_held_is_given_back_however_a_request_ends(gateway: Running) -> None:
     """Answered, refused for its content, or hung up: nothing stays counted."""
-    assert (await ask(gateway.url, post(CHAT, chat("hello")))).status == 200
+    assert (await ask(gateway.url, post(CHAT, chat("hello", stream=True)))).status == 200
     assert (await ask(gateway.url, post(CHAT, b"{"))).status == 400
     async with connected(gateway.url) as client:
         await client.send(head("POST", CHAT, "content-length: 1000"), b"x" * 500)
