@@ -13,7 +13,7 @@ from batching.placement import could_ever_hold
 from batching.request import Reason, Rejected, Request
 from config.schema import ModelKind
 
-_RECOVERY_S: Final = (
+RECOVERY_S: Final = (
     5.0  # a replica that is down is probed every second and warms up for some; asking again sooner is noise
 )
 _EMBEDDING: Final = (
@@ -41,7 +41,7 @@ def refuse_unservable(request: Request, fleet: Fleet) -> None:
     ]
     hopeful = [live for live in allowed if live.lifecycle in HOPEFUL]
     if not hopeful:
-        raise Rejected(Reason.NO_REPLICA, retry_after_s=_RECOVERY_S)
+        raise Rejected(Reason.NO_REPLICA, retry_after_s=RECOVERY_S)
     _refuse_long(request, hopeful, minimum)
 
 

@@ -65,6 +65,10 @@ class Drain:
         """There is more room than there was: what was measured is too little, until it is measured again."""
         self._known_s = self._known_placements = 0.0
 
+    def moving(self, now: float) -> bool:
+        """Whether the backlog is known, and is being worked off: what waits for machines that start does not come too fast."""
+        return self.at_most() is not None and self._since_s is not None and now - self._since_s <= _FAST_S
+
     def per_s(self, now: float) -> float | None:
         """Work a second lately; None: nothing was ever placed from a backlog."""
         if not self._fast.seconds:

@@ -7,7 +7,7 @@ flood (`strain`) the objective of one that would come too late. Nothing was meas
 from collections import Counter
 from typing import Final, NamedTuple
 
-from batching.admission import retry_after_s
+from batching.admission import RECOVERY_S, retry_after_s
 from batching.backlog import work_of
 from batching.crowd import Held
 from batching.drain import Drain
@@ -132,11 +132,12 @@ class Overload:
             return None
         retry_s = self.return_s(request, now, drain_rate, waiting.work)
         self._note(request, reason, now)
-        return retry_s
+        return max(RECOVERY_S, retry_s) if reason is Reason.NO_REPLICA and retry_s is not None else retry_s
 
     def _note(self, request: Request, reason: Reason, now: float) -> None:
         self.refused[Refused(request.model, request.service_tier, reason)] += 1
-        if self._early and reason is not Reason.NO_REPLICA and self._model(request.model).strain.refused(now):
+        model = self._model(request.model)
+        if self._early and model.drain.moving(now) and model.strain.refused(now):
             self.flooded.append(request.model)
 
     # -- how fast ----------------------------------------------------------------------------------------------------

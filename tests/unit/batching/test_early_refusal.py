@@ -64,6 +64,14 @@ def test_a_grown_fleet_is_measured_anew():
     assert drain.per_s(10.0) is not None
 
 
+def test_a_backlog_that_does_not_move_tells_nothing_of_what_comes():
+    """While machines start nothing is taken: that is no flood, however much waits."""
+    drain = drained(every_s=0.1, seconds=10)
+    assert drain.moving(12.0)
+    assert not drain.moving(20.0)
+    assert not drained(every_s=0.1, seconds=2.5).moving(2.5)
+
+
 def test_a_burst_is_no_flood_and_a_flood_ends():
     """Refusals for two seconds without a second's pause are one; two seconds without any end it."""
     burst = Strain()

@@ -1,5 +1,6 @@
 """What is exported per replica, and what vanishes when it is no longer known."""
 
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -42,12 +43,30 @@ def test_who_was_dropped_is_counted_once_and_why():
         scraped.scheduler.advance(0.0)
     for step in range(6):
         with pytest.raises(Rejected):
-            scraped.scheduler.submit(request(f"r{step}"), 0.5 * step)
+            scraped.scheduler.submit(request(f"r{step}"), 0.1 * step)
         dropped = {"replica": None, "model": "m", "service_tier": "default", "reason": "queue_full"}
-        assert scraped.figure("requests_dropped_total", 0.5 * step, **dropped) == step + 1
-        assert scraped.figure("overloaded", 0.5 * step, replica=None, model="m") == (step >= 4)
-    scraped.scheduler.submit(request("p", service_tier=ServiceTier.PRIORITY), 3.0)
-    assert scraped.figure("requests_dropped_total", 3.0, **{**dropped, "reason": "shed"}) == 1
+        assert scraped.figure("requests_dropped_total", 0.1 * step, **dropped) == step + 1
+    scraped.scheduler.submit(request("p", service_tier=ServiceTier.PRIORITY), 1.0)
+    assert scraped.figure("requests_dropped_total", 1.0, **{**dropped, "reason": "shed"}) == 1
+
+
+def test_a_flood_is_told():
+    """1 from when more has come for two seconds than there is room for, where the backlog is being worked off."""
+    scraped, told = Scraped(profile(max_num_seqs=1), queue={"max_requests": 5}), []
+    built = scraped.scheduler
+    built.submit(request("first"), 0.0)
+    [lease] = leases(built.advance(0.0))
+    for step in range(1, 80):
+        now = 0.1 * step
+        for number in range(3):
+            with suppress(Rejected):
+                built.submit(request(f"{step}-{number}"), now)
+        built.finish(lease.id, now, outcome=Outcome.COMPLETED)
+        [lease] = leases(built.advance(now))
+        told.append(scraped.figure("overloaded", now, replica=None, model="m"))
+    assert told == sorted(told)
+    assert told[25] == 0  # the first two seconds tell nothing of how fast it drains, and a third little
+    assert told[60] == 1
 
 
 def test_bytes_of_bodies_are_told():
