@@ -61,13 +61,14 @@ class _Tenant:
 class _Tier:
     """One service tier: its tenants, and those of them with about equally much."""
 
-    __slots__ = ("_per_byte", "_per_token", "bytes", "levels", "requests", "tenants", "tokens")
+    __slots__ = ("_changed", "_per_byte", "_per_token", "bytes", "levels", "requests", "tenants", "tokens")
 
     def __init__(self, bounds: Held) -> None:
         self._per_token = bounds.requests / bounds.tokens
         self._per_byte = bounds.requests / bounds.bytes
         self.tenants: dict[str, _Tenant] = {}
         self.levels: dict[int, dict[str, None]] = {}  # dicts for their order: a run is a function of its input
+        self._changed: dict[str, None] = {}
         self.requests = 0
         self.tokens = 0
         self.bytes = 0
@@ -88,10 +89,11 @@ class _Tier:
         self.requests += sign
         self.tokens += tokens
         self.bytes += size
-        several = len(tenant.waiting)  # one alone never makes way for a peer, whatever its size
-        level = several - 1 if several < 2 else int(_LEVELS * log2(self.weight(tenant)))
-        if level != tenant.level:
-            self._lift(name, tenant, level)
+        if tenant.waiting:
+            self._changed[name] = None
+        else:
+            self._changed.pop(name, None)
+            self._lift(name, tenant, -1)
 
     def weight(self, tenant: _Tenant) -> float:
         """What it has of the three bounds together, in requests."""
@@ -102,6 +104,7 @@ class _Tier:
 
     def newest(self, besides: str | None, most: float) -> Iterator[Waiting]:
         """Of those with most, newest first, as if each had gone; of `besides` none, and nobody is left with less than `most`."""
+        self.sort()
         for level in sorted(self.levels, reverse=True):
             if 2 ** ((level + 1) / _LEVELS) - 1 < most:  # the most that anybody here has, and one less
                 return
@@ -115,6 +118,16 @@ class _Tier:
                     if left < most:
                         break
                     yield waiting
+
+    def sort(self) -> None:
+        """Tenants that have changed since somebody last asked who has most."""
+        changed, self._changed = self._changed, {}
+        for name in changed:
+            tenant = self.tenants[name]
+            # One alone never makes way for a peer, whatever its size.
+            level = 0 if len(tenant.waiting) == 1 else int(_LEVELS * log2(self.weight(tenant)))
+            if level != tenant.level:
+                self._lift(name, tenant, level)
 
     def _lift(self, name: str, tenant: _Tenant, level: int) -> None:
         before = self.levels.get(tenant.level)

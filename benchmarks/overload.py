@@ -1,20 +1,21 @@
 """Ten times what a fleet can do, for thirty seconds, and what becomes of it: `python -m benchmarks.overload`.
 
-Three fleets' worth of rules over the same arrivals: ours, ours without early refusal, and first come first served with nothing but the
-queue's bound. Clients either give up when they are refused, or come back when they are told to, once. In virtual time: a function of
-the seed.
+Three rules over the same arrivals: ours, ours without early refusal (`scheduling.without: [early_refusal]`), and first come first
+served with nothing but the queue's bounds. Clients either give up when they are refused, or come back when they are told to, once. Two
+A100s with 8B models, half of what they can do before and after the burst. In virtual time: a function of the seed.
 """
 
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from random import Random
 from typing import Final
 
 from batching.request import Reason
 from batching.scheduler import Scheduler
-from benchmarks.runs import Figures, columns, each
+from benchmarks.runs import Figures, columns, each, write
 from config.schema import Config, Mechanism
 from router.simulation.fleet import build_machines, model_of
 from router.simulation.report import meets, percentile
@@ -212,6 +213,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--rules", default=",".join(RULES))
     parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--json", type=Path)
     said = parser.parse_args(arguments)
     rate = said.rate or capacity(said.machines, said.seed)
     print(f"capacity: {rate:.1f} requests a second in time")
@@ -228,7 +230,11 @@ def main(arguments: Sequence[str]) -> int:
         for obeys in (False, True)
         for rule in said.rules.split(",")
     }
-    print(columns(each(figures, jobs, said.jobs)))
+    played = each(figures, jobs, said.jobs)
+    print(columns(played))
+    if said.json:
+        run = f"times={said.times:g}/burst={said.burst:g}/machines={said.machines}/seed={said.seed}"
+        write(said.json, "overload", run, arguments, played, capacity_rps=rate)
     return 0
 
 
