@@ -1,6 +1,6 @@
-"""Whether a request may queue at all: known model, sizes that some replica could hold, bounds of the queue.
+"""Whether any replica could ever take a request: known model, sizes that some replica could hold.
 
-Refuses at once what waiting cannot help. Does not place, order or predict outputs.
+Refuses at once what waiting cannot help. Does not place, order or predict; what comes of too many is `batching.overload`'s.
 """
 
 from collections.abc import Sequence
@@ -10,13 +10,11 @@ from batching.blocks import UNBOUNDED
 from batching.fleet import Fleet
 from batching.live_replica import LiveReplica
 from batching.placement import could_ever_hold
-from batching.queue import WaitingQueue
 from batching.replica import HOPEFUL
 from batching.request import Reason, Rejected, Request
 from config.schema import ModelKind
-from config.schema import Queue as QueueConfig
 
-_RECOVERY_S: Final = (
+RECOVERY_S: Final = (
     5.0  # a replica that is down is probed every second and warms up for some; asking again sooner is noise
 )
 _EMBEDDING: Final = (
@@ -44,7 +42,7 @@ def refuse_unservable(request: Request, fleet: Fleet) -> None:
     ]
     hopeful = [live for live in allowed if live.lifecycle in HOPEFUL]
     if not hopeful:
-        raise Rejected(Reason.NO_REPLICA, retry_after_s=_RECOVERY_S)
+        raise Rejected(Reason.NO_REPLICA, retry_after_s=RECOVERY_S)
     _refuse_long(request, hopeful, minimum)
 
 
@@ -52,17 +50,6 @@ def _refuse_long(request: Request, serving: Sequence[LiveReplica], min_output_to
     limit = max(live.offer.longest_tokens for live in serving)
     if limit < UNBOUNDED and request.prompt_tokens + min_output_tokens > limit:
         raise Rejected(Reason.CONTEXT_LENGTH, limit=limit)
-
-
-def bound_broken(request: Request, queue: WaitingQueue, config: QueueConfig) -> int | None:
-    """The bound of the queue that this request would break."""
-    if len(queue) >= config.max_requests:
-        return config.max_requests
-    if queue.bytes + request.body_bytes > config.max_bytes:
-        return config.max_bytes
-    if queue.tokens + request.prompt_tokens > config.max_tokens:
-        return config.max_tokens
-    return None
 
 
 def retry_after_s(predicted_wait_s: float | None, *, unknown_s: float) -> float:

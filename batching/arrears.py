@@ -1,4 +1,4 @@
-"""What a replica may still owe and is not late by: how long its next step may take, which first tokens are long overdue (pure).
+"""What a replica may still owe: how long its next step may take, which first tokens are long overdue, when an answer will end (pure).
 
 Both go by what was predicted, wider the less such predictions of that replica have been right lately.
 """
@@ -6,6 +6,7 @@ Both go by what was predicted, wider the less such predictions of that replica h
 from typing import Final
 
 from batching.audit import at_worst
+from batching.ledger import LeaseRecord
 from batching.live_replica import LiveReplica
 
 _UNKNOWN_ERROR: Final = 0.9  # of predictions nobody has judged yet: they may be off by a factor of ten
@@ -42,3 +43,12 @@ def overdue(live: LiveReplica, now: float) -> int:
                 expected_s += record.tpot_s * max(0, record.output_bound - 1)
             count += now - record.placed_s > patience_s(live, expected_s)
     return count
+
+
+def end_s(record: LeaseRecord, now: float) -> float:
+    """When an answer will be whole, by the output length that is reserved for it."""
+    emitted = record.emitted_per_sequence
+    # One that has outlived its forecast is taken to go on for half as long again.
+    left = min(max(record.forecast_tokens - emitted, emitted // 2), record.output_bound - emitted)
+    prefill_s = max(0.0, record.placed_s + record.ttft_s - now) if record.first_token_s is None else 0.0
+    return now + prefill_s + left * record.tpot_s

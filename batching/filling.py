@@ -16,10 +16,11 @@ from batching.decisions import Decisions
 from batching.estimators import Estimators, KnownLength, LengthForecast, Lengths
 from batching.fleet import Fleet
 from batching.holding import worth_holding
-from batching.lane import LATE, Lane, Order, Waiting
+from batching.lane import FLOOR, LATE, Lane, Order, Waiting
 from batching.ledger import LeaseRecord
 from batching.offer import Offer
 from batching.outlook import worth_waiting_for
+from batching.overload import Overload
 from batching.placement import Need, Placement, place
 from batching.queue import WaitingQueue
 from batching.request import Request, ServiceTier
@@ -41,8 +42,10 @@ class Filling:
         queue: WaitingQueue,
         fleet: Fleet,
         estimators: Estimators,
+        overload: Overload,
         decisions: Decisions | None = None,
     ) -> None:
+        self._overload = overload
         self._scheduling = scheduling
         self._queue = queue
         self._fleet = fleet
@@ -150,7 +153,7 @@ class Filling:
 
     def _try_fresh(self, lanes: list[Lane], now: float) -> list[Placed]:
         placed: list[Placed] = []
-        fresh = [(w.rank, w.order, w, lane) for lane in lanes for w in lane.fresh if w.tested_epoch < 0 and w.queued]
+        fresh = [(w.goes_by, w.order, w, lane) for lane in lanes for w in lane.fresh if w.tested_epoch < 0 and w.queued]
         fresh.sort()
         for _, _, waiting, own in fresh:
             if not self._fleet.has_room(own.model, now):
@@ -194,9 +197,8 @@ class Filling:
             if done := self._try(waiting, now):
                 placed += done
             else:
-                lane.by_floor &= (
-                    rank >= 0
-                )  # the floor is for who fits: those whose turn it is by rank are not kept waiting
+                if rank == FLOOR:  # it is for who fits: those whose turn it is by rank are not kept waiting
+                    lane.by_floor = False
                 passed[lane.model].append(waiting)
                 self._block(lane, waiting, now)
             if len(passed[lane.model]) < self._scheduling.bypass_limit:
@@ -295,8 +297,11 @@ class Filling:
         lane = self._queue.lanes[request.model]
         self._queue.leave(waiting, TicketState.PLACED)
         self._fleet.open(record, None if request.streaming else now + score.ttft_s)
-        lane.charge(waiting.rank, request.tenant, prompt, dispatch=True)
+        if not request.resumes:  # its prompt was charged when it was placed first
+            lane.charge(waiting.rank, request.tenant, prompt, dispatch=True)
         self._estimators.note_placed(request.model, now)
+        if lane.size or lane.draining:
+            self._overload.placed(waiting, lane, now)
         if protected_at is not None:
             self._fleet.protect(protected_at, None)
         self._note_passed(placement, request.tenant, now)

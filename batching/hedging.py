@@ -47,6 +47,7 @@ class Hedging:
         queue: WaitingQueue,
         filling: Filling,
         new_ticket: Callable[[Request, float], Ticket],
+        budget: RetryBudget,
     ) -> None:
         self._config = config
         self._fleet = fleet
@@ -56,7 +57,7 @@ class Hedging:
         self._due: LazyHeap[tuple[float, int], LeaseRecord] = LazyHeap(self._silent)
         self._overdue: dict[LeaseId, LeaseRecord] = {}
         self._firsts: dict[LeaseId, LeaseRecord] = {}  # by the second's lease
-        self.budget = RetryBudget(config.budget_ratio)
+        self._budget = budget
         self.refused: Counter[tuple[str, Refusal]] = Counter()  # by model; each request once
 
     def watch(self, placed: Sequence[Placed]) -> None:
@@ -132,7 +133,7 @@ class Hedging:
         placement = place(need, self._fleet.offers(request.model), now)
         if placement is None or not self._sooner(record, placement, need.expected_tokens, now):
             return Refusal.NO_REPLICA
-        if not self.budget.take():
+        if not self._budget.take():
             return Refusal.BUDGET
         self._queue.add(ticket, need)
         filled = [replace(one, hedges=record.lease) if one.ticket is ticket else one for one in self._filling.fill(now)]
@@ -143,7 +144,7 @@ class Hedging:
         waiting = self._queue.get(ticket)
         if waiting is not None:  # it was taken for placeable and was not: what is tried at once may not wait
             self._queue.leave(waiting, TicketState.CANCELLED)
-            self.budget.give_back()
+            self._budget.give_back()
             return filled or Refusal.NO_REPLICA
         return filled
 
@@ -163,7 +164,7 @@ class Hedging:
         return frozenset(record.lease.replica for record in self._overdue.values())
 
     def __repr__(self) -> str:
-        return f"<Hedging {len(self._overdue)} overdue, {self.budget!r}>"
+        return f"<Hedging {len(self._overdue)} overdue, {self._budget!r}>"
 
 
 def _telling(request: Request, audit: Audit) -> Tally:

@@ -1,6 +1,6 @@
 """What waits for one model, in order: ranks, in them tenants by tokens served, in those who must have its first token soonest.
 
-A ticket's rank is its service tier; priority, default and flex go before those of them that can no longer
+Streams that resume go before all others, in order of arrival. Else a ticket's rank is its service tier; priority, default and flex go before those of them that can no longer
 meet their objective (`LATE`), and these before batch. Ranks are strict but for the floors: of every prompt token placed a small
 share is credited to each rank that waits, and a rank whose credit covers its head goes first, so that nobody starves. Waiting
 `aging_s` lifts flex and default by one tier. Tenants share a rank by virtual token counters (VTC, Sheng et al., OSDI 2024): prompt tokens
@@ -14,6 +14,7 @@ from itertools import count
 from math import inf
 from typing import Final
 
+from batching.backlog import Backlog
 from batching.lazy_heap import LazyHeap
 from batching.placement import Need
 from batching.request import ReplicaId
@@ -24,6 +25,7 @@ _MAX_COUNTERS: Final = 10_000  # tenants remembered per lane and rank: a megabyt
 
 
 # Ranks: 0-2 are the service tiers that somebody watches.
+FLOOR, RESUMES = -1, -2  # no ranks: what one goes by whose floor's turn it is, or who resumes
 LATE: Final = 3
 BATCH: Final = 4
 _RANKS: Final = 5
@@ -51,10 +53,19 @@ class Waiting:
     protected_at: ReplicaId | None = None
     held_for: ReplicaId | None = None  # it waits, or has waited, for this replica although another had room
     held_until_s: float = inf  # then it is tested everywhere and placed wherever there is room
+    work: int = 0  # as `batching.backlog` counts it; 0: it is not counted yet
 
     @property
     def queued(self) -> bool:
         return self.ticket.state is _QUEUED
+
+    @property
+    def goes_by(self) -> int:
+        return RESUMES if self.ticket.request.resumes else self.rank
+
+
+def _waits(waiting: Waiting) -> bool:
+    return waiting.ticket.state is _QUEUED
 
 
 class _Counters:
@@ -132,6 +143,9 @@ class Lane:
         self.blocked: list[Waiting] = []  # the first in order that fitted nowhere in the last pass
         self.by_floor = True  # off for the rest of a pass in which one whose floor's turn it was fitted nowhere
         self.protected: list[Waiting] = []  # of them, those for whom a replica is kept
+        self.backlog = Backlog()
+        self.draining = False  # something was placed and left others waiting, who wait still
+        self._resuming: LazyHeap[Order, Waiting] = LazyHeap(_waits)
         watched, batch = _Counters(), _Counters()
         self._ranks = tuple(_Rank(rank, batch if rank == BATCH else watched) for rank in range(_RANKS))
         self._counters = (watched, watched, watched, watched, batch)
@@ -140,10 +154,15 @@ class Lane:
 
     def push(self, waiting: Waiting, *, arrives: bool = True) -> None:
         """`arrives=False` puts back what `pop` gave, its tenant's standing unchanged."""
-        self._ranks[waiting.rank].push(waiting, arrives=arrives)
+        if waiting.ticket.request.resumes:
+            self._resuming.push(waiting.order, waiting)
+        else:
+            self._ranks[waiting.rank].push(waiting, arrives=arrives)
 
     def peek(self) -> tuple[int, Waiting] | None:
-        """The next in order and the rank that it goes by (-1: its floor's turn); it stays."""
+        """The next in order and the rank that it goes by (`FLOOR`: its floor's turn; `RESUMES`: before all); it stays."""
+        if self._resuming.entries and (head := self._resuming.peek()) is not None:
+            return RESUMES, head[1]
         first: tuple[int, Waiting] | None = None
         for number, rank in enumerate(self._ranks):
             if not rank.turns or (waiting := rank.peek()) is None:
@@ -151,18 +170,18 @@ class Lane:
             if first is None:
                 first = (number, waiting)
             elif self.by_floor and self._credits[number] >= min(waiting.ticket.request.prompt_tokens, _CREDIT_LIMIT):
-                return -1, waiting
+                return FLOOR, waiting
         return first
 
     def take(self, waiting: Waiting) -> None:
         """What `peek` has just shown, out of the order: the caller places it or puts it back."""
-        taken = self._ranks[waiting.rank].pop()
+        taken = self._resuming.pop() if waiting.ticket.request.resumes else self._ranks[waiting.rank].pop()
         assert taken is waiting
 
     def pass_by(self, waiting: Waiting) -> None:
         """As `push`, `peek` and `take` for the only one that waits, if it leaves at once; else it must be pushed back."""
         tenant = waiting.ticket.request.tenant
-        if tenant not in self._ranks[waiting.rank].tenants:
+        if tenant not in self._ranks[waiting.rank].tenants and not waiting.ticket.request.resumes:
             self._counters[waiting.rank].stand(tenant)
         for rank in self._ranks:
             if rank.turns:

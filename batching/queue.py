@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from math import inf
 from typing import Final
 
-from batching.lane import BATCH, LATE, Lane, Waiting
+from batching.backlog import work_of
+from batching.crowd import Crowd
+from batching.lane import BATCH, LATE, Lane, Order, Waiting
 from batching.lazy_heap import LazyHeap
 from batching.placement import Need
 from batching.request import ReplicaId, Request, ServiceTier
@@ -31,8 +33,11 @@ def _waits_in_time(waiting: Waiting) -> bool:
 
 
 def leave_time(request: Request, now: float, max_wait_s: float) -> float:
-    """When a request is evicted: its own deadline, at most `max_wait_s` away but for batch work that named one."""
-    if request.deadline_s is None:
+    """When a request is evicted: its own deadline, at most `max_wait_s` away but for batch work that named one.
+
+    What resumes has met its deadline by its first token.
+    """
+    if request.deadline_s is None or (request.resumes and request.deadline_s <= now):
         return now + max_wait_s
     return request.deadline_s if request.service_tier is _BATCH_TIER else min(request.deadline_s, now + max_wait_s)
 
@@ -81,12 +86,19 @@ class WaitingQueue:
         self._newcomers: list[Waiting] = []  # all of them wait
         self.tokens = 0
         self.bytes = 0
+        self.crowd = Crowd(config)
 
     def __len__(self) -> int:
         return len(self._members)
 
     def __iter__(self) -> Iterator[Waiting]:
         return iter(tuple(self._members.values()))
+
+    def has_place(self, request: Request) -> bool:
+        """Within all bounds."""
+        if self._newcomers:
+            self.settle()
+        return self.crowd.fits(request, len(self._members), self.tokens, self.bytes)
 
     def get(self, ticket: Ticket) -> Waiting | None:
         return self._members.get(ticket.id)
@@ -108,16 +120,22 @@ class WaitingQueue:
         firsts = (next(iter(group.members.values())) for group in groups if group is not None and group.members)
         return min(firsts, key=lambda waiting: waiting.ticket.id)
 
-    def add(self, ticket: Ticket, need: Need, late_at_s: float | None = None) -> None:
-        """`late_at_s`: when it can no longer meet its objective anywhere; None: that is not to be said."""
+    def add(self, ticket: Ticket, need: Need, late_at_s: float | None = None, *, promised: bool = False) -> None:
+        """`late_at_s`: when it can no longer meet its objective anywhere; None: that is not to be said.
+
+        `promised`: it was told to come now, and is due now, whatever its objective.
+        """
         request, now = ticket.request, ticket.queued_s
         leave_s = leave_time(request, now, self._config.max_wait_s)
-        batch = request.service_tier is _BATCH_TIER
+        batch = request.service_tier is _BATCH_TIER and not request.resumes
         due_s = need.first_token_due_s if self._by_deadline else inf
-        rank = BATCH if batch else int(request.service_tier)
-        order = min(due_s, leave_s, now + self._config.max_wait_s), leave_s, ticket.id
+        rank = 0 if request.resumes else BATCH if batch else int(request.service_tier)
+        latest_s = now if promised else min(due_s, leave_s, now + self._config.max_wait_s)
+        order = latest_s, leave_s, ticket.id
         waiting = Waiting(ticket, need, rank, leave_s, order, now)
-        if late_at_s is not None and not batch:
+        if request.resumes:
+            waiting.order = now, leave_s, ticket.id
+        elif late_at_s is not None and not batch:
             if late_at_s <= now:
                 self._set_late(waiting)
             else:
@@ -146,6 +164,7 @@ class WaitingQueue:
         """Newcomers get their place and their timers."""
         newcomers, self._newcomers = self._newcomers, []
         for waiting in newcomers:
+            self._reckon(waiting)
             self.lanes[waiting.ticket.request.model].push(waiting)
             self._time(waiting)
 
@@ -160,9 +179,18 @@ class WaitingQueue:
 
     def stay(self, waiting: Waiting, *, walked: bool) -> None:
         """The lone one has to wait: it gets its place and its timers after all."""
+        self._reckon(waiting)
         if walked:
             self.lanes[waiting.ticket.request.model].push(waiting, arrives=False)
         self._time(waiting)
+
+    def _reckon(self, waiting: Waiting) -> None:
+        """It is among those who wait, for who comes next."""
+        request = waiting.ticket.request
+        waiting.work = work_of(waiting.need)
+        self.lanes[request.model].backlog.enter(waiting.rank, request.tenant, waiting.work, waiting.order[0])
+        if not request.resumes:
+            self.crowd.enter(waiting)
 
     def _time(self, waiting: Waiting) -> None:
         ticket = waiting.ticket
@@ -172,16 +200,23 @@ class WaitingQueue:
         if 0 < waiting.rank < LATE:
             self._lifting.push((ticket.queued_s + self._config.aging_s, ticket.id), waiting)
 
-    def turn_late(self, now: float) -> None:
-        """Those that cannot meet their objective any more make way, and take whatever room there is."""
+    def turn_late(self, now: float) -> list[Waiting]:
+        """Those that cannot meet their objective any more make way, and take whatever room there is; who they are."""
         self.settle()
+        turned: list[Waiting] = []
         while (entry := self._turning.peek()) and entry[0][0] <= now:
             waiting = self._turning.pop()
+            turned.append(waiting)
             self._set_late(waiting)
             self._test_anew(waiting)
             lane = self.lanes[waiting.ticket.request.model]
             lane.push(waiting)
             lane.grown = True
+        return turned
+
+    def turned_late(self, model: str) -> list[Waiting]:
+        """Those that wait and could have met their objective once. O(queue)."""
+        return [w for w in self if w.rank == LATE and w.late_at_s < inf and w.ticket.request.model == model]
 
     def hold(self, waiting: Waiting, replica: ReplicaId, until_s: float) -> None:
         """It waits for a replica that holds its beginning, at most until then."""
@@ -208,8 +243,16 @@ class WaitingQueue:
         self.arrived.add(lane.model)
 
     def _set_late(self, waiting: Waiting) -> None:
-        waiting.rank, waiting.may_hold = LATE, False
-        waiting.order = (waiting.ticket.queued_s, waiting.leave_s, waiting.ticket.id)
+        self._move(waiting, LATE, (waiting.ticket.queued_s, waiting.leave_s, waiting.ticket.id))
+        waiting.may_hold = False
+
+    def _move(self, waiting: Waiting, rank: int, order: Order) -> None:
+        request = waiting.ticket.request
+        if waiting.work:
+            backlog = self.lanes[request.model].backlog
+            backlog.leave(waiting.rank, request.tenant, waiting.work, waiting.order[0])
+            backlog.enter(rank, request.tenant, waiting.work, order[0])
+        waiting.rank, waiting.order = rank, order
 
     def leave(self, waiting: Waiting, state: TicketState) -> None:
         """Placed, evicted or cancelled; heaps drop it when they meet it."""
@@ -219,6 +262,10 @@ class WaitingQueue:
         request = waiting.ticket.request
         lane = self.lanes[request.model]
         lane.size -= 1
+        if waiting.work:
+            lane.backlog.leave(waiting.rank, request.tenant, waiting.work, waiting.order[0])
+            if not request.resumes:
+                self.crowd.leave(waiting)
         if waiting in lane.blocked:
             lane.blocked.remove(waiting)
         if waiting in lane.protected:
@@ -241,7 +288,7 @@ class WaitingQueue:
         self.settle()
         while (entry := self._lifting.peek()) and entry[0][0] <= now:
             waiting = self._lifting.pop()
-            waiting.rank -= 1
+            self._move(waiting, waiting.rank - 1, waiting.order)
             self.lanes[waiting.ticket.request.model].push(waiting)
             if waiting.rank > 0:
                 self._lifting.push((entry[0][0] + self._config.aging_s, waiting.ticket.id), waiting)

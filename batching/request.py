@@ -52,6 +52,7 @@ class Request:
     resumes: bool = (
         False  # its client has part of the answer: never refused for the queue's or a drain's sake, and first in line
     )
+    fingerprint: int = 0  # of the body: who was refused and comes back is known by it; 0: nobody is
     streaming: bool = True  # False: the first token is never seen, so its time is taken from the prediction
 
 
@@ -69,6 +70,8 @@ class Reason(StrEnum):
     """Why a request was rejected or evicted."""
 
     QUEUE_FULL = "queue_full"
+    SHED = "shed"  # its place in the full queue went to a higher tier, or to a tenant that has less of it
+    OVERLOAD = "overload"  # more comes than can be answered in time
     DEADLINE = "deadline"  # waited as long as it may
     UNKNOWN_MODEL = "unknown_model"  # no replica was ever known to serve it
     NO_REPLICA = "no_replica"  # known, but none can take it now or soon
@@ -79,7 +82,8 @@ class Reason(StrEnum):
 class Rejected(Exception):
     """`submit` refuses: the request was never queued and the caller still owns it.
 
-    Args of note: `retry_after_s` is predicted from the drain rate (None: retrying will not help), `limit` the number that was hit.
+    Args of note: `retry_after_s` is predicted from the drain rate (None: retrying will not help within what clients wait),
+    `limit` the number that was hit.
     """
 
     def __init__(self, reason: Reason, *, retry_after_s: float | None = None, limit: int | None = None) -> None:

@@ -1,6 +1,8 @@
 """How often the fleet may be asked twice for one answer: a share of the requests that come, whoever asks again and why.
 
-Without a bound a slow fleet is made slower by those who ask again because it is slow. Knows no time: it counts requests.
+Without a bound a slow fleet is made slower by those who ask again because it is slow. Knows no time: it counts requests. There is
+one for the whole scheduler: a hedge takes from it, and so does a repeat after an engine answered an error or timed out. A repeat
+whose first engine is dead takes nothing: nobody does that work twice.
 """
 
 from typing import Final

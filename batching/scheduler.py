@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from itertools import count
 from math import inf
 
-from batching.admission import bound_broken, refuse_unservable, retry_after_s
-from batching.arrears import next_step_s, overdue, patience_s, predictions_known
+from batching.admission import refuse_unservable
+from batching.arrears import end_s, next_step_s, overdue, patience_s, predictions_known
 from batching.audit import judge
 from batching.claims import claims
 from batching.decisions import Decisions
@@ -20,14 +20,16 @@ from batching.filling import Filling
 from batching.fleet import Fleet
 from batching.hedging import Hedging, Refusal
 from batching.lane import Waiting
+from batching.leaving import Leaving
 from batching.ledger import LeaseRecord
+from batching.overload import Overload, Refused
 from batching.policies.policy import Policy
 from batching.queue import OUTPUT_TOKEN_WEIGHT, QueueStatistics, WaitingQueue
 from batching.replica import CACHE_LOST, EngineLoad, Lifecycle, ReplicaProfile, ReplicaState
-from batching.request import Outcome, Reason, Rejected, ReplicaId, Request, ServiceTier
+from batching.request import Outcome, Reason, Rejected, ReplicaId, Request
 from batching.retry_budget import RetryBudget
 from batching.shares import Claim, Share
-from batching.ticket import Decision, Evicted, LeaseId, Ticket, TicketId, TicketState
+from batching.ticket import Decision, LeaseId, Ticket, TicketId, TicketState
 from batching.window import Window
 from config.schema import Mechanism, Queue, Scheduling
 
@@ -48,7 +50,6 @@ class Scheduler:
         policy: Policy | None = None,
         decisions: Decisions | None = None,
     ) -> None:
-        self._config = queue
         without = scheduling.without
         self._estimators = Estimators(
             output_quantile=scheduling.kv_forecast_quantile, doubting=Mechanism.AUDIT not in without
@@ -57,36 +58,54 @@ class Scheduler:
             queue, by_deadline=Mechanism.DEADLINES not in without, with_floors=Mechanism.FLOORS not in without
         )
         self._fleet = Fleet(scheduling, stale_after_s=stale_after_s)
+        early = policy is None and Mechanism.EARLY_REFUSAL not in without
+        self._overload = Overload(queue, self._queue, early=early)
+        self._shed: list[Decision] = []  # evicted for somebody who came since the last pass
         self._policy = policy
         self._decisions = decisions
         self._filling: Filling | Dispatching
+        self.retry_budget = RetryBudget(scheduling.retry_budget_ratio)  # for whoever asks twice, and why
         self._hedging: Hedging | None = None
         if policy is None:
-            self._filling = Filling(scheduling, self._queue, self._fleet, self._estimators, decisions)
+            self._filling = Filling(scheduling, self._queue, self._fleet, self._estimators, self._overload, decisions)
             if scheduling.hedge.enabled:
-                self._hedging = Hedging(scheduling.hedge, self._fleet, self._queue, self._filling, self._ticket)
+                self._hedging = Hedging(
+                    scheduling.hedge, self._fleet, self._queue, self._filling, self._ticket, self.retry_budget
+                )
         else:
             self._filling = Dispatching(policy, self._queue, self._fleet, self._estimators, decisions)
+        self._leaving = Leaving(self._queue, self._fleet, self._filling, self._overload, self._estimators)
         self._ticket_ids = count(1)
         self._draining = False
 
     # -- requests ----------------------------------------------------------------------------------------------------
 
     def submit(self, request: Request, now: float) -> Ticket:
-        """A place in the queue, or `Rejected` at once where waiting cannot help. Call `advance` next."""
-        if self._draining:
+        """A place in the queue, or `Rejected` at once where waiting cannot help. Call `advance` next.
+
+        Others may have had to make way for it: `advance` says who.
+        """
+        if self._draining and not request.resumes:
             raise Rejected(Reason.DRAINING)
         refuse_unservable(request, self._fleet)
+        ticket = self._ticket(request, now)
+        if request.resumes:
+            self._queue.add(ticket, self._filling.need(request, ticket.id))
+            return ticket
         if request.deadline_s is not None and request.deadline_s <= now:
             raise Rejected(Reason.DEADLINE)
-        limit = bound_broken(request, self._queue, self._config)
-        if limit is not None:
-            raise Rejected(Reason.QUEUE_FULL, retry_after_s=self._retry_after_s(request, now), limit=limit)
-        if self._hedging is not None and not request.avoid:
-            self._hedging.budget.earn()
-        ticket = self._ticket(request, now)
+        queue, making_way, promised = self._queue, list[Waiting](), False
+        if not queue.has_place(request):
+            making_way = self._overload.room_for(request, now, self._estimators.drain_rate(request.model, now))
         need = self._filling.need(request, ticket.id)
-        self._queue.add(ticket, need, self._filling.late_at_s(need, now))
+        late_at_s = self._filling.late_at_s(need, now)
+        if (lane := queue.lanes.get(request.model)) is not None and lane.size:
+            promised = self._overload.refuse_vain(need, lane, late_at_s, now)
+        if making_way:
+            self._shed += self._leaving.send(making_way, Reason.SHED, now)
+        if not request.avoid:
+            self.retry_budget.earn()
+        queue.add(ticket, need, late_at_s, promised=promised)
         return ticket
 
     def cancel(self, ticket: Ticket, now: float) -> bool:  # noqa: ARG002 - time is an argument everywhere
@@ -94,16 +113,15 @@ class Scheduler:
         waiting = self._queue.get(ticket)
         if waiting is None:
             return False
-        self._filling.release(waiting)
-        self._queue.leave(waiting, TicketState.CANCELLED)
+        self._leaving.remove(waiting, TicketState.CANCELLED)
         return True
 
     def advance(self, now: float) -> list[Decision]:
         """Evicts what has waited too long, then fills the room there is. O(1) when nothing has changed."""
         self._fleet.elapse(now)
-        decisions: list[Decision] = []
-        if self._queue.soonest_s <= now or self._fleet.lost_models:
-            decisions += self._leave(now)
+        decisions, self._shed = self._shed, []
+        if self._queue.soonest_s <= now or self._fleet.lost_models or self._overload.flooded:
+            decisions += self._leaving.due(now)
         placed = self._filling.fill(now)
         if self._hedging is not None:
             if placed:
@@ -111,22 +129,6 @@ class Scheduler:
             placed += self._hedging.advance(now)  # those who wait come first
         decisions += placed
         return decisions
-
-    def _leave(self, now: float) -> list[Decision]:
-        """Those whose time is over, or whose last replica has gone; those who can no longer be in time make way."""
-        queue, fleet, left = self._queue, self._fleet, list[Decision]()
-        due = queue.soonest_s <= now
-        if due:
-            left += [self._evict(w, Reason.DEADLINE, now) for w in queue.expired(now)]
-        for model in fleet.lost_models:
-            if not fleet.serves(model):
-                left += [self._evict(w, Reason.NO_REPLICA, now) for w in queue if w.ticket.request.model == model]
-        fleet.lost_models.clear()
-        if due:
-            queue.turn_late(now)
-            queue.let_go(now)
-            queue.next_deadline()  # when to look again
-        return left
 
     def next_deadline(self) -> float | None:
         """When `advance` must be called even if nothing happens; None while nothing waits, for a replica or a first token."""
@@ -140,9 +142,11 @@ class Scheduler:
         return first_s if first_s < inf else None
 
     def drain(self, now: float) -> list[Decision]:
-        """Refuses what is new and evicts what waits; leases run on."""
+        """Refuses what is new and evicts what waits, but for what resumes; leases run on."""
         self._draining = True
-        return [self._evict(waiting, Reason.DRAINING, now) for waiting in self._queue]
+        shed, self._shed = self._shed, []
+        leaving = [waiting for waiting in self._queue if not waiting.ticket.request.resumes]
+        return [*shed, *self._leaving.send(leaving, Reason.DRAINING, now)]
 
     # -- leases ------------------------------------------------------------------------------------------------------
 
@@ -208,21 +212,16 @@ class Scheduler:
         return True
 
     def predicted_end_s(self, lease_id: LeaseId, now: float) -> float:
-        """When its answer will be whole, by the output length that is reserved for it; `now` for one that was given back."""
+        """When its answer will be whole; `now` for one that was given back."""
         record = self._fleet.leases.get(lease_id)
-        if record is None:
-            return now
-        emitted = record.emitted_per_sequence
-        # One that has outlived its forecast is taken to go on for half as long again.
-        left = min(max(record.forecast_tokens - emitted, emitted // 2), record.output_bound - emitted)
-        prefill_s = max(0.0, record.placed_s + record.ttft_s - now) if record.first_token_s is None else 0.0
-        return now + prefill_s + left * record.tpot_s
+        return now if record is None else end_s(record, now)
 
     # -- replicas ----------------------------------------------------------------------------------------------------
 
     def add_replica(self, profile: ReplicaProfile, lifecycle: Lifecycle, now: float) -> None:  # noqa: ARG002
         """Raises ValueError for an id that is there and was not removed."""
         self._fleet.add(profile, lifecycle)
+        self._note_grown(profile.id)
 
     def remove_replica(self, replica: ReplicaId, now: float) -> None:  # noqa: ARG002
         """Takes no more work; gone with its last lease. Raises KeyError for one that is not there."""
@@ -237,7 +236,10 @@ class Scheduler:
 
     def set_lifecycle(self, replica: ReplicaId, lifecycle: Lifecycle, now: float) -> None:  # noqa: ARG002
         """Raises ValueError for what TRANSITIONS forbids; repeating the present state is no transition."""
+        before = self._fleet[replica].lifecycle
         self._fleet.set_lifecycle(replica, lifecycle)
+        if lifecycle is not before:
+            self._note_grown(replica)
         if lifecycle is not Lifecycle.READY:
             self._queue.let_go_of(replica)
         if self._policy is not None and lifecycle in CACHE_LOST:
@@ -303,17 +305,13 @@ class Scheduler:
         """The estimate for `Request.prompt_tokens`, by the characters per token learned of this model."""
         return self._estimators.chars.prompt_tokens(model, chars)
 
-    def drain_rate(self, model: str, now: float) -> float | None:
-        """Requests a second that leave the queue for a replica; None until one has."""
-        return self._estimators.drain_rate(model, now)
+    def refusals(self) -> Mapping[Refused, int]:
+        """Requests so far that were refused or evicted for too much of others, by model, tier and why."""
+        return self._overload.refused
 
-    def predicted_wait_s(self, model: str, tier: ServiceTier, now: float) -> float | None:
-        """For one more request of this tier, at the measured drain rate; None where nothing was measured."""
-        depth = self._queue.depth(model, tier)
-        rate = self.drain_rate(model, now)
-        if depth == 0:
-            return 0.0
-        return depth / rate if rate else None
+    def flooded(self, model: str, now: float) -> bool:
+        """Whether more comes for it than can be answered in time, so that who would be late is refused."""
+        return self._overload.in_flood(model, now)
 
     def next_step_s(self, replica: ReplicaId) -> tuple[float, bool]:
         """What its next step may take, at worst; and whether predictions of it have been judged often enough to go by."""
@@ -327,11 +325,6 @@ class Scheduler:
     def overdue(self, replica: ReplicaId, now: float) -> int:
         """Requests there whose first sign of life should have come long ago. O(leases)."""
         return overdue(self._fleet[replica], now)
-
-    @property
-    def retry_budget(self) -> RetryBudget | None:
-        """What is left for asking twice; None: hedging is off, or another router's rule decides."""
-        return None if self._hedging is None else self._hedging.budget
 
     def hedges_refused(self) -> Mapping[tuple[str, Refusal], int]:
         """Requests so far that were overdue and not sent twice, by model and why."""
@@ -362,15 +355,11 @@ class Scheduler:
     def _ticket(self, request: Request, now: float) -> Ticket:
         return Ticket(TicketId(next(self._ticket_ids)), request, now)
 
-    def _evict(self, waiting: Waiting, reason: Reason, now: float) -> Evicted:
-        retry_s = None if reason is Reason.DRAINING else self._retry_after_s(waiting.ticket.request, now)
-        self._filling.release(waiting)
-        self._queue.leave(waiting, TicketState.EVICTED)
-        return Evicted(ticket=waiting.ticket, reason=reason, retry_after_s=retry_s)
-
-    def _retry_after_s(self, request: Request, now: float) -> float:
-        predicted_s = self.predicted_wait_s(request.model, request.service_tier, now)
-        return retry_after_s(predicted_s, unknown_s=self._config.max_wait_s)
+    def _note_grown(self, replica: ReplicaId) -> None:
+        live = self._fleet[replica]
+        if live.lifecycle is Lifecycle.READY:
+            for model in live.profile.models:
+                self._overload.grown(model)
 
     def _charge_output(self, record: LeaseRecord, output_tokens: int) -> None:
         more = output_tokens - record.charged_tokens

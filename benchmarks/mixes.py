@@ -7,6 +7,7 @@ from typing import Any
 
 from batching.policies import BASELINES
 from batching.scheduler import Scheduler
+from config.schema import TierShares
 from router.simulation.fleet import build_machines, model_of, read_fleet
 from router.simulation.report import figures
 from router.simulation.run import PROBE_INTERVAL_S, Life, Simulation, Watcher
@@ -44,13 +45,15 @@ def replicas_of(fleet: Path) -> int:
 
 
 def played(fleet: Path, calls: Iterable[Call], policy_name: str, seed: int) -> Played:
-    """The queue is as long as it must be: nobody is refused for its length."""
+    """The queue is as long as it must be, for every tier: nobody is refused for its length."""
     ordered = sorted(calls, key=lambda call: call.arrival_s)
     config = read_fleet(fleet)
     machines = build_machines(config.replicas, seed)
     ours = policy_name in {OURS, ORACLE}
     policy = None if ours else BASELINES[policy_name](seed)
-    queue = config.queue.model_copy(update={"max_requests": len(ordered) + 1})
+    queue = config.queue.model_copy(
+        update={"max_requests": len(ordered) + 1, "tier_shares": TierShares(flex=1, batch=1)}
+    )
     ends = _Ends()
     observed = Simulation(
         ordered,

@@ -121,6 +121,21 @@ class Metrics:
         ),
     ]
 
+    requests_dropped_total: Annotated[
+        Counter,
+        Spec(
+            help="Requests refused or evicted because too much came, by reason: queue_full, shed, overload, deadline, no_replica "
+            "(docs/overload.md)",
+            labels=(*CLASS, "reason"),
+        ),
+    ]
+    overloaded: Annotated[
+        Gauge,
+        Spec(help="1: more comes than can be answered in time, and who would be late is refused", labels=("model",)),
+    ]
+    bodies_bytes: Annotated[Gauge, Spec(help="Bytes of request bodies held, from their first byte to the answer's end")]
+    bodies_refused_total: Annotated[Counter, Spec(help="Requests refused because of server.max_held_body_bytes")]
+
     # Tokens and money
     tokens_total: Annotated[
         Counter,
@@ -153,8 +168,12 @@ class Metrics:
             labels=("model", "outcome"),
         ),
     ]
+    retries_refused_total: Annotated[
+        Counter,
+        Spec(help="Requests not repeated after an engine's error as the retry budget was spent", labels=("model",)),
+    ]
     retry_budget_requests: Annotated[
-        Gauge, Spec(help="Requests that may be sent to a second replica now (scheduling.hedge.budget_ratio)")
+        Gauge, Spec(help="Requests that may be sent to a second replica now (scheduling.retry_budget_ratio)")
     ]
 
     # Predictions (docs/decisions-ledger.md); signal: ttft, tpot, output_tokens, cached_tokens, finish, kv_usage, kv_forecast

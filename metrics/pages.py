@@ -35,6 +35,8 @@ GAUGES: Final[Mapping[str, Across]] = {
     "queue_bytes": _S,
     "queue_utilization_ratio": _M,  # each worker has the bounds to itself: the fullest is the first to refuse
     "oldest_queued_seconds": _M,
+    "overloaded": _M,
+    "bodies_bytes": _S,
     "retry_budget_requests": _S,
     "signal_error_ratio": Across.MEAN,
     "signal_weight_ratio": Across.MEAN,

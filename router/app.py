@@ -5,6 +5,7 @@ from starlette.types import ASGIApp
 
 from config.schema import Config, DataPlane
 from router.api import build_api
+from router.body_budget import BodyBudget
 from router.gateway import Gateway
 from router.hot_cycle import HotPlane
 from router.inbound import Handler
@@ -23,7 +24,7 @@ _EXPOSED = (
 def create_app(gateway: Gateway, version: str) -> ASGIApp:
     """CORS (only where configured) -> ingress (hot paths leave here) -> FastAPI (the rest, and the lifespan)."""
     server = gateway.config.server
-    hot = HotPath(gateway.dispatcher, server, gateway.config.upstream.buffer_bytes)
+    hot = HotPath(gateway.dispatcher, server, gateway.config.upstream.buffer_bytes, gateway.bodies)
     app: ASGIApp = Ingress(build_api(gateway, hot, version), hot)
     if server.cors_origins:
         app = CORSMiddleware(
@@ -36,13 +37,14 @@ def create_app(gateway: Gateway, version: str) -> ASGIApp:
     return app
 
 
-def hot_plane(config: Config, handler: Handler) -> HotPlane | None:
+def hot_plane(config: Config, handler: Handler, bodies: BodyBudget) -> HotPlane | None:
     """For `router.protocol`: hot requests by their own connection, past ASGI; None: all take the ASGI way."""
     server = config.server
     if server.data_plane is DataPlane.ASGI:
         return None
     return HotPlane(
         handler=handler,
+        bodies=bodies,
         max_body_bytes=server.max_body_bytes,
         body_timeout_s=server.body_timeout_s,
         buffer_bytes=config.upstream.buffer_bytes,

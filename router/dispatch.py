@@ -186,6 +186,10 @@ class Dispatcher:
         exchange.failures += 1
         if not failed.repeatable or not left or exchange.failures >= self.config.upstream.attempts:
             raise failed.error from failed
+        # An engine that died does no work twice; one that answered an error has, and a fleet in trouble is not to do all of it twice.
+        if failed.spent and not self._admission.scheduler.retry_budget.take():
+            self._report.not_repeated(exchange)
+            raise failed.error from failed
         return replace(request, avoid=tried)
 
     async def _place(self, exchange: Exchange, request: Request) -> Placed:
@@ -259,6 +263,7 @@ class Dispatcher:
             sequences=spec.n,
             deadline_s=now + _queue_wait_s(exchange.inbound.headers, self.config.queue.max_wait_s),
             body_bytes=len(exchange.inbound.body),
+            fingerprint=hash(exchange.inbound.body),
             prefix_hashes=spec.prefix_chunks,
             prefix_chunk_tokens=chunk if chunk is not None else estimate(spec.model, spec.prefix_chunk_chars),
         )

@@ -23,6 +23,7 @@ from config.gpus import gpu_table
 from config.schema import Config, ReplicaConfig
 from metrics.catalog import Metrics
 from router.admission import Admission
+from router.body_budget import BodyBudget
 from router.crew import Crew
 from router.decision_log import DecisionLog
 from router.dispatch import Dispatcher
@@ -83,7 +84,8 @@ class Gateway:
         self.streams: Streams = self.dispatcher.moves
         # Replicas that are drained or taken away.
         self.farewells = Farewells(config.spot, self.admission, self.streams, self.metrics)
-        self.gauges = Gauges(self.metrics, self.scheduler)
+        self.bodies = BodyBudget(config.server.max_held_body_bytes)
+        self.gauges = Gauges(self.metrics, self.scheduler, self.bodies)
         self._backend_factory = backend_factory
         self._retired: list[Backend] = []  # removed or replaced by a reload; closed after their last stream
         self._http: httpx.AsyncClient | None = None

@@ -3,24 +3,30 @@
 from collections import Counter
 
 from batching.hedging import Refusal
+from batching.overload import Refused
 from batching.replica import Lifecycle, ReplicaState
 from batching.scheduler import Scheduler
 from batching.shares import WHOLE
 from metrics.catalog import Metrics
+from router.body_budget import BodyBudget
 
 
 class Gauges:
     """Refreshed by `/metrics`; nothing on the request path pays for it."""
 
-    def __init__(self, metrics: Metrics, scheduler: Scheduler) -> None:
+    def __init__(self, metrics: Metrics, scheduler: Scheduler, bodies: BodyBudget | None = None) -> None:
         self._metrics = metrics
         self._scheduler = scheduler
+        self._bodies = bodies
+        self._bodies_refused = 0
+        self._dropped: Counter[Refused] = Counter()  # as `_told`
         self._told: Counter[tuple[str, Refusal]] = Counter()  # refusals that the counter has already
 
     def refresh(self, now: float, queue_limit: int) -> None:
         self._metrics.workers.set(1)
         self._queue(now, queue_limit)
         self._hedges()
+        self._overload(now)
         self._clear_replicas()
         for state in self._scheduler.states(now):
             self._replica(state)
@@ -39,11 +45,24 @@ class Gauges:
 
     def _hedges(self) -> None:
         """Refusals are the scheduler's own; what became of the seconds that were sent is reported where it happens."""
-        budget = self._scheduler.retry_budget
-        self._metrics.retry_budget_requests.set(0 if budget is None else budget.left)
+        self._metrics.retry_budget_requests.set(self._scheduler.retry_budget.left)
         for (model, why), count in self._scheduler.hedges_refused().items():
             self._metrics.hedges_total.labels(model, why.value).inc(count - self._told[model, why])
             self._told[model, why] = count
+
+    def _overload(self, now: float) -> None:
+        m, scheduler = self._metrics, self._scheduler
+        for model in scheduler.models():
+            m.overloaded.labels(model).set(scheduler.flooded(model, now))
+        for dropped, count in scheduler.refusals().items():
+            m.requests_dropped_total.labels(dropped.model, dropped.service_tier.label, dropped.reason.value).inc(
+                count - self._dropped[dropped]
+            )
+            self._dropped[dropped] = count
+        if self._bodies is not None:
+            m.bodies_bytes.set(self._bodies.held)
+            m.bodies_refused_total.inc(self._bodies.refused - self._bodies_refused)
+            self._bodies_refused = self._bodies.refused
 
     def _clear_replicas(self) -> None:
         """Figures that an engine no longer tells must vanish, not freeze."""

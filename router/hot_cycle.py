@@ -10,6 +10,7 @@ from typing import Protocol
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
+from router.body_budget import BodyBudget
 from router.client import JSON_HEADERS, Client, Headers
 from router.inbound import Handler, Inbound, answer, header_map, request_id
 from router.openai.errors import body_timeout
@@ -20,6 +21,7 @@ class HotPlane:
     """What a connection needs to serve hot requests itself. Bytes and seconds."""
 
     handler: Handler
+    bodies: BodyBudget
     max_body_bytes: int
     body_timeout_s: float
     buffer_bytes: int  # kept for a client that reads slowly, before its engine is asked to wait
@@ -63,6 +65,7 @@ class HotCycle(Client):
         self._headers = headers
         self._received_s = connection.loop.time()
         self._parts: list[bytes] = []
+        self._held_bytes = 0  # of the budget
         self._task: asyncio.Task[None] | None = None
         self._unsent = b""  # a head: it goes with the first bytes of its body
         self._chunked = True
@@ -71,8 +74,20 @@ class HotCycle(Client):
     def response_complete(self) -> bool:
         return self.ended
 
-    def feed(self, body: bytes) -> None:
+    def feed(self, body: bytes) -> bool:
+        """Another part; False: there is no room for it, and what came before is gone."""
+        if not self._plane.bodies.take(len(body)):
+            self._let_go()
+            return False
+        self._held_bytes += len(body)
         self._parts.append(body)
+        return True
+
+    def _let_go(self) -> None:
+        """Of the body, or of a request that has ended."""
+        self._parts.clear()
+        self._plane.bodies.give_back(self._held_bytes)
+        self._held_bytes = 0
 
     def begin(self) -> None:
         """The body is whole."""
@@ -91,6 +106,7 @@ class HotCycle(Client):
 
     def body_overdue(self) -> None:
         """The rest of the body did not come in time."""
+        self._let_go()
         error = body_timeout(self._plane.body_timeout_s)
         self._plane.handler.refused(self._path, error)
         self.keep_alive = False
@@ -99,7 +115,9 @@ class HotCycle(Client):
     def hang_up(self) -> None:
         """The connection is gone."""
         self.disconnected = True
-        if self._task is not None and not self.ended:
+        if self._task is None:
+            self._let_go()
+        elif not self.ended:
             self._task.cancel()
 
     def pause(self) -> None:
@@ -115,6 +133,8 @@ class HotCycle(Client):
         except asyncio.CancelledError:
             if not self.disconnected:
                 raise
+        finally:
+            self._let_go()
 
     def _head(self, status: int, headers: Headers) -> None:
         lines = [STATUS_LINE[status]]

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from config.schema import Server
 from router.asgi_client import AsgiClient
+from router.body_budget import BodyBudget
 from router.client import JSON_HEADERS, Client, ClientGone
 from router.inbound import HOT_PATHS, Handler, Inbound, answer, header_map, request_id
 from router.openai.errors import (
@@ -51,11 +52,12 @@ class Ingress:
 class HotPath:
     """Serves one endpoint's connection over ASGI: body in, handler, hang-up, errors out."""
 
-    def __init__(self, handler: Handler, server: Server, buffer_bytes: int) -> None:
+    def __init__(self, handler: Handler, server: Server, buffer_bytes: int, bodies: BodyBudget) -> None:
         """`buffer_bytes`: kept for a client that reads slowly, before its engine is asked to wait."""
         self._handler = handler
         self._server = server
         self._buffer_bytes = buffer_bytes
+        self._bodies = bodies
 
     async def serve(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
         """One chat, completion or embedding request."""
@@ -67,14 +69,30 @@ class HotPath:
             write_stall_s=self._server.write_stall_timeout_s,
             buffer_bytes=self._buffer_bytes,
         )
+        held = _Held(self._bodies)
+        try:
+            await self._answer(path, scope, receive, client, headers, held)
+        finally:
+            held.let_go()
+
+    async def _answer(
+        self,
+        path: str,
+        scope: Scope,
+        receive: Receive,
+        client: AsgiClient,
+        headers: Mapping[str, str],
+        held: "_Held",
+    ) -> None:
         try:
             if scope["method"] != "POST":
                 raise method_not_allowed(scope["method"], ("POST",))
             if headers.get("content-encoding", "identity") != "identity":
                 raise invalid_request("Send the body uncompressed: content-encoding is not supported.")
             received_s = asyncio.get_running_loop().time()
-            body = await self._read_body(headers, receive)
+            body = await self._read_body(headers, receive, held)
         except ApiError as error:
+            held.let_go()
             self._handler.refused(path, error)
             await _refuse_body(client, error, receive)
             return
@@ -94,11 +112,13 @@ class HotPath:
         except* ClientGone:
             pass  # the handler has been cancelled and has counted it
 
-    async def _read_body(self, headers: Mapping[str, str], receive: Receive) -> bytes:
+    async def _read_body(self, headers: Mapping[str, str], receive: Receive, held: "_Held") -> bytes:
         limit = self._server.max_body_bytes
         declared = headers.get("content-length", "")
         if declared.isdigit() and int(declared) > limit:
             raise body_too_large(limit)
+        if declared.isdigit() and not self._bodies.announced(int(declared)):
+            raise self._bodies.refusal()
         parts: list[bytes] = []
         size = 0
         try:
@@ -111,11 +131,29 @@ class HotPath:
                     size += len(part)
                     if size > limit:
                         raise body_too_large(limit)
+                    held.take(len(part))
                     parts.append(part)
                     if not message.get("more_body", False):
                         return b"".join(parts)
         except TimeoutError:
             raise body_timeout(self._server.body_timeout_s) from None
+
+
+class _Held:
+    """What one request has of the budget."""
+
+    def __init__(self, bodies: BodyBudget) -> None:
+        self._bodies = bodies
+        self._size = 0
+
+    def take(self, size: int) -> None:
+        if not self._bodies.take(size):
+            raise self._bodies.refusal()
+        self._size += size
+
+    def let_go(self) -> None:
+        self._bodies.give_back(self._size)
+        self._size = 0
 
 
 async def _refuse_body(client: AsgiClient, error: ApiError, receive: Receive) -> None:

@@ -120,6 +120,9 @@ class _HeadGuard(HttpToolsProtocol):
             return
         if (path := self._hot_path()) is not None:
             assert self._plane is not None
+            if not self._plane.bodies.announced(self._length()):
+                self._refuse_body()
+                return
             keep_alive = self.parser.should_keep_alive()
             self._collecting = HotCycle(self, self._plane, path, self.headers, keep_alive=keep_alive)
             self.cycle = self._collecting  # type: ignore[assignment]  # it has what uvicorn asks of a cycle
@@ -132,7 +135,10 @@ class _HeadGuard(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         if self._collecting is not None:
-            self._collecting.feed(body)
+            if not self._collecting.feed(body):
+                self._unanswered.remove(self._collecting)
+                self._collecting = None
+                self._refuse_body()
         elif not self._refused:
             super().on_body(body)
 
@@ -180,6 +186,17 @@ class _HeadGuard(HttpToolsProtocol):
         if not length.isdigit() or int(length) > plane.max_body_bytes or self.parser.get_http_version() != "1.1":
             return None
         return _HOT_TARGETS.get(self.url)
+
+    def _length(self) -> int:
+        """Of a body whose framing leaves no question open."""
+        return int(next((value for name, value in reversed(self.headers) if name == b"content-length"), b"0"))
+
+    def _refuse_body(self) -> None:
+        """A hot request for whose body there is no room; the rest of it is not read."""
+        assert self._plane is not None
+        error = self._plane.bodies.refusal()
+        self._plane.handler.refused(_HOT_TARGETS[self.url], error)
+        self._refuse(error)
 
     def _decline_upgrade(self, rest: bytes) -> None:
         """Read the same request without its offer: the parser takes what follows the head for another protocol.
@@ -259,8 +276,9 @@ class _HeadGuard(HttpToolsProtocol):
             self._unanswered[-1].keep_alive = False
             return
         body = error.to_body()
-        head = f"HTTP/1.1 {error.status} {error.phrase}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
-        self.transport.write(head.encode("ascii") + body)
+        told = b"".join(b"%b: %b\r\n" % header for header in error.headers())
+        head = f"HTTP/1.1 {error.status} {error.phrase}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\nconnection: close\r\n"
+        self.transport.write(head.encode("ascii") + told + b"\r\n" + body)
         # Closing with unread bytes would be a reset, which takes the answer back from a client that still sends.
         self.transport.write_eof()
         if self._flush_timer is not None:

@@ -109,6 +109,10 @@ class Report:
         """Its client had some of the answer, and gets an error for the rest."""
         self._metrics.stream_interruptions_total.labels(self._class(exchange)[0], "errored", Mode.NONE.value).inc()
 
+    def not_repeated(self, exchange: Exchange) -> None:
+        """An engine's error goes to its client although another might have done better: the retry budget is spent."""
+        self._metrics.retries_refused_total.labels(self._class(exchange)[0]).inc()
+
     def resumed(self, exchange: Exchange, gap_s: float) -> None:
         """Another engine has said the next token; the client has waited so long for it."""
         model, mode = self._class(exchange)[0], exchange.move.mode.value

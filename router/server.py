@@ -94,7 +94,7 @@ class PenstockServer(uvicorn.Server):
                 http=protocol_with(
                     server.header_timeout_s,
                     server.write_stall_timeout_s,
-                    hot_plane(gateway.config, gateway.dispatcher),
+                    hot_plane(gateway.config, gateway.dispatcher, gateway.bodies),
                 ),
                 ws="none",
                 lifespan="on",

@@ -7,13 +7,14 @@ reached through this module.
 from collections.abc import Iterable, Sequence
 
 from batching.request import Reason, Rejected
-from router.openai.api_error import ApiError, Case, quoted, retry_headers, stream_error_event
+from router.openai.api_error import MAX_RETRY_AFTER_S, ApiError, Case, quoted, retry_headers, stream_error_event
 from router.openai.engine_errors import from_engine, from_stream_event, upstream_failed
 
 __all__ = [
     "ApiError",
     "Case",
     "bad_http",
+    "bodies_full",
     "body_timeout",
     "body_too_large",
     "client_closed",
@@ -37,7 +38,9 @@ __all__ = [
     "nothing_to_end",
     "overloaded",
     "queue_timeout",
+    "shed",
     "stream_error_event",
+    "too_late",
     "total_timeout",
     "upstream_failed",
     "upstream_garbled",
@@ -48,8 +51,6 @@ __all__ = [
 
 # Where a gateway that drains is replaced by another: the time a load balancer needs to look again.
 _DRAIN_RETRY_S = 1.0
-# An evicted request whose wait nobody predicted: long enough to matter, short enough to try.
-_DEFAULT_RETRY_S = 1.0
 _DROPPED = "x-penstock-dropped-reason"
 
 
@@ -141,6 +142,28 @@ def overloaded(retry_after_s: float | None) -> ApiError:
     return ApiError(Case.OVERLOADED, message, headers=_dropped(Reason.QUEUE_FULL, retry_after_s))
 
 
+def too_late(retry_after_s: float | None) -> ApiError:
+    """None: not within what clients wait; nobody is told a time that will not hold."""
+    message = "More requests come than can be answered in time. "
+    message += (
+        "There will be no room for this one within two minutes; try again later."
+        if retry_after_s is None
+        else "Send this one again, unchanged, after the time in `retry-after`: then there is room for it."
+    )
+    return ApiError(Case.OVERLOADED, message, headers=_dropped(Reason.OVERLOAD, retry_after_s))
+
+
+def shed(retry_after_s: float | None) -> ApiError:
+    message = "The queue is full, and this request's place went to one of a higher tier or of another tenant; retry after the time in `retry-after`."
+    return ApiError(Case.OVERLOADED, message, headers=_dropped(Reason.SHED, retry_after_s))
+
+
+def bodies_full(retry_after_s: float) -> ApiError:
+    """The front door holds as many bytes of bodies as it may."""
+    message = "The gateway holds as many request bodies as it may; retry after the time in `retry-after`, or send less."
+    return ApiError(Case.OVERLOADED, message, headers={_DROPPED: "body_bytes", **retry_headers(retry_after_s)})
+
+
 def no_capacity(retry_after_s: float | None) -> ApiError:
     message = "No replica of this model can take the request now; retry later, or ask for another model."
     return ApiError(Case.NO_CAPACITY, message, headers=_dropped(Reason.NO_REPLICA, retry_after_s))
@@ -198,10 +221,10 @@ def from_rejection(
 
 
 def from_eviction(reason: Reason, retry_after_s: float | None = None, *, flex: bool = False) -> ApiError:
-    """The scheduler gave a queued request up; a wait that nobody predicted is a short one."""
+    """The scheduler gave a queued request up."""
     if reason is Reason.CONTEXT_LENGTH:
         return context_length_exceeded(None)
-    return _dropped_request(reason, _DEFAULT_RETRY_S if retry_after_s is None else retry_after_s, flex=flex)
+    return _dropped_request(reason, retry_after_s, flex=flex)
 
 
 def from_http_status(status: int, method: str, path: str) -> ApiError:
@@ -223,10 +246,16 @@ def _dropped_request(reason: Reason, retry_after_s: float | None, *, flex: bool)
         return flex_shed(reason, retry_after_s)
     if reason is Reason.QUEUE_FULL:
         return overloaded(retry_after_s)
+    if reason is Reason.OVERLOAD:
+        return too_late(retry_after_s)
+    if reason is Reason.SHED:
+        return shed(retry_after_s)
     if reason is Reason.DEADLINE:
         return queue_timeout(retry_after_s)
     return no_capacity(retry_after_s)
 
 
 def _dropped(reason: Reason, retry_after_s: float | None) -> dict[str, str]:
-    return {_DROPPED: reason.value, **retry_headers(retry_after_s)}
+    """Who has no room within what SDKs obey is told the longest of it: they give up at once, others come back then."""
+    longest = retry_headers(MAX_RETRY_AFTER_S) if retry_after_s is None else {}
+    return {_DROPPED: reason.value, **longest, **retry_headers(retry_after_s)}

@@ -15,7 +15,7 @@ from typing import Any, Final
 from backends.simulated.engine import EngineBusy, StepResult
 from backends.simulated.sequence import EngineSequence
 from batching.replica import Lifecycle
-from batching.request import Outcome, Rejected, ReplicaId, Request, RequestId
+from batching.request import Outcome, Reason, Rejected, ReplicaId, Request, RequestId
 from batching.scheduler import Scheduler
 from batching.ticket import Lease, Placed
 from router.simulation.fleet import Machine
@@ -155,13 +155,14 @@ class Simulation:
         request = Request(
             id=RequestId(str(number)),
             model=self._model,
-            arrived_s=call.arrival_s,
+            arrived_s=self.observed.lives[number].arrival_s,
+            fingerprint=number + 1,
             prompt_tokens=call.prompt_tokens,
             max_output_tokens=self._max_output_tokens,
             known_output_tokens=call.output_tokens if self._clairvoyant else None,
             tenant=call.tenant,
             service_tier=call.service_tier,
-            deadline_s=now + self._max_wait_s if call.max_wait_s is None else call.arrival_s + call.max_wait_s,
+            deadline_s=now + (self._max_wait_s if call.max_wait_s is None else call.max_wait_s),
             prefix_hashes=call.prefix_blocks[:whole_blocks],
             prefix_chunk_tokens=PREFIX_BLOCK_TOKENS,
             avoid=avoid,
@@ -169,7 +170,11 @@ class Simulation:
         try:
             self.scheduler.submit(request, now)
         except Rejected as rejected:
-            self._end(number, End.REJECTED, now, rejected.reason.value)
+            self._turned_away(number, now, rejected.reason, rejected.retry_after_s)
+
+    def _turned_away(self, number: int, now: float, reason: Reason, retry_after_s: float | None) -> None:  # noqa: ARG002
+        """Nobody in a trace comes again; others may."""
+        self._end(number, End.REJECTED, now, reason.value)
 
     def advance(self, _: None, now: float) -> None:
         """The scheduler's turn, after any event that may have changed its mind."""
@@ -183,7 +188,7 @@ class Simulation:
                 life.attempts += 1
                 self.at(now + HOP_S, self._reach_engine, (number, decision.lease))
             else:
-                self._end(number, End.REJECTED, now, decision.reason.value)
+                self._turned_away(number, now, decision.reason, decision.retry_after_s)
         deadline_s = self.scheduler.next_deadline()
         if deadline_s is not None and deadline_s != self._timer_s:  # an outdated timer costs one idle pass
             self._timer_s = deadline_s

@@ -8,7 +8,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from batching.lane import LATE, Lane, Waiting
+from batching.backlog import work_of
+from batching.crowd import Held
+from batching.lane import LATE, RESUMES, Lane, Waiting
 from batching.placement import Need
 from batching.queue import WaitingQueue
 from batching.request import ServiceTier
@@ -33,11 +35,17 @@ class Entry:
 
     def rank(self, now: float) -> int:
         tier = self.ticket.request.service_tier
+        if self.resumes:
+            return 0
         if tier is ServiceTier.BATCH:
             return BATCH
         if self.late_s is not None and self.late_s <= now:
             return LATE
         return max(0, tier - sum(now >= self.ticket.queued_s + AGING_S * step for step in (1, 2)))
+
+    @property
+    def resumes(self) -> bool:
+        return self.ticket.request.resumes
 
     def order(self, now: float) -> tuple[float, ...]:
         """Inside a tenant: what is due first, or must leave first; the late by arrival, batch as it has no objective."""
@@ -66,9 +74,17 @@ class QueueMachine(RuleBasedStateMachine):
         objective=st.sampled_from((0.5, 3.0, 50.0)),
         late=st.one_of(st.none(), st.floats(-1, 20)),
         tokens=st.integers(1, 500),
+        resumes=st.sampled_from((False, False, False, False, True)),
     )
     def add(
-        self, tenant: str, tier: ServiceTier, deadline: float | None, objective: float, late: float | None, tokens: int
+        self,
+        tenant: str,
+        tier: ServiceTier,
+        deadline: float | None,
+        objective: float,
+        late: float | None,
+        tokens: int,
+        resumes: bool,
     ) -> None:
         self.ids += 1
         wanted = request(
@@ -77,6 +93,7 @@ class QueueMachine(RuleBasedStateMachine):
             arrived_s=self.now,
             service_tier=tier,
             prompt_tokens=tokens,
+            resumes=resumes,
             deadline_s=None if deadline is None else self.now + deadline,
         )
         ticket = Ticket(TicketId(self.ids), wanted, self.now)
@@ -88,7 +105,7 @@ class QueueMachine(RuleBasedStateMachine):
             ttft_objective_s=inf if tier is ServiceTier.BATCH else objective,
             tpot_objective_s=1.0,
         )
-        late_s = None if late is None or tier is ServiceTier.BATCH else self.now + late
+        late_s = None if late is None or resumes or tier is ServiceTier.BATCH else self.now + late
         self.queue.add(ticket, need, late_s)
         latest = self.now + MAX_WAIT_S
         own = latest if deadline is None else self.now + deadline
@@ -125,11 +142,13 @@ class QueueMachine(RuleBasedStateMachine):
             went_by, waiting = head
             self._is_next(went_by, waiting)
             lane.take(waiting)
+            resumes = waiting.ticket.request.resumes
             request = waiting.ticket.request
             self.queue.leave(waiting, TicketState.PLACED)
             self.model = [entry for entry in self.model if entry.ticket is not waiting.ticket]
-            self._credit(waiting.rank, request.prompt_tokens)
-            lane.charge(waiting.rank, request.tenant, request.prompt_tokens, dispatch=True)
+            if not resumes:  # its prompt was charged when it was placed first
+                self._credit(waiting.rank, request.prompt_tokens)
+                lane.charge(waiting.rank, request.tenant, request.prompt_tokens, dispatch=True)
 
     @rule(count=st.integers(1, 4))
     def look_past(self, count: int) -> None:
@@ -148,6 +167,21 @@ class QueueMachine(RuleBasedStateMachine):
     def nothing_is_lost(self) -> None:
         assert len(self.queue) == len(self.model) == self.queue.lane("m").size
         assert self.queue.tokens == sum(entry.ticket.request.prompt_tokens for entry in self.model)
+
+    @invariant()
+    def what_waits_is_what_is_ahead(self) -> None:
+        """Work by rank and, of whoever may be shed, requests and tokens by tier add up to those who wait."""
+        backlog, crowd = self.queue.lane("m").backlog, self.queue.crowd
+        self.queue.turn_late(self.now)
+        work = [0] * 5
+        for waiting in self.queue:
+            work[waiting.rank] += waiting.work
+            assert waiting.work == work_of(waiting.need)
+        assert backlog.work == work
+        assert [sum(share.work for share in shares.values()) for shares in backlog._shares] == work
+        for tier in ServiceTier:
+            own = [e.ticket.request for e in self.model if e.ticket.request.service_tier is tier and not e.resumes]
+            assert crowd.held(tier) == Held(len(own), sum(one.prompt_tokens for one in own), 0)
 
     @invariant()
     def the_next_deadline_is_a_leave_or_a_turn(self) -> None:
@@ -175,7 +209,7 @@ class QueueMachine(RuleBasedStateMachine):
         return out
 
     def _credit(self, served: int, tokens: int) -> None:
-        ranks = {entry.rank(self.now) for entry in self.model}
+        ranks = {entry.rank(self.now) for entry in self.model if not entry.resumes}
         for rank, floor in enumerate(self.floors):
             if rank == served:
                 self.credits[rank] = max(0.0, self.credits[rank] - (1 - floor) * tokens)
@@ -184,6 +218,10 @@ class QueueMachine(RuleBasedStateMachine):
 
     def _is_next(self, went_by: int, waiting: Waiting) -> None:
         ticket = waiting.ticket
+        if resuming := [entry for entry in self.model if entry.resumes]:
+            assert went_by == RESUMES
+            assert ticket is min(resuming, key=lambda entry: entry.ticket.id).ticket
+            return
         ranks = {entry.ticket: entry.rank(self.now) for entry in self.model}
         assert ranks[ticket] == waiting.rank
         best = min(ranks.values())

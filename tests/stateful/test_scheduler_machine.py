@@ -19,11 +19,11 @@ from batching.ledger import LeaseRecord
 from batching.live_replica import _TIGHT_RATIO, LiveReplica
 from batching.placement import Score, blocks_if_fits, cached_on, could_ever_hold, place, score_with_room
 from batching.replica import TRANSITIONS, EngineLoad, Lifecycle
-from batching.request import Outcome, Rejected, ReplicaId, Request, ServiceTier
+from batching.request import Outcome, Reason, Rejected, ReplicaId, Request, ServiceTier
 from batching.scheduler import Scheduler
 from batching.ticket import Decision, Evicted, Lease, LeaseId, Ticket, TicketState
 from batching.window import Window
-from config.schema import CostTier, Mechanism, ModelKind, Queue, Scheduling
+from config.schema import CostTier, Mechanism, ModelKind, Queue, Scheduling, TierShares
 from tests.support.scheduling import profile, request
 
 MODELS = ("m", "n")
@@ -33,7 +33,8 @@ PROFILES = (
     profile("c", kv_blocks=None, max_num_seqs=None, max_num_batched_tokens=None, block_size=None, max_model_len=None),
     profile("d", models=dict.fromkeys(MODELS, ModelKind.CHAT), kv_blocks=60, cost_tier=CostTier.RESERVED),
 )
-WAITING, WATERMARK, CHUNKS = 30, 0.02, 2.0
+WAITING, BYTES, WATERMARK, CHUNKS = 30, 4000, 0.02, 2.0
+SHARES = TierShares(flex=0.6, batch=0.4)
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -54,7 +55,9 @@ class SchedulerMachine(RuleBasedStateMachine):
             prefill_chunks=CHUNKS,
             without=frozenset(without),
         )
-        self.scheduler = Scheduler(config, Queue(max_requests=WAITING, max_wait_s=20.0, aging_s=2.0))
+        self.scheduler = Scheduler(
+            config, Queue(max_requests=WAITING, max_bytes=BYTES, max_wait_s=20.0, aging_s=2.0, tier_shares=SHARES)
+        )
         fleet: Any = self.scheduler._fleet
         self.open, fleet.open = fleet.open, self._opening
         self.late_at: dict[int, float] = {}  # of those that may be held: until when
@@ -83,6 +86,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         streaming=st.booleans(),
         age=st.sampled_from((0.0, 0.0, 0.7, 3.0)),
         known=st.booleans(),
+        body=st.sampled_from((0, 100, 1000)),
+        resumes=st.sampled_from((False, False, False, True)),
     )
     def submit(
         self,
@@ -97,6 +102,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         streaming: bool,
         age: float,
         known: bool,
+        body: int,
+        resumes: bool,
     ):
         for prompt in prompts:
             self._submit(
@@ -112,15 +119,28 @@ class SchedulerMachine(RuleBasedStateMachine):
                 streaming=streaming,
                 arrived_s=self.now - age,
                 known_output_tokens=output if known else None,
+                body_bytes=body,
+                resumes=resumes,
+                fingerprint=prompt,
             )
         self.advance()
 
     def _submit(self, **values: Any):
         self.count += 1
+        wanted, shed = request(f"r{self.count}", **values), len(self.scheduler._shed)
+        before = list(self.waiting.values())
+        rejected: Rejected | None = None
         try:
-            ticket = self.scheduler.submit(request(f"r{self.count}", **values), self.now)
-        except Rejected:
+            ticket = self.scheduler.submit(wanted, self.now)
+        except Rejected as refused:
+            rejected = refused
+        if rejected is not None:
+            assert len(self.scheduler._shed) == shed  # nobody goes for one that does not come
+            assert not (wanted.resumes and rejected.reason in {Reason.QUEUE_FULL, Reason.OVERLOAD, Reason.DEADLINE})
             return
+        for gone in self.scheduler._shed[shed:]:
+            self._made_way(gone, wanted, [one for one in before if one.state is TicketState.QUEUED])
+        self._within_bounds(wanted)
         assert ticket.state is TicketState.QUEUED
         self.waiting[ticket.id] = ticket
         waiting = self.scheduler._queue.get(ticket)
@@ -129,6 +149,35 @@ class SchedulerMachine(RuleBasedStateMachine):
             late_s = self.scheduler._filling.late_at_s(waiting.need, self.now)
             assert late_s is not None
             self.late_at[ticket.id] = late_s
+
+    def _made_way(self, gone: Decision, wanted: Request, stay: list[Ticket]) -> None:
+        """Of the lowest tier that waits, or of the newcomer's own where a tenant has more of it."""
+        assert isinstance(gone, Evicted)
+        assert gone.reason is Reason.SHED
+        left = gone.ticket.request
+        assert not left.resumes
+        assert not wanted.resumes
+        assert left.service_tier >= wanted.service_tier
+        if left.service_tier == wanted.service_tier:
+            assert left.tenant != wanted.tenant
+        elif not any(one.request.service_tier == left.service_tier for one in stay):
+            event("shed: a whole tier")
+        for one in stay:
+            same = one.request.service_tier == left.service_tier and one.request.tenant == left.tenant
+            assert not (same and one.id > gone.ticket.id and not one.request.resumes), "the newest goes first"
+
+    def _within_bounds(self, wanted: Request) -> None:
+        """In total and of each tier, as far as anybody can be refused; what resumes may be beyond them."""
+        requests = [one.request for one in self.waiting.values() if one.state is TicketState.QUEUED] + [wanted]
+        if wanted.resumes:
+            return
+        assert len(requests) <= WAITING
+        assert sum(one.body_bytes for one in requests) <= BYTES
+        for tier in ServiceTier:
+            share = getattr(SHARES, tier.label)
+            own = [one for one in requests if one.service_tier is tier and not one.resumes]
+            assert len(own) <= max(1, int(share * WAITING))
+            assert sum(one.body_bytes for one in own) <= int(share * BYTES)
 
     @rule(data=st.data())
     def cancel(self, data: st.DataObject):
@@ -308,6 +357,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         batch = request.service_tier is ServiceTier.BATCH
         if (
             batch
+            and not request.resumes
             and Mechanism.SPARING not in self.without
             and not self.scheduler._fleet.spares(request.model, self.now)
         ):

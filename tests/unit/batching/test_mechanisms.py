@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from batching.replica import Lifecycle
-from batching.request import Outcome, ReplicaId, ServiceTier
+from batching.request import Outcome, Rejected, ReplicaId, ServiceTier
 from config.schema import Mechanism, Scheduling
 from tests.support.scheduling import leases, placed, profile, request, scheduler
 
@@ -51,6 +51,22 @@ def deadlines(without: Any):
 def late_last(without: Any):
     """Who came when the other's objective had passed goes first, as it can still be served in time."""
     return order(without, {}, {"arrived_s": 1.5}, now=2.0) == ["r1"]
+
+
+def early_refusal(without: Any):
+    """Who must be placed within a second while ten seconds' worth waits is refused at once."""
+    built = scheduler(profile(max_num_seqs=1), scheduling={"without": without})
+    for number in range(150):
+        built.submit(request(f"r{number}"), 0.0)
+    [lease] = leases(built.advance(0.0))
+    for step in range(1, 51):
+        built.finish(lease.id, 0.1 * step, outcome=Outcome.COMPLETED)
+        [lease] = leases(built.advance(0.1 * step))
+    try:
+        built.submit(request("last", deadline_s=6.0, arrived_s=-10.0), 5.0)
+    except Rejected:
+        return True
+    return False
 
 
 def hold(without: Any):
@@ -184,6 +200,7 @@ BEHAVIOURS: dict[Mechanism, Callable[[Any], bool]] = {
     Mechanism.FLOORS: floors,
     Mechanism.SPARING: sparing,
     Mechanism.AUDIT: audit,
+    Mechanism.EARLY_REFUSAL: early_refusal,
 }
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from config.load import ConfigError, embedded_default, is_embedded, load
-from config.schema import BackendKind, CostTier
+from config.schema import BackendKind, CostTier, Scheduling
 
 ENGINE = "replicas: [{name: a, url: 'http://127.0.0.1:8000'}]\n"
 
@@ -145,3 +145,12 @@ def test_the_example_names_every_section():
     dumped = embedded_default().model_dump(exclude={"replicas"})
     keys = {key for section in dumped.values() if isinstance(section, dict) for key in section} | dumped.keys()
     assert [key for key in sorted(keys) if f"{key}:" not in text] == []
+
+
+def test_the_retry_budget_is_still_found_where_it_was():
+    """`hedge.budget_ratio` is what it was called before retries shared it; the present name counts where both are said."""
+    before = Scheduling.model_validate({"hedge": {"enabled": False, "budget_ratio": 0.3}})
+    assert (before.retry_budget_ratio, before.hedge.enabled) == (0.3, False)
+    both = Scheduling.model_validate({"hedge": {"budget_ratio": 0.3}, "retry_budget_ratio": 0.2})
+    assert both.retry_budget_ratio == 0.2
+    assert Scheduling().retry_budget_ratio == 0.1

@@ -189,7 +189,7 @@ def test_a_name_twice_in_a_file(tmp_path: Path):
         (
             "PENSTOCK_QUEUE",
             '{"nope": 1}',
-            "queue.nope: unknown key; known here: max_requests, max_bytes, max_tokens, max_wait_s, aging_s, floors (from PENSTOCK_QUEUE)",
+            "queue.nope: unknown key; known here: max_requests, max_bytes, max_tokens, max_wait_s, aging_s, floors, tier_shares (from PENSTOCK_QUEUE)",
         ),
     ],
 )

@@ -1,11 +1,16 @@
 """What is exported per replica, and what vanishes when it is no longer known."""
 
+from contextlib import suppress
+from typing import Any
+
+import pytest
 from prometheus_client import CollectorRegistry
 
 from batching.replica import EngineLoad, ReplicaProfile
-from batching.request import Outcome, ReplicaId
+from batching.request import Outcome, Rejected, ReplicaId, ServiceTier
 from batching.scheduler import Scheduler
 from metrics.catalog import Metrics
+from router.body_budget import BodyBudget
 from router.gauges import Gauges
 from tests.support.scheduling import leases, profile, request, scheduler, unknown_profile
 
@@ -13,14 +18,14 @@ A = ReplicaId("a")
 
 
 class Scraped:
-    def __init__(self, replica: ReplicaProfile) -> None:
-        self.scheduler: Scheduler = scheduler(replica)
+    def __init__(self, replica: ReplicaProfile, **changes: Any) -> None:
+        self.scheduler: Scheduler = scheduler(replica, **changes)
         self._registry = CollectorRegistry()
         self._gauges = Gauges(Metrics.create(self._registry), self.scheduler)
 
-    def figure(self, name: str, now: float, **labels: str) -> float | None:
+    def figure(self, name: str, now: float, **changes: str | None) -> float | None:
         self._gauges.refresh(now, 100)
-        labels = {"replica": "a", **labels}
+        labels = {label: value for label, value in {"replica": "a", **changes}.items() if value is not None}
         found = [
             sample.value
             for family in self._registry.collect()
@@ -28,6 +33,53 @@ class Scraped:
             if sample.name == f"penstock_{name}" and labels.items() <= sample.labels.items()
         ]
         return found[0] if found else None
+
+
+def test_who_was_dropped_is_counted_once_and_why():
+    """A refusal is in the counter from the next scrape on, by model, tier and reason; a flood is a 1."""
+    scraped = Scraped(profile(max_num_seqs=1), queue={"max_requests": 1})
+    for name in ("runs", "waits"):
+        scraped.scheduler.submit(request(name), 0.0)
+        scraped.scheduler.advance(0.0)
+    for step in range(6):
+        with pytest.raises(Rejected):
+            scraped.scheduler.submit(request(f"r{step}"), 0.1 * step)
+        dropped = {"replica": None, "model": "m", "service_tier": "default", "reason": "queue_full"}
+        assert scraped.figure("requests_dropped_total", 0.1 * step, **dropped) == step + 1
+    scraped.scheduler.submit(request("p", service_tier=ServiceTier.PRIORITY), 1.0)
+    assert scraped.figure("requests_dropped_total", 1.0, **{**dropped, "reason": "shed"}) == 1
+
+
+def test_a_flood_is_told():
+    """1 from when more has come for two seconds than there is room for, where the backlog is being worked off."""
+    scraped, told = Scraped(profile(max_num_seqs=1), queue={"max_requests": 5}), []
+    built = scraped.scheduler
+    built.submit(request("first"), 0.0)
+    [lease] = leases(built.advance(0.0))
+    for step in range(1, 80):
+        now = 0.1 * step
+        for number in range(3):
+            with suppress(Rejected):
+                built.submit(request(f"{step}-{number}"), now)
+        built.finish(lease.id, now, outcome=Outcome.COMPLETED)
+        [lease] = leases(built.advance(now))
+        told.append(scraped.figure("overloaded", now, replica=None, model="m"))
+    assert told == sorted(told)
+    assert told[25] == 0  # the first two seconds tell nothing of how fast it drains, and a third little
+    assert told[60] == 1
+
+
+def test_bytes_of_bodies_are_told():
+    """What is held now, and how many were refused for it."""
+    registry, bodies = CollectorRegistry(), BodyBudget(100)
+    gauges = Gauges(Metrics.create(registry), scheduler(), bodies)
+    assert bodies.take(60)
+    assert not bodies.take(50)
+    assert [bodies.refusal().headers()[1][1] for _ in range(9)] == [*(b"%d" % n for n in range(1, 9)), b"1"]
+    for _ in range(2):
+        gauges.refresh(0.0, 100)
+        assert registry.get_sample_value("penstock_bodies_bytes") == 60
+        assert registry.get_sample_value("penstock_bodies_refused_total") == 9
 
 
 def test_missing_and_stale_figures_are_said():

@@ -31,6 +31,10 @@ EVERY = [
     errors.no_capacity(2.5),
     errors.queue_timeout(2.5),
     errors.flex_shed(Reason.QUEUE_FULL, 2.5),
+    errors.too_late(2.5),
+    errors.too_late(None),
+    errors.shed(2.5),
+    errors.bodies_full(2.0),
     errors.draining(),
     errors.upstream_failed(),
     errors.upstream_timeout(),
@@ -138,10 +142,12 @@ def test_compat_22_rejections(reason: Reason, flex: bool, case: Case) -> None:
 
 @pytest.mark.parametrize("reason", [r for r in Reason if r not in {Reason.CONTEXT_LENGTH, Reason.UNKNOWN_MODEL}])
 def test_evictions_are_answered_like_rejections(reason: Reason) -> None:
-    """Having waited does not change what is wrong; an unpredicted wait is a second."""
-    rejected = from_rejection(Rejected(reason, retry_after_s=1.0), model="m")
-    evicted = from_eviction(reason)
-    assert (evicted.case, evicted.headers()) == (rejected.case, rejected.headers())
+    """Having waited does not change what is wrong, nor when to return; where that is not known, or not soon, it is not told."""
+    for retry_after_s in (1.0, None):
+        rejected = from_rejection(Rejected(reason, retry_after_s=retry_after_s), model="m")
+        evicted = from_eviction(reason, retry_after_s)
+        assert (evicted.case, evicted.headers()) == (rejected.case, rejected.headers())
+    assert (header(evicted, "x-should-retry") == "false") == (reason is not Reason.DRAINING)
 
 
 def test_lengths_are_in_the_message() -> None:
