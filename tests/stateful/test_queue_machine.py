@@ -220,7 +220,7 @@ class QueueMachine(RuleBasedStateMachine):
         ticket = waiting.ticket
         if resuming := [entry for entry in self.model if entry.resumes]:
             assert went_by == RESUMES
-            assert ticket is min(resuming, key=lambda entry: entry.ticket.id).ticket
+            assert ticket is min(resuming, key=lambda e: (e.ticket.queued_s, e.leave_s, e.ticket.id)).ticket
             return
         ranks = {entry.ticket: entry.rank(self.now) for entry in self.model}
         assert ranks[ticket] == waiting.rank
