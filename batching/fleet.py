@@ -371,8 +371,10 @@ class Fleet:
         self._columns.change(replica)
         if live.ledger.batch_prefill_tokens:
             batch_prefills.add(replica)
-        elif batch_prefills:
+        elif replica in batch_prefills:
             batch_prefills.discard(replica)
+            if self._spare_s is not None:  # others may take batch now, though this one has no room
+                self.grown_models.update(live.profile.models)
         grown = live.refresh()
         if not live.offer.has_slots:
             for model in live.profile.models:
