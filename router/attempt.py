@@ -182,6 +182,8 @@ class Attempts:
             self._stays(exchange, lease)
             self._give_back(exchange, lease, outcome)
             self._report.attempted(exchange, attempt)
+            if exchange.move.count and (usage := exchange.engine_usage) is not None and usage.prompt_tokens is not None:
+                self._report.recomputed(exchange, usage.prompt_tokens - (usage.cached_tokens or 0))
             await self._let_go(backend, reply)
 
     def _stays(self, exchange: Exchange, lease: Lease) -> None:
@@ -250,8 +252,6 @@ class Attempts:
     def _give_back(self, exchange: Exchange, lease: Lease, outcome: Outcome) -> None:
         usage = exchange.engine_usage or Usage()
         said = exchange.timeline.output_tokens - exchange.move.heard_before
-        if exchange.move.count and usage.prompt_tokens is not None:
-            self._report.recomputed(exchange, usage.prompt_tokens - (usage.cached_tokens or 0))
         self._admission.finish(
             lease,
             outcome=outcome,

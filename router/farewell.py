@@ -37,6 +37,7 @@ class _Farewell:
     overdue: bool = False  # something ran even at the deadline
     released: bool = False
     removed: bool = False  # from the configuration
+    of_next: bool = False  # it was down when it was said: the machine that comes next is meant
 
 
 class Farewells:
@@ -64,13 +65,21 @@ class Farewells:
                 self._end(replica, farewell, why)
             return
         if farewell is None or (standing.empties and not farewell.standing.empties):
-            farewell = self._standing[replica] = _Farewell(standing, self._now(), counts)
+            farewell = self._standing[replica] = _Farewell(
+                standing, self._now(), counts, of_next=self._is_down(replica)
+            )
         farewell.standing = standing
         self._begin(replica, farewell)
 
     def join(self, replica: ReplicaId, word: Standing) -> None:
         """One more word about it; where there are several workers it is their hub that joins, in one order for all."""
-        self.told(replica, joined(self.standing(replica), word), counts=True)
+        before = self.standing(replica)
+        if before is not None and before.ends_with_the_machine and self._is_down(replica):
+            over_s = before.deadline_s
+            if over_s is not None and over_s <= self._now():  # that machine is gone: this is said of the next one
+                del self._standing[replica]
+                before = None
+        self.told(replica, joined(before, word), counts=True)
 
     def standing(self, replica: ReplicaId) -> Standing | None:
         """What stands against it, on this loop's clock."""
@@ -118,7 +127,12 @@ class Farewells:
     def _returned(self, replica: ReplicaId) -> None:
         """It was down and is there again: it is another machine, or this one after all."""
         farewell = self._standing.get(replica)
-        if farewell is not None and farewell.standing.ends_with_the_machine:
+        if farewell is None or not farewell.standing.ends_with_the_machine:
+            return
+        deadline_s = farewell.standing.deadline_s
+        if farewell.of_next and deadline_s is not None and self._now() < deadline_s:
+            farewell.of_next = False
+        else:
             self._end(replica, farewell, "vanished")
             if self.on_over is not None:
                 self.on_over(replica, "vanished")
@@ -256,6 +270,10 @@ class Farewells:
         """By when it is to be empty."""
         deadline_s = farewell.standing.deadline_s
         return None if deadline_s is None else deadline_s - self._spot.margin_s
+
+    def _is_down(self, replica: ReplicaId) -> bool:
+        watched = None if self._watch is None else self._watch.replicas.get(replica)
+        return watched is not None and watched.lifecycle is Lifecycle.DOWN
 
     def _is_watched(self, replica: ReplicaId) -> bool:
         return self._watch is not None and replica in self._watch.replicas

@@ -433,3 +433,32 @@ def test_trouble_with_one_replica_does_not_keep_others_from_their_deadlines(capl
 
     run_virtual(main())
     assert "replica a cannot be emptied" in caplog.text
+
+
+def test_a_notice_of_a_machine_that_is_only_coming_is_kept():
+    """Told while it was down: the machine that comes is the one that goes, and takes nothing; what comes after it works."""
+
+    async def main() -> None:
+        async with scene() as s:
+            s.engines["a"].alive = False
+            await asyncio.sleep(3)
+            assert s.lifecycle() is Lifecycle.DOWN
+            s.say("reclaim", 20.0)
+            s.engines["a"].alive = True
+            await asyncio.sleep(10)
+            assert (s.lifecycle(), s.takes(), s.released()) == (Lifecycle.DRAINING, False, True)
+            s.engines["a"].alive = False
+            await asyncio.sleep(10)
+            s.engines["a"].alive = True
+            await asyncio.sleep(10)
+            assert (s.lifecycle(), s.takes(), s.released()) == (Lifecycle.READY, True, False)
+            s.say("reclaim", 5.0)
+            await asyncio.sleep(5)
+            s.engines["a"].alive = False
+            await asyncio.sleep(10)
+            s.say("reclaim", 30.0)  # after the last one's deadline: of yet another machine
+            s.engines["a"].alive = True
+            await asyncio.sleep(10)
+            assert not s.takes()
+
+    run_virtual(main())
