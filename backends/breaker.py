@@ -93,11 +93,16 @@ class Breaker:
         self.state = BreakerState.HALF_OPEN
 
     def close(self, now: float) -> None:
-        """The replica has answered: what it did before is forgotten, except how long to pause the next time."""
+        """The replica has answered: what it did before is forgotten, except how long to pause the next time.
+
+        One that failed is on probation until it has done an attempt: the first that fails opens it again, and nobody pays for five.
+        """
+        probation = self.reason in {Trip.FAILURES, Trip.ERROR_RATIO}
         if self.state is not BreakerState.CLOSED:
             self._closed_s = now
         self.state, self.reason = BreakerState.CLOSED, ""
-        self._failures = self._slow = self._window_failures = 0
+        self._slow = self._window_failures = 0
+        self._failures = self._settings.failures - 1 if probation else 0
         self._window.clear()
 
     def withdraw(self, now: float) -> None:

@@ -36,6 +36,7 @@ from router.report import Report
 
 log = logging.getLogger("penstock.move")
 
+_JSON = "application/json"
 # Engine refusals that another replica may not share; the rest (400, 404, ...) are the request's own.
 _REPEATABLE_STATUS = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 
@@ -145,7 +146,7 @@ class Attempts:
                 self.running[lease.replica].add(exchange)
                 if reply is None:
                     reply = await self._send(exchange, backend, lease, body)
-                if silence is None:
+                if silence is None or (reply.content_type.startswith(_JSON) and _collected(exchange)):
                     document = opened.document if opened is not None else None
                     await self._document(exchange, lease, reply, document, claim)
                 else:
@@ -316,7 +317,7 @@ class Attempts:
         move, timeline, meters = exchange.move, exchange.timeline, exchange.meters
         assert meters is not None, "placed before it is sent"
         chunks = self._calls.filter(exchange, lease.replica, body)
-        collected = exchange.spec is not None and exchange.spec.collected  # its client sees no first token
+        collected = _collected(exchange)  # its client sees no first token
         if exchange.chunks is None:
             timeline.first_token_s = timeline.last_token_s = None  # of an attempt before
             timeline.output_tokens = move.heard_before = 0
@@ -377,6 +378,11 @@ class _Resumed(PulledReply):
 
     async def aclose(self) -> None:
         await self._reply.aclose()
+
+
+def _collected(exchange: Exchange) -> bool:
+    """Whether a document is as good as the stream that was asked for: some engines know no streams."""
+    return exchange.spec is not None and exchange.spec.collected
 
 
 def _refusal(failed: AttemptFailed) -> str:

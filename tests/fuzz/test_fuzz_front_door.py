@@ -50,7 +50,7 @@ def gateways() -> Iterator[list[GatewayThread]]:
 def openapi() -> dict[str, Any]:
     """Our document, as the gateway serves it."""
     gateway = Gateway(CONFIG, version="test")
-    hot = HotPath(gateway.dispatcher, CONFIG.server, CONFIG.upstream.buffer_bytes)
+    hot = HotPath(gateway.dispatcher, CONFIG.server, CONFIG.upstream.buffer_bytes, gateway.bodies)
     return build_api(gateway, hot, "test").openapi()
 
 

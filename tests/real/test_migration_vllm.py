@@ -28,7 +28,8 @@ STREAMED: Mapping[str, Any] = {"stream": True, "stream_options": {"include_usage
 
 def settings(pair: Pair, mode: str = "exact") -> Config:
     replicas = [vllm_replica(name, server) for name, server in zip("ab", pair, strict=True)]
-    patience = {"probe": {"timeout_s": 10}, "upstream": {"connect_timeout_s": 10}}
+    # Nobody else may ask the engines anything: their calls are counted.
+    patience = {"health": {"enabled": False}, "probe": {"timeout_s": 10}, "upstream": {"connect_timeout_s": 10}}
     return Config.model_validate(
         {"replicas": replicas, "migration": {"mode": mode}, "scheduling": {"hedge": {"enabled": False}}, **patience}
     )
