@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING, Annotated, Final, NoReturn
 
 import typer
 
+from router.admin_flags import URL, Key, known_key
+
 if TYPE_CHECKING:
     from batching.decision_record import DecisionRecord
 
-URL: Final = "http://127.0.0.1:8080"
 _TIMEOUT_S: Final = 10.0
 
 EXAMPLES = """\b
@@ -28,7 +29,8 @@ docs/decisions-ledger.md says what the terms mean.
 def explain(
     request_id: Annotated[str, typer.Argument(metavar="REQUEST_ID", help="of an answer's x-request-id; or `last`")],
     *,
-    url: Annotated[str, typer.Option(help="of the gateway, on this machine")] = URL,
+    url: Annotated[str, typer.Option(help="of the gateway")] = URL,
+    key: Key = None,
     file: Annotated[
         Path | None, typer.Option("--file", metavar="FILE", help="a decisions file instead of a gateway")
     ] = None,
@@ -36,7 +38,7 @@ def explain(
     """Print why a request went where it went: the formula with its values, what was predicted and what happened."""
     from router.explain_text import explain as told  # noqa: PLC0415
 
-    record = _asked(url, request_id) if file is None else _read(file, request_id)
+    record = _asked(url, request_id, known_key(key)) if file is None else _read(file, request_id)
     typer.echo(told(record))
 
 
@@ -57,7 +59,7 @@ def _read(path: Path, request_id: str) -> "DecisionRecord":
     return max(found, key=lambda record: record.placed_s) if request_id != "last" else found[-1]
 
 
-def _asked(url: str, request_id: str) -> "DecisionRecord":
+def _asked(url: str, request_id: str, key: str | None) -> "DecisionRecord":
     from urllib.parse import quote  # noqa: PLC0415
 
     import httpx  # noqa: PLC0415
@@ -67,7 +69,8 @@ def _asked(url: str, request_id: str) -> "DecisionRecord":
     base = f"{url.rstrip('/')}/admin/decisions"
     where = f"{base}?limit=1" if request_id == "last" else f"{base}/{quote(request_id, safe='')}"
     try:
-        answer = httpx.get(where, timeout=_TIMEOUT_S, trust_env=False)
+        headers = {} if key is None else {"authorization": f"Bearer {key}"}
+        answer = httpx.get(where, headers=headers, timeout=_TIMEOUT_S, trust_env=False)
         told = answer.json()
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         _refuse(f"no gateway answers at {url} ({error}); name it with --url, or a decisions file with --file")

@@ -83,6 +83,10 @@ class Moves:
 
     # -- a replica ---------------------------------------------------------------------------------------------------
 
+    def on(self, replica: ReplicaId) -> tuple[Exchange, ...]:
+        """Who has an attempt under way there."""
+        return tuple(self._running.get(replica, ()))
+
     def requests_on(self, replica: ReplicaId) -> int:
         """Attempts under way there that are not done with their engine."""
         return len(self._running.get(replica, ()))
@@ -100,7 +104,7 @@ class Moves:
         """Everybody leaves. `by_s` None: now, whatever comes of it; else those who will not be done by then, as they find a place."""
         if by_s is None:
             self._stop_leaving(replica)
-            for exchange in tuple(self._running.get(replica, ())):
+            for exchange in self.on(replica):
                 cut_loose(exchange)
         elif replica not in self._leaving:
             task = asyncio.get_running_loop().create_task(self._leave(replica, by_s), name=f"leave-{replica}")
