@@ -45,7 +45,8 @@ class KeepAlive:
         self._interval_s = interval_s
         self._headers = headers
         self._loop = asyncio.get_running_loop()
-        self.last_s = 0.0  # when something came last, as the relay writes it
+        self.last_s = 0.0  # when something came last, as the relay writes it; who is silent is found by it
+        self._said_s = 0.0  # when a comment was written last
         self._timer: asyncio.TimerHandle | None = None
 
     def begin(self) -> None:
@@ -66,9 +67,9 @@ class KeepAlive:
 
     def _fire(self) -> None:
         now = self._loop.time()
-        due_s = self.last_s + self._interval_s
+        due_s = max(self.last_s, self._said_s) + self._interval_s
         if now >= due_s:
-            self.last_s = now
+            self._said_s = now
             due_s = now + self._interval_s
             self._write()
         self._timer = self._loop.call_at(due_s, self._fire)

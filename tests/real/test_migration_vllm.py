@@ -67,7 +67,7 @@ async def broken_at(
             calls.append(await post(running.app, path, {"model": MODEL, **STREAMED, **body}).run())
     # A busy engine tells two tokens in one event, so that a stream may end before the last places, or with its finish reason just told.
     broken = sum(engine.broken for engine in engines.values())
-    assert broken >= len(places) - 2
+    assert broken >= 0.9 * len(places) - 1
     assert sum(len(engine.calls) for engine in engines.values()) >= len(places) + broken - 1
     if path == CHAT and mode == "exact":  # none before its first token was gone on with
         by_ids = [call for engine in engines.values() for call in engine.calls if call.path == COMPLETIONS]

@@ -163,7 +163,10 @@ def hang_up(streams: list[tuple[Call, "asyncio.Task[Call]"]]) -> None:
 
 
 @asynccontextmanager
-async def standing_fleet(*names: str, speed: float = 1.0, **sections: Any) -> AsyncIterator[Standing]:
+async def standing_fleet(
+    *names: str, speed: float = 1.0, recorded: bool = True, **sections: Any
+) -> AsyncIterator[Standing]:
+    """`recorded` False: streams really move."""
     capacity = {"max_num_seqs": 16, "kv_blocks": 8000, "max_num_batched_tokens": 2048, "max_model_len": 8192}
     config: Config = fleet_config(*names, capacity=capacity, **sections)
     replicas = {replica.name: replica for replica in config.replicas}
@@ -176,7 +179,9 @@ async def standing_fleet(*names: str, speed: float = 1.0, **sections: Any) -> As
         return engines.get(replica.name) or build_backend(replica, whole, http)
 
     gateway = Gateway(config, version="test", backend_factory=factory)
-    gateway.streams = streams = RecordedStreams(engines)
+    streams = RecordedStreams(engines)
+    if recorded:
+        gateway.streams = streams
     async with gateway.running():
         history: list[tuple[float, str, Lifecycle]] = []
         told = gateway.scheduler.set_lifecycle
