@@ -118,6 +118,7 @@ class Gateway:
                     housekeeping.cancel()
                     ledger.cancel()
                     farewells.cancel()
+                    self.dispatcher.moves.close()
                     self.watch.close()
                     self.kv_watch.close()
             finally:

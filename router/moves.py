@@ -102,11 +102,11 @@ class Moves:
 
     def move_off(self, replica: ReplicaId, *, by_s: float | None) -> None:
         """Everybody leaves. `by_s` None: now, whatever comes of it; else those who will not be done by then, as they find a place."""
+        self._stop_leaving(replica)  # a later word counts
         if by_s is None:
-            self._stop_leaving(replica)
             for exchange in self.on(replica):
                 cut_loose(exchange)
-        elif replica not in self._leaving:
+        else:
             task = asyncio.get_running_loop().create_task(self._leave(replica, by_s), name=f"leave-{replica}")
             self._leaving[replica] = task
             task.add_done_callback(lambda done: self._left(replica, done))

@@ -62,8 +62,11 @@ def why_not(fields: Mapping[str, Any], spec: CallSpec) -> str | None:
 
 
 def asks_ids(fields: Mapping[str, Any]) -> bool:
-    """Whether token ids would be of use. Tool calls are found by the engine's parser, which runs on chats only."""
-    return "tools" not in fields and not ("min_tokens" in fields and "stop" in fields)
+    """Whether token ids would be of use. Tool calls are found by the engine's parser, which runs on chats only.
+
+    Where stop strings are the gateway's to find, `min_tokens` would be, too, and the text of a stop token would not be held back.
+    """
+    return "tools" not in fields and not ("stop" in fields and ("min_tokens" in fields or "stop_token_ids" in fields))
 
 
 def guard_of(fields: Mapping[str, Any], *, said: str = "") -> StopGuard | None:

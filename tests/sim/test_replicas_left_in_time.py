@@ -129,6 +129,35 @@ def test_nobody_is_cut_before_it_has_a_place() -> None:
     check_whole(calls, bodies)
 
 
+def test_a_sooner_deadline_counts() -> None:
+    """Who would have been done by the first word, and will not be by the second, leaves after all."""
+    settings = fleet_config("a", "b", capacity=CAPACITY)
+    engines = {name: breaking_simulated(settings, name) for name in ("a", "b")}
+    bodies = [stream(f"call {n}", 1500) for n in range(3)]
+
+    async def main() -> list[Call]:
+        loop, a, b = asyncio.get_running_loop(), ReplicaId("a"), ReplicaId("b")
+        async with gateway_over(engines, settings) as running:
+            scheduler, moves = running.gateway.scheduler, running.gateway.dispatcher.moves
+            scheduler.set_lifecycle(b, Lifecycle.DRAINING, loop.time())
+            calls = [post(running.app, CHAT, body) for body in bodies]
+            async with asyncio.TaskGroup() as tasks:
+                for call in calls:
+                    tasks.create_task(call.run())
+                await asyncio.sleep(0.3)
+                scheduler.set_lifecycle(b, Lifecycle.READY, loop.time())
+                scheduler.set_lifecycle(a, Lifecycle.DRAINING, loop.time())
+                moves.move_off(a, by_s=loop.time() + 3600)
+                await asyncio.sleep(0.5)
+                assert moves.requests_on(a) == 3
+                moves.move_off(a, by_s=loop.time() + 1)
+                await asyncio.sleep(1)
+                assert moves.requests_on(a) == 0
+            return calls
+
+    check_whole(run_virtual(main()), bodies)
+
+
 def test_an_answer_that_nobody_can_go_on_with_stays_as_long_as_it_may() -> None:
     """Two choices: while there is time it is not touched; when the time is over it ends with an error."""
     bodies = [stream("two", 60, n=2)]

@@ -129,6 +129,7 @@ def test_ids_are_asked_for_where_they_are_of_use():
     assert asks_ids({})
     assert not asks_ids({"tools": [{}]})
     assert not asks_ids({"stop": "x", "min_tokens": 3})
+    assert not asks_ids({"stop": "x", "stop_token_ids": [3]})
     assert ids_asked({}) == ("return_token_ids",)
     assert "include_stop_str_in_output" in ids_asked({"stop": "x"})
     assert guard_of({}) is None
