@@ -131,3 +131,23 @@ def test_an_answer_that_came_far_too_late() -> None:
     """Is slow, whether it was an answer or a refusal; a failure stays one."""
     assert result_of("ok", slow=True) is SLOW
     assert result_of("5xx", slow=True) is FAILED
+
+
+def test_one_that_closed_again_is_on_probation() -> None:
+    """After failures the first one opens it again; one answer, and it takes as many as ever."""
+    breaker, _ = after(*[FAILED] * 5)
+    breaker.ask()
+    breaker.close(10.0)
+    assert breaker.attempted(FAILED, 10.1) is Trip.FAILURES
+    breaker.ask()
+    breaker.close(20.0)
+    assert breaker.attempted(OK, 20.1) is None
+    assert [breaker.attempted(FAILED, 20.2 + n / 10) for n in range(5)] == [None] * 4 + [Trip.FAILURES]
+
+
+def test_slowness_leaves_no_probation() -> None:
+    """What opened on slow first bytes has failed nobody."""
+    breaker, _ = after(*[SLOW] * 5)
+    breaker.ask()
+    breaker.close(10.0)
+    assert breaker.attempted(FAILED, 10.1) is None
