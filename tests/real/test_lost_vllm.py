@@ -118,7 +118,7 @@ async def test_a_frozen_engine_core_is_left(mortal: VllmServer, vllm_pair: tuple
     """SIGSTOP: /health answers 200 and streams stand still. They go on at the other one; thawed, it comes back."""
     async with fleet(mortal, vllm_pair[1]) as running:
         async with asyncio.TaskGroup() as tasks:
-            calls = await under_way(running, 2, tasks)
+            calls = await under_way(running, 3, tasks)
             with frozen(mortal):
                 await until(lambda: running.gateway.dispatcher.moves.requests_on(MORTAL) == 0)
         assert running.metric("penstock_replica_ejections_total", replica="mortal") >= 1
@@ -133,7 +133,7 @@ async def test_a_machine_that_is_told_to_go_is_emptied(
     async with fleet(mortal, vllm_pair[1]) as running:
         farewells = running.gateway.farewells
         async with asyncio.TaskGroup() as tasks:
-            calls = await under_way(running, 2, tasks)
+            calls = await under_way(running, 3, tasks)
             deadline_s = asyncio.get_running_loop().time() + 4
             farewells.join(MORTAL, Standing(kind=Kind.RECLAIM, provider="aws", deadline_s=deadline_s))
             await until(lambda: MORTAL in farewells.left().released)
@@ -145,7 +145,7 @@ async def test_a_killed_engine_is_survived(mortal: VllmServer, vllm_pair: tuple[
     """SIGKILL to all its processes. The last of these tests: it stays dead."""
     async with fleet(mortal, vllm_pair[1]) as running:
         async with asyncio.TaskGroup() as tasks:
-            calls = await under_way(running, 2, tasks)
+            calls = await under_way(running, 3, tasks)
             mortal.kill()
         assert running.metric("penstock_stream_interruptions_total", action="resumed", mode="exact") >= 1
         assert not any("error" in json.loads(event) for call in calls for event in call.events()[:-1])
