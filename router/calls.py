@@ -113,7 +113,7 @@ class Calls:
             chunks.guard = guard_of(body.fields) if self._wants_ids(exchange, replica) else None
         elif mode is Mode.TEXT:
             journal.no_ids()
-            chunks.guard = chunks.guard or guard_of(body.fields, said=journal.plain_text())
+            chunks.guard = chunks.guard or guard_of(body.fields, said=journal.plain_text)
         journal.seam()
         return chunks
 

@@ -62,10 +62,11 @@ def assemble(stream: bytes) -> dict[str, Any]:
         document |= {name: value for name, value in chunk.items() if name not in document or value is not None}
         document["usage"] = usage or document.get("usage")
         for part in choices:
-            _add(said, part.pop("delta", None) or {"text": part.pop("text", "")})
+            _add(said, part.pop("delta") if "delta" in part else {"text": part.pop("text", "")})
             choice |= {name: value for name, value in part.items() if name not in choice or value is not None}
-    document["object"] = _OBJECTS.get(document["object"], document["object"])
-    usage = document.pop("usage")
+    if (kind := _OBJECTS.get(document.get("object", ""))) is not None:
+        document["object"] = kind
+    usage = document.pop("usage", None)
     whole = {"index": 0, **({"message": said} if "role" in said else said), **choice}
     return {**document, "choices": [whole], "usage": usage}
 

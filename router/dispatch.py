@@ -165,6 +165,8 @@ class Dispatcher:
             try:
                 await self._tries.run(exchange, placed, body, silence, race)
             except AttemptFailed as failed:
+                if _is_whole(exchange):
+                    return
                 request = self._again(exchange, request, failed, frozenset({placed.lease.replica}) | race.tried)
                 before = failed.error
                 self._report.phase(exchange, "queued")
@@ -276,3 +278,13 @@ def _queue_wait_s(headers: Mapping[str, str], limit_s: float) -> float:
         return max(_MIN_QUEUE_WAIT_S, min(limit_s, float(told)))
     except ValueError:
         return limit_s
+
+
+def _is_whole(exchange: Exchange) -> bool:
+    """Whether all that an attempt's end left out was the tail: then the answer ends here, and nobody goes on with it."""
+    chunks = exchange.chunks
+    if chunks is None or not chunks.complete:
+        return False
+    exchange.status = 200
+    exchange.client.end(chunks.end().tail)
+    return True

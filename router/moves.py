@@ -66,7 +66,7 @@ class Moves:
             return f"{exchange.failures} attempts in a row brought nothing"
         if exchange.move.count > self._config.max_moves:
             return f"it has moved {self._config.max_moves} times (migration.max_moves)"
-        if not journal.empty and not (journal.exact or journal.by_text):
+        if not can_move(exchange):
             return f"it can't go on elsewhere: {journal.reason}"
         return None
 
@@ -95,7 +95,7 @@ class Moves:
         """When something came last of any stream there that has had its first token; None: there is none whose client reads."""
         times = [
             exchange.move.silence.last_s
-            for exchange in self._running.get(replica, ())
+            for exchange in self.on(replica)
             if exchange.phase == "streaming" and exchange.move.silence is not None and not exchange.client.full
         ]
         return max(times, default=None)
@@ -143,7 +143,7 @@ class Moves:
         scheduler = self._admission.scheduler
         staying = [
             exchange
-            for exchange in self._running.get(replica, ())
+            for exchange in self.on(replica)
             if exchange.placed is not None and scheduler.predicted_end_s(exchange.placed.lease.id, loop.time()) > by_s
         ]
         staying.sort(key=lambda exchange: continuing(exchange, 0.0, 0.0).prompt_tokens)
@@ -161,16 +161,16 @@ class Moves:
     async def _leave_in_turn(self, replica: ReplicaId, staying: list[Exchange], by_s: float) -> None:
         while staying:
             exchange = staying.pop()
-            if exchange.move.cut is not None and exchange in self._running.get(replica, ()):
+            if exchange.move.cut is not None and exchange in self.on(replica):
                 await self._find_place(replica, exchange, by_s)
 
     async def _find_place(self, replica: ReplicaId, exchange: Exchange, by_s: float) -> None:
         now = asyncio.get_running_loop().time()
-        journal, before = exchange.journal, exchange.placed
+        before = exchange.placed
         assert before is not None
-        if journal is not None and not journal.empty:
-            if not (journal.exact or journal.by_text):
-                return  # it stays as long as it may
+        if not can_move(exchange):
+            return  # it stays as long as it may
+        if exchange.journal is not None and not exchange.journal.empty:
             request = continuing(exchange, now, max(now, by_s))
         else:
             request = replace(before.lease.request, deadline_s=by_s, resumes=True, may_hedge=False)
@@ -178,11 +178,18 @@ class Moves:
             placed = await self._admission.place(replace(request, avoid=request.avoid | {replica}))
         except (Rejected, EvictedError):
             return  # it stays; perhaps it is done in time after all
-        if exchange.placed is before and exchange.move.cut is not None and exchange.move.next is None:
+        still_there = exchange.placed is before and exchange.move.cut is not None and exchange.move.next is None
+        if still_there and can_move(exchange):  # it may have said something meanwhile that nobody can go on with
             exchange.move.next = placed
             cut_loose(exchange)
         else:
             self._admission.finish(placed.lease, outcome=Outcome.CANCELLED)
+
+
+def can_move(exchange: Exchange) -> bool:
+    """Whether another engine can go on with what was said, if anything was."""
+    journal = exchange.journal
+    return journal is None or journal.empty or journal.exact or journal.by_text
 
 
 def cut_loose(exchange: Exchange) -> None:

@@ -5,7 +5,7 @@ answer so far as one prompt of /v1/completions, so that the next token is the ne
 to be continued (vLLM's `continue_final_message`), or behind the prompt. Pure; the journal has what was said.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -69,11 +69,11 @@ def asks_ids(fields: Mapping[str, Any]) -> bool:
     return "tools" not in fields and not ("stop" in fields and ("min_tokens" in fields or "stop_token_ids" in fields))
 
 
-def guard_of(fields: Mapping[str, Any], *, said: str = "") -> StopGuard | None:
+def guard_of(fields: Mapping[str, Any], *, said: Callable[[], str] = str) -> StopGuard | None:
     """For an engine that is asked to hold nothing back, or that does not know what another has `said`."""
     stops = stop_strings(fields["stop"]) if "stop" in fields else ()
     kept = fields.get("include_stop_str_in_output") is True
-    return StopGuard(stops, kept=kept, said=said) if stops else None
+    return StopGuard(stops, kept=kept, said=said()) if stops else None
 
 
 def ids_asked(fields: Mapping[str, Any]) -> tuple[str, ...]:
@@ -86,7 +86,7 @@ def way_on(journal: Journal, body: Body, *, takes_ids: bool) -> Mode:
     fields = body.fields
     if takes_ids and journal.exact and not _has_media(fields):
         return Mode.EXACT
-    if not journal.by_text or ("prompt" not in fields and "messages" not in fields):
+    if not journal.by_text or not _is_text(journal) or ("prompt" not in fields and "messages" not in fields):
         return Mode.NONE
     if "prompt" in fields:
         return Mode.TEXT if _one_text(fields["prompt"]) is not None else Mode.NONE
@@ -127,6 +127,15 @@ def _messages(body: Body, journal: Journal) -> bytes:
     given = body.text_of("messages").rstrip()
     said = b'{"role":"assistant","content":"' + journal.text + b'"}'
     return given[:-1].encode() + b"," + said + b"]"
+
+
+def _is_text(journal: Journal) -> bool:
+    """An engine that escapes a character as two events may be lost between them."""
+    try:
+        journal.plain_text()
+    except ValueError:
+        return False
+    return True
 
 
 def _one_text(prompt: object) -> str | None:

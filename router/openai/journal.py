@@ -79,12 +79,13 @@ class Journal:
         return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
     def plain_text(self) -> str:
+        """Raises ValueError where it ends in half a surrogate pair."""
         text: str = msgspec.json.decode(b'"' + self.text + b'"')
         return text
 
     def prompted(self, ids: object) -> None:
         """The prompt as the engine read it."""
-        if self._exact and isinstance(ids, list) and ids and all(type(token) is int for token in ids):
+        if self._exact and isinstance(ids, list) and set(map(type, ids)) == {int}:
             self.prompt_ids = msgspec.json.encode(ids)[1:-1]
             self._check_room()
 

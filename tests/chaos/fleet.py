@@ -67,7 +67,7 @@ class Fleet:
 
 @asynccontextmanager
 async def fleet(engines: Sequence[EngineProcess], *, dearer: float = 1.0, **sections: Any) -> AsyncIterator[Fleet]:
-    """Up and ready; at the end nothing may be left of any request: no lease, no task, no engine's work.
+    """Up and ready; at the end every fault was met, and nothing may be left of any request: no lease, no task, no engine's work.
 
     `dearer`: each replica's price over that of the one before it.
     """
@@ -88,6 +88,7 @@ async def fleet(engines: Sequence[EngineProcess], *, dearer: float = 1.0, **sect
         found = Fleet(running, proxies, plan)
         await found.until_ready()
         yield found
+        assert plan.left == [], "faults that nobody met: nothing was tried"
         await until_at_rest(running)
         for engine in engines:
             if engine.running:
@@ -104,9 +105,10 @@ def must_continue(answer: Told, what: object = "") -> None:
     assert answer.faults == [], (what, answer.faults, answer.raw[-600:])
 
 
-def must_survive(answers: Sequence[Told]) -> None:
-    """All of them, begun on engines that broke."""
+def must_survive(found: Fleet, answers: Sequence[Told]) -> None:
+    """All of them, begun on engines that broke while they spoke."""
     assert answers
+    assert found.running.metric("penstock_stream_interruptions_total", action="resumed") > 0, "all had ended before"
     for answer in answers:
         must_continue(answer)
 

@@ -147,7 +147,6 @@ async def test_cut_at_every_token_of_a_long_answer(engines: list[EngineProcess],
             asked = [found.ask(chat_body(f"Long {k} {kind}", 200), faults.at_token(k, BREAKS[kind])) for k in every_k]
             for k, answer in zip(every_k, await asyncio.gather(*asked), strict=True):
                 must_continue(answer, k)
-        assert found.plan.left == []
 
 
 BREAKS = {"FIN": faults.cut, "RST": faults.reset, "engine error": faults.engine_error}

@@ -39,7 +39,6 @@ async def test_cut_at_every_token(engines: list[EngineProcess], kind: str) -> No
         for k, answer in enumerate(answers):
             whole = k == TOKENS and kind in {"[DONE] too soon", "clean end"}  # it had its finish reason
             (must_whole_but_usage if whole else must_continue)(answer, k)
-        assert found.plan.left == []
 
 
 def must_whole_but_usage(answer: Told, k: int) -> None:
@@ -60,7 +59,6 @@ async def test_cut_within_every_token(engines: list[EngineProcess], kind: str, p
         )
         for k, answer in enumerate(answers):
             must_continue(answer, k)
-        assert found.plan.left == []
 
 
 async def test_plain_completions_cut_at_every_token(engines: list[EngineProcess]) -> None:

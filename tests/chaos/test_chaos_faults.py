@@ -77,6 +77,8 @@ async def test_broken_everywhere(engines: list[EngineProcess]) -> None:
     async with fleet(engines) as found:
         answer = await found.ask(chat_body("Everywhere", 12), *[faults.reset_before_head] * 9)
         assert answer.status in {502, 503}
+        assert len(found.plan.met) >= 3
+        found.plan.add(found.name(1))  # it gave up before it had met them all
         must_continue(await found.ask(chat_body("Afterwards", 12)))
 
 
@@ -86,7 +88,6 @@ async def test_broken_in_mid_stream(engines: list[EngineProcess], kind: str) -> 
     async with fleet(engines) as found:
         for body in (chat_body(f"Amid {kind}", 12), plain_body(f"Amid {kind}", 12)):
             must_continue(await found.ask(body, faults.at_token(5, IN_MID_STREAM[kind][0])), kind)
-        assert found.plan.left == []
         await until_at_rest(found.running)
         assert found.broken_attempts() == {IN_MID_STREAM[kind][1]: 2}
         assert found.running.metric("penstock_stream_interruptions_total", action="resumed") == 2
@@ -171,7 +172,7 @@ async def test_connections_refused_in_mid_stream(engines: list[EngineProcess]) -
         by_replica = {name: [a for a in answers if a.headers["x-penstock-replica"] == name] for name in found.proxies}
         for answer in by_replica["r2"]:
             must_continue(answer)
-        must_survive(by_replica["r0"] + by_replica["r1"])
+        must_survive(found, by_replica["r0"] + by_replica["r1"])
         await found.proxies["r0"].open()
         await found.proxies["r1"].open()
 

@@ -63,6 +63,10 @@ async def streams_under_way(found: Fleet, group: asyncio.TaskGroup, what: str, t
     return tasks
 
 
+def resumed(found: Fleet) -> float:
+    return found.running.metric("penstock_stream_interruptions_total", action="resumed")
+
+
 def all_whole(tasks: Sequence[asyncio.Task[Told]]) -> None:
     for task in tasks:
         must_continue(task.result())
@@ -116,6 +120,7 @@ async def test_notice_then_early_kill(doomed: list[EngineProcess]) -> None:
             await notice(found, "r0", 30)
             doomed[0].kill()
         all_whole(tasks)
+        assert resumed(found) > 0
 
 
 async def test_notice_withdrawn(doomed: list[EngineProcess]) -> None:

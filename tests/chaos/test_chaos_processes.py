@@ -64,7 +64,7 @@ async def test_kill_9(mortals: list[EngineProcess]) -> None:
         answers = await under_streams(found, "Kill", mortals[0].kill)
         for answer in on(answers, "r1", "r2"):
             must_continue(answer)
-        must_survive(on(answers, "r0"))
+        must_survive(found, on(answers, "r0"))
         await until(lambda: found.lifecycles()["r0"] != "ready", found.lifecycles)
         mortals[0].start()
         await found.until_ready()
@@ -82,8 +82,8 @@ async def test_two_of_three_at_once(mortals: list[EngineProcess]) -> None:
         answers = await under_streams(found, "Two", strike)
         for answer in on(answers, "r2"):
             must_continue(answer)
-        must_survive(on(answers, "r0"))
-        must_survive(on(answers, "r1"))
+        must_survive(found, on(answers, "r0"))
+        must_survive(found, on(answers, "r1"))
         must_continue(await found.ask(chat_body("Then", 20)))
 
 
@@ -116,7 +116,7 @@ async def test_sigstop_and_sigcont(mortals: list[EngineProcess]) -> None:
             answers = await under_streams(found, "Freeze", mortals[0].freeze)
             for answer in on(answers, "r1", "r2"):
                 must_continue(answer)
-            must_survive(on(answers, "r0"))
+            must_survive(found, on(answers, "r0"))
             await until(lambda: found.lifecycles()["r0"] != "ready", found.lifecycles)
             for number in range(6):
                 must_continue(await found.ask(chat_body(f"Meanwhile {number}", 10)))
@@ -145,7 +145,7 @@ async def test_sigterm(mortals: list[EngineProcess]) -> None:
         answers = await under_streams(found, "Term", mortals[0].terminate)
         for answer in on(answers, "r1", "r2"):
             must_continue(answer)
-        must_survive(on(answers, "r0"))
+        must_survive(found, on(answers, "r0"))
         await until(lambda: not mortals[0].running)
 
 

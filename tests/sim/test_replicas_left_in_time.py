@@ -11,6 +11,7 @@ from tests.sim.test_streams_that_move import CAPACITY, counted, text_of
 from tests.support.asgi import Call, chat, post
 from tests.support.breaking_engine import BreakingEngine, breaking_simulated
 from tests.support.conditions import at_rest
+from tests.support.fake_engine import FakeEngine, Script, whole_stream
 from tests.support.gateways import Running, gateway_over
 from tests.support.simulated_fleet import CHAT, fleet_config
 from tests.support.virtual_time import run_virtual
@@ -198,3 +199,54 @@ def test_who_waits_in_the_middle_waits_for_a_replica_to_come_back() -> None:
             return call
 
     check_whole([run_virtual(main())], [body])
+
+
+def test_an_answer_that_has_its_finish_reason_is_whole() -> None:
+    """Left between the last token and [DONE]: nobody goes on with it, and its client has its end."""
+    engines = {"a": FakeEngine(Script(whole_stream()[:-1], hang=True)), "b": FakeEngine()}
+
+    async def main() -> Call:
+        async with gateway_over(engines) as running:
+            call = post(running.app, CHAT, chat(stream=True))
+            task = asyncio.get_running_loop().create_task(call.run())
+            await asyncio.sleep(1)
+            assert not task.done()
+            running.gateway.dispatcher.moves.move_off(ReplicaId("a"), by_s=None)
+            await task
+            assert at_rest(running)
+            return call
+
+    call = run_virtual(main())
+    assert call.text() == "w0 w1 w2 "
+    assert call.events().count("[DONE]") == 1
+    assert [len(engine.calls) for engine in engines.values()] == [1, 0]
+
+
+def test_what_is_said_while_a_place_is_looked_for_counts() -> None:
+    """Two choices that had said nothing when a place was asked for, and have when it is found: they stay."""
+    settings = fleet_config("a", "b", capacity={**CAPACITY, "max_num_seqs": 2}, queue={"max_wait_s": 60})
+    engines = {name: breaking_simulated(settings, name) for name in ("a", "b")}
+    body = stream("word " * 600, 1500, n=2)
+
+    async def main() -> Call:
+        loop, a, b = asyncio.get_running_loop(), ReplicaId("a"), ReplicaId("b")
+        async with gateway_over(engines, settings) as running:
+            scheduler, moves = running.gateway.scheduler, running.gateway.dispatcher.moves
+            scheduler.set_lifecycle(b, Lifecycle.DRAINING, loop.time())
+            call, other = post(running.app, CHAT, body), post(running.app, CHAT, stream("other", 60))
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(call.run())
+                await asyncio.sleep(0.01)
+                scheduler.set_lifecycle(b, Lifecycle.READY, loop.time())
+                scheduler.set_lifecycle(a, Lifecycle.DRAINING, loop.time())
+                tasks.create_task(other.run())
+                await asyncio.sleep(0.01)
+                assert moves.requests_on(b) == 1
+                assert not call.chunks
+                moves.move_off(a, by_s=loop.time() + 5)
+            assert at_rest(running)
+            return call
+
+    call = run_virtual(main())
+    assert call.events()[-1] == "[DONE]"
+    assert len(engines["b"].calls) == 1

@@ -50,9 +50,7 @@ def test_it_comes_back_through_warming() -> None:
 
     async def main() -> None:
         async with standing_fleet("a", "b", health={"warming_timeout_s": 1.0}) as fleet:
-            await fleet.teach()
-            streams = fleet.begin(8)
-            await asyncio.sleep(3)
+            streams = await fleet.at_work()
             fleet.engines["a"].stand()
             await asyncio.sleep(20)
             assert fleet.states("a")[:4] == ["suspect", "down", "warming", "down"]
@@ -344,9 +342,7 @@ def test_a_draining_replica_that_freezes_is_emptied() -> None:
 
     async def main() -> None:
         async with standing_fleet("a", "b") as fleet:
-            await fleet.teach()
-            streams = fleet.begin(8)
-            await asyncio.sleep(3)
+            streams = await fleet.at_work()
             watch = fleet.running.gateway.watch
             assert watch is not None
             a = watch.replicas[ReplicaId("a")]
@@ -365,12 +361,9 @@ def test_a_drain_that_begins_while_it_is_asked_goes_on() -> None:
 
     async def main() -> None:
         async with standing_fleet("a", "b") as fleet:
-            await fleet.teach()
-            streams = fleet.begin(8)
-            await asyncio.sleep(3)
+            streams = await fleet.at_work()
             fleet.engines["a"].stand()
-            while fleet.now("a") != "suspect":
-                await asyncio.sleep(0.05)
+            await fleet.until("a", "suspect")
             watch = fleet.running.gateway.watch
             assert watch is not None
             a = watch.replicas[ReplicaId("a")]
@@ -388,9 +381,7 @@ def test_a_draining_replica_that_freezes_when_nobody_else_is_left_drains_on() ->
 
     async def main() -> None:
         async with standing_fleet("a", "b", probe={"timeout_s": 0.1, "interval_s": 0.2}) as fleet:
-            await fleet.teach()
-            streams = fleet.begin(8)
-            await asyncio.sleep(3)
+            streams = await fleet.at_work()
             watch = fleet.running.gateway.watch
             assert watch is not None
             a = watch.replicas[ReplicaId("a")]
@@ -412,12 +403,9 @@ def test_a_suspect_is_better_than_nobody() -> None:
         async with standing_fleet(
             "a", "b", probe={"timeout_s": 0.1, "interval_s": 0.2}, health={"token_timeout_s": 5.0}
         ) as fleet:
-            await fleet.teach()
-            streams = fleet.begin(8)
-            await asyncio.sleep(3)
+            streams = await fleet.at_work()
             fleet.engines["a"].stand()
-            while fleet.now("a") != "suspect":
-                await asyncio.sleep(0.05)
+            await fleet.until("a", "suspect")
             fleet.engines["b"].stand("none")
             await asyncio.sleep(12)
             assert fleet.states("a")[:2] == ["suspect", "ready"]
@@ -467,9 +455,7 @@ def test_it_can_be_switched_off() -> None:
 
     async def main() -> None:
         async with standing_fleet("a", "b", health={"enabled": False}) as fleet:
-            await fleet.teach()
-            streams = fleet.begin(8)
-            await asyncio.sleep(3)
+            streams = await fleet.at_work()
             fleet.engines["a"].stand()
             await asyncio.sleep(20)
             assert fleet.history == []
@@ -484,12 +470,9 @@ def test_a_replica_that_is_removed_while_it_is_asked() -> None:
 
     async def main() -> None:
         async with standing_fleet("a", "b") as fleet:
-            await fleet.teach()
-            streams = fleet.begin(8)
-            await asyncio.sleep(3)
+            streams = await fleet.at_work()
             fleet.engines["a"].stand()
-            while fleet.now("a") != "suspect":
-                await asyncio.sleep(0.05)
+            await fleet.until("a", "suspect")
             config = fleet.running.gateway.config
             fleet.running.gateway.reload(config.model_copy(update={"replicas": config.replicas[1:]}))
             await asyncio.sleep(10)
@@ -507,12 +490,9 @@ def test_what_stopped_a_gateway_stops_its_questions() -> None:
 
     async def main() -> float:
         async with standing_fleet("a", "b", health={"token_timeout_s": 1000.0}) as fleet:
-            await fleet.teach()
-            streams = fleet.begin(8)
-            await asyncio.sleep(3)
+            streams = await fleet.at_work()
             fleet.engines["a"].stand()
-            while fleet.now("a") != "suspect":
-                await asyncio.sleep(0.05)
+            await fleet.until("a", "suspect")
             hang_up(streams)
             ends_s = asyncio.get_running_loop().time()
         return asyncio.get_running_loop().time() - ends_s

@@ -150,6 +150,17 @@ class Standing:
         ]
         return [(call, asyncio.get_running_loop().create_task(call.run())) for call in calls]
 
+    async def at_work(self, count: int = 8) -> list[tuple[Call, "asyncio.Task[Call]"]]:
+        """Its predictions are worth something, and so many streams are well under way."""
+        await self.teach()
+        streams = self.begin(count)
+        await asyncio.sleep(3)
+        return streams
+
+    async def until(self, name: str, state: str) -> None:
+        while self.now(name) != state:
+            await asyncio.sleep(0.05)
+
     async def teach(self) -> None:
         """Answers of each replica, one after the other."""
         for _ in range(TAUGHT):

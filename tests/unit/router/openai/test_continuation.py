@@ -89,6 +89,16 @@ def test_ids_are_better_than_text():
     assert way(told(), messages=image) is Mode.TEXT  # its ids are but a mark
 
 
+def test_half_a_character_is_no_text():
+    """An engine that escapes what is beyond the first plane as two halves, and is lost between them."""
+    kept = Journal(room_bytes=100, exact=False)
+    kept.said(b"a\\ud83d", None)
+    assert way(kept) is Mode.NONE
+    kept.said(b"\\ude00", None)
+    assert way(kept) is Mode.TEXT
+    assert go_on(Mode.TEXT, kept)["messages"][-1]["content"] == "a\U0001f600"
+
+
 def test_some_have_no_way_on():
     """Some have no way on."""
     assert way(told(exact=False), prompt=[1, 2]) is Mode.NONE
