@@ -37,10 +37,6 @@ IN_MID_STREAM: dict[str, tuple[Fault, str]] = {
     "a line of 5 MiB": (faults.huge_line, "stream_cut"),
     "silence": (faults.hang, "stream_cut"),
 }
-SILENCE: dict[str, Fault] = {
-    "before the head": faults.hang_before_head,
-    "after the head": faults.hang_after_head,
-}
 TAUGHT = 25  # answers of a replica, before it can be late by its prediction (docs/hedging.md)
 SILENCE: dict[str, Fault] = {
     "before the head": faults.hang_before_head,
