@@ -59,7 +59,7 @@ def assemble(stream: bytes) -> dict[str, Any]:
             continue
         chunk = msgspec.json.decode(event.data)
         usage, choices = chunk.pop("usage", None), chunk.pop("choices")
-        document |= {name: value for name, value in chunk.items() if name not in document or value is not None}
+        document |= {name: value for name, value in chunk.items() if value is not None}
         document["usage"] = usage or document.get("usage")
         for part in choices:
             _add(said, part.pop("delta") if "delta" in part else {"text": part.pop("text", "")})

@@ -21,7 +21,7 @@ def test_texts_add_up_and_an_empty_delta_says_nothing() -> None:
     usage = {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
     found = assemble(
         stream(
-            choice({"role": "assistant", "content": ""}),
+            {**choice({"role": "assistant", "content": ""}), "prompt_text": None},
             choice({"reasoning": "h"}),
             choice({"reasoning": "m"}),
             choice({"content": "Yes"}),
