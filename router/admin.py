@@ -19,7 +19,7 @@ MAX_LIMIT: Final = 1000  # each costs the event loop some tens of microseconds
 def add_admin(api: FastAPI, gateway: Gateway) -> None:
     """The routes; refused as a whole to strangers."""
 
-    def allowed(request: Request) -> None:
+    async def allowed(request: Request) -> None:  # async: what is not would wait for a thread
         refuse_strangers(gateway.config.server, request)
 
     admin = APIRouter(prefix="/admin", tags=["admin"], dependencies=[Depends(allowed)])

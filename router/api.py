@@ -5,7 +5,7 @@ stands in front.
 """
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -154,6 +154,13 @@ class TakenOver(Response):
         await self._hot.serve(self._path, scope, receive, send)
 
 
+def _taken_over(hot: HotPath, path: str) -> Callable[[], Awaitable[Response]]:
+    async def endpoint() -> Response:  # async: what is not would wait for a thread
+        return TakenOver(hot, path)
+
+    return endpoint
+
+
 def _add_hot_paths(api: FastAPI, hot: HotPath) -> None:
     """The hot endpoints as routes, for the OpenAPI document and for whoever mounts the API without the ingress."""
     described: tuple[tuple[str, type[BaseModel], type[BaseModel]], ...] = (
@@ -167,7 +174,7 @@ def _add_hot_paths(api: FastAPI, hot: HotPath) -> None:
         parts.update(schema.pop("$defs", {}))
         api.add_api_route(
             path,
-            lambda p=path: TakenOver(hot, p),
+            _taken_over(hot, path),
             methods=["POST"],
             name=path.rsplit("/", 1)[-1],
             tags=["inference"],
