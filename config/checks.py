@@ -14,7 +14,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from config.gpus import kv_bytes
 
 if TYPE_CHECKING:
-    from config.schema import ReplicaConfig
+    from config.replica import ReplicaConfig
 
 Problem = tuple[tuple[str | int, ...], str]  # where, below the section that refuses; what is wrong and what to change
 
