@@ -10,29 +10,21 @@ from typing import Annotated, Any, Self, get_args, get_type_hints
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
+from metrics.buckets import (
+    DURATION_BUCKETS_S,
+    ERROR_BUCKETS_RATIO,
+    FILL_BUCKETS_RATIO,
+    ITL_BUCKETS_S,
+    LENGTH_BUCKETS_TOKENS,
+    OVERHEAD_BUCKETS_S,
+    QUEUE_WAIT_BUCKETS_S,
+    ROUTING_BUCKETS_S,
+    TPOT_BUCKETS_S,
+    TTFT_BUCKETS_S,
+)
 from metrics.histogram import Histogram
 
 PREFIX = "penstock_"
-
-# vLLM's own buckets, so that its dashboards and ours are comparable (vllm/v1/metrics/loggers.py, 0.32).
-TTFT_BUCKETS_S = (
-    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),
-    *(1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0, 640.0, 2560.0),
-)
-TPOT_BUCKETS_S = (
-    *(0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75),
-    *(1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0),
-)
-ITL_BUCKETS_S = (0.001, 0.0025, 0.005, *TPOT_BUCKETS_S)  # vLLM starts at 10 ms: too coarse for an H200
-DURATION_BUCKETS_S = (
-    *(0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0),
-    *(120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0),
-)
-# The queue's own span: from one event-loop turn up to ten times the default `queue.max_wait_s`.
-QUEUE_WAIT_BUCKETS_S = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 300.0)
-# One pass over few replicas takes tens of microseconds.
-ROUTING_BUCKETS_S = (0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1)
-ERROR_BUCKETS_RATIO = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 0.9, 1.0)  # 0.5: off by a factor of two
 
 CLASS = ("model", "service_tier")
 MACHINE = ("replica", "gpu", "cost_tier")
@@ -83,6 +75,28 @@ class Metrics:
     time_per_output_token_seconds: Annotated[
         Histogram,
         Spec(help="Mean of a request's time per token after the first", labels=STREAM, buckets=TPOT_BUCKETS_S),
+    ]
+    overhead_seconds: Annotated[
+        Histogram,
+        Spec(
+            help="What the gateway adds to a request, queue and engine aside; stage: ingress, route, relay",
+            labels=("stage",),
+            buckets=OVERHEAD_BUCKETS_S,
+        ),
+    ]
+    prompt_length_tokens: Annotated[
+        Histogram,
+        Spec(help="Prompts by their length, as the engine counted it", labels=CLASS, buckets=LENGTH_BUCKETS_TOKENS),
+    ]
+    output_length_tokens: Annotated[
+        Histogram, Spec(help="Answers by their length", labels=CLASS, buckets=LENGTH_BUCKETS_TOKENS)
+    ]
+    finish_reasons_total: Annotated[
+        Counter, Spec(help="Choices by why they ended: stop, length, tool_calls, ...", labels=("model", "reason"))
+    ]
+    client_retries_total: Annotated[
+        Counter,
+        Spec(help="Requests that their client says it sends again (x-stainless-retry-count)", labels=("model",)),
     ]
     client_disconnects_total: Annotated[
         Counter, Spec(help="Clients that left before the end, by phase", labels=("model", "phase"))
@@ -144,6 +158,27 @@ class Metrics:
             labels=(*STREAM, "kind", "source"),
         ),
     ]
+    cost_units_total: Annotated[
+        Counter,
+        Spec(
+            help="US dollars of machine time by the request it went to: price x time x share of what ran there (docs/cost.md)",
+            labels=(*STREAM, "tenant_class"),
+        ),
+    ]
+    replica_cost_units_total: Annotated[
+        Counter,
+        Spec(
+            help="US dollars of the machine's own time; state: busy (some request of ours ran there), idle",
+            labels=(*MACHINE, "state"),
+        ),
+    ]
+    replica_price_usd_per_hour: Annotated[Gauge, Spec(help="Price of the replica, all its GPUs", labels=MACHINE)]
+    replica_on_demand_usd_per_hour: Annotated[
+        Gauge, Spec(help="What the same machine costs on demand; nothing where nobody has said", labels=MACHINE)
+    ]
+    replica_gpus: Annotated[
+        Gauge, Spec(help="GPUs of the replica: what tokens/s per GPU are divided by", labels=MACHINE)
+    ]
 
     # Placement and engines
     routing_decisions_total: Annotated[
@@ -155,6 +190,29 @@ class Metrics:
     ]
     routing_duration_seconds: Annotated[
         Histogram, Spec(help="One pass of the scheduler over its queue", buckets=ROUTING_BUCKETS_S)
+    ]
+    batch_fill_ratio: Annotated[
+        Histogram,
+        Spec(
+            help="Sequences in the batch that a placement joined, itself included, over max_num_seqs",
+            labels=("replica",),
+            buckets=FILL_BUCKETS_RATIO,
+        ),
+    ]
+    batch_tokens: Annotated[
+        Histogram,
+        Spec(
+            help="Tokens that the batch joined by a placement computes in its next step: prefill admitted and a token a sequence",
+            labels=("replica",),
+            buckets=LENGTH_BUCKETS_TOKENS,
+        ),
+    ]
+    desired_replicas: Annotated[
+        Gauge,
+        Spec(
+            help="Replicas that what runs and waits needs to be in time, told at none, too (docs/autoscaling.md)",
+            labels=("model", "cost_tier"),
+        ),
     ]
     upstream_attempts_total: Annotated[
         Counter, Spec(help="Attempts on a replica, by outcome", labels=("replica", "outcome"))
@@ -314,6 +372,7 @@ class Metrics:
     ]
 
     # The gateway itself
+    auth_failures_total: Annotated[Counter, Spec(help="Callers refused by reason: admin_key", labels=("reason",))]
     workers: Annotated[Gauge, Spec(help="Processes that serve; 1 without --workers")]
     worker_restarts_total: Annotated[Counter, Spec(help="Workers that ended unasked and were started anew")]
     config_reloads_total: Annotated[Counter, Spec(help="Reloads by result: applied, rejected", labels=("result",))]

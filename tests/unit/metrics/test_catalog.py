@@ -8,7 +8,8 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.parser import text_string_to_metric_families
 
-from metrics.catalog import DURATION_BUCKETS_S, ITL_BUCKETS_S, TPOT_BUCKETS_S, TTFT_BUCKETS_S, Metrics
+from metrics.buckets import DURATION_BUCKETS_S, ITL_BUCKETS_S, TPOT_BUCKETS_S, TTFT_BUCKETS_S
+from metrics.catalog import Metrics
 from metrics.histogram import Histogram
 
 CLASS = ("model", "service_tier")
@@ -23,6 +24,11 @@ NAMES: dict[str, tuple[type, tuple[str, ...]]] = {
     "time_to_first_token_seconds": (Histogram, STREAM),
     "inter_token_latency_seconds": (Histogram, STREAM),
     "time_per_output_token_seconds": (Histogram, STREAM),
+    "overhead_seconds": (Histogram, ("stage",)),
+    "prompt_length_tokens": (Histogram, CLASS),
+    "output_length_tokens": (Histogram, CLASS),
+    "finish_reasons_total": (Counter, ("model", "reason")),
+    "client_retries_total": (Counter, ("model",)),
     "client_disconnects_total": (Counter, ("model", "phase")),
     "stream_interruptions_total": (Counter, ("model", "action", "mode")),
     "stream_seam_seconds": (Histogram, ("model", "mode")),
@@ -38,8 +44,16 @@ NAMES: dict[str, tuple[type, tuple[str, ...]]] = {
     "bodies_bytes": (Gauge, ()),
     "bodies_refused_total": (Counter, ()),
     "tokens_total": (Counter, (*STREAM, "kind", "source")),
+    "cost_units_total": (Counter, (*STREAM, "tenant_class")),
+    "replica_cost_units_total": (Counter, (*MACHINE, "state")),
+    "replica_price_usd_per_hour": (Gauge, MACHINE),
+    "replica_on_demand_usd_per_hour": (Gauge, MACHINE),
+    "replica_gpus": (Gauge, MACHINE),
     "routing_decisions_total": (Counter, ("model", "replica", "cost_tier", "reason")),
     "routing_duration_seconds": (Histogram, ()),
+    "batch_fill_ratio": (Histogram, ("replica",)),
+    "batch_tokens": (Histogram, ("replica",)),
+    "desired_replicas": (Gauge, ("model", "cost_tier")),
     "upstream_attempts_total": (Counter, ("replica", "outcome")),
     "hedges_total": (Counter, ("model", "outcome")),
     "retries_refused_total": (Counter, ("model",)),
@@ -74,6 +88,7 @@ NAMES: dict[str, tuple[type, tuple[str, ...]]] = {
     "replica_drains_total": (Counter, ("replica", "reason", "outcome")),
     "spot_drain_seconds": (Histogram, ("provider", "kind")),
     "replica_deadline_seconds": (Gauge, ("replica",)),
+    "auth_failures_total": (Counter, ("reason",)),
     "workers": (Gauge, ()),
     "worker_restarts_total": (Counter, ()),
     "config_reloads_total": (Counter, ("result",)),
@@ -111,7 +126,7 @@ def test_names_follow_prometheus():
     for name, (kind, _) in NAMES.items():
         assert re.fullmatch(r"[a-z][a-z0-9_]*", name)
         assert name.endswith("_total") == (kind is Counter)
-        assert kind is not Histogram or name.endswith(("_seconds", "_ratio"))
+        assert kind is not Histogram or name.endswith(("_seconds", "_ratio", "_tokens"))
 
 
 def test_no_label_is_personal_or_unbounded():
