@@ -1,7 +1,8 @@
 """The section `discovery`: where replicas come from beside the file's own list (docs/discovery.md)."""
 
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
@@ -106,10 +107,15 @@ class Discovery(Section):
     kubernetes: tuple[Kubernetes, ...] = ()
     registration: Registration = Registration()
 
+    @model_validator(mode="after")
+    def _can_look(self) -> Self:
+        wanted = (("dns", self.dns, "dns"), ("kubernetes", self.kubernetes, "kubernetes_asyncio"))
+        missing = [name for name, used, module in wanted if used and find_spec(module) is None]
+        if missing:
+            what = "needs a package that is not installed; pip install 'penstock[discovery]'"
+            raise refusal("discovery", [((name,), what) for name in missing])
+        return self
+
     @property
     def is_on(self) -> bool:
         return bool(self.dns or self.kubernetes or self.registration.enabled)
-
-    @property
-    def kind(self) -> Literal["static", "discovered"]:
-        return "discovered" if self.is_on else "static"
