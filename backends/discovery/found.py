@@ -5,12 +5,17 @@ Sources name what they see and judge nothing: which of two with one name counts,
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from ipaddress import ip_address
+from typing import Final, Protocol
+from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
 from config.discovery import Template
 from config.replica import BackendKind, ReplicaConfig
+
+# AWS by IPv6, Google by name, Alibaba; by IPv4 all others are at a link-local address.
+_METADATA_NAMES: Final = frozenset({"metadata.google.internal", "metadata", "fd00:ec2::254", "100.100.100.200"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +55,21 @@ class NotFit(Exception):
     """What was found makes no replica; the text says why."""
 
 
+def refuse_host(url: str) -> None:
+    """Raises NotFit where no engine can be, and what hands out credentials is: clouds' metadata services, and this machine's any."""
+    host = (urlsplit(url).hostname or "").rstrip(".")
+    try:
+        address = ip_address(host)
+    except ValueError:
+        if host in _METADATA_NAMES:
+            raise NotFit(f"{host} is a cloud's metadata service, no engine") from None
+        return
+    if address.is_link_local or address.is_multicast or address.is_unspecified or str(address) in _METADATA_NAMES:
+        raise NotFit(
+            f"{address} is no address of an engine (link-local, multicast, unspecified, or a metadata service)"
+        )
+
+
 def replica_at(name: str, host: str, port: int, template: Template) -> ReplicaConfig:
     """The replica of an address. Raises NotFit."""
     said = template.model_dump(exclude={"metrics_port", "tls"}, exclude_unset=True)
@@ -58,8 +78,9 @@ def replica_at(name: str, host: str, port: int, template: Template) -> ReplicaCo
     scheme = ("grpc" if triton else "http") + ("s" if template.tls else "")
     if template.metrics_port is not None:
         said["metrics_url"] = f"http://{shown}:{template.metrics_port}/metrics"
+    refuse_host(url := f"{scheme}://{shown}:{port}")
     try:
-        return ReplicaConfig.model_validate({"name": name, "url": f"{scheme}://{shown}:{port}", **said})
+        return ReplicaConfig.model_validate({"name": name, "url": url, **said})
     except ValidationError as error:
         raise NotFit("; ".join(one["msg"] for one in error.errors())) from None
 
