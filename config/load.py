@@ -7,7 +7,7 @@ Secrets (`api_key: env:NAME` or `file:/path`) are resolved here and shown nowher
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_origin
@@ -41,6 +41,15 @@ _SERVICE_LINK = re.compile(
 _SERVICE_ADDRESS = re.compile(r"(tcp|udp|sctp)://")
 _MAX_SECRET_BYTES = 16 * 1024  # more than any header may hold
 _REDACTED = "***"
+_EACH = "*"
+# Where sections are that may hold one of SECRET_KEYS. Not looked for elsewhere: a file of aliases of aliases has no end.
+_SECRET_PLACES: tuple[KeyPath, ...] = (
+    ("server",),
+    ("replicas", _EACH),
+    ("discovery", "dns", _EACH, "replica"),
+    ("discovery", "kubernetes", _EACH, "replica"),
+)
+_Secret = tuple[KeyPath, dict[str, Any], str]  # (key path, the section, key)
 
 
 def load(
@@ -60,8 +69,10 @@ def load(
     _add_flags(said, flags or {}, origins)
     if path is None and "replicas" not in said:
         said["replicas"] = [replica.model_dump() for replica in embedded_default().replicas]
-    elif not said.get("replicas"):
-        problems.append("replicas: empty; describe at least one (config/example.yaml) or give --backend NAME=URL")
+    elif not said.get("replicas") and not said.get("discovery"):
+        problems.append(
+            "replicas: empty; describe at least one (config/example.yaml), give --backend NAME=URL, or say under `discovery` where they are found"
+        )
         said.pop("replicas", None)
     problems += _resolve_secrets(said, environ)
     try:
@@ -102,10 +113,8 @@ def is_embedded(config: Config) -> bool:
 def redacted_yaml(config: Config) -> str:
     """The whole configuration, defaults included, as YAML that `load` reads back; secrets are `***`."""
     document = config.model_dump(mode="json")
-    for holder in (document["server"], *document["replicas"]):
-        for key in SECRET_KEYS & holder.keys():
-            if holder[key] is not None:
-                holder[key] = _REDACTED
+    for _, holder, key in list(_secrets(document)):
+        holder[key] = _REDACTED
     return yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
@@ -241,31 +250,39 @@ def _leaves(values: Mapping[str, object], above: KeyPath = ()) -> Iterator[KeyPa
             yield (*above, key)
 
 
-def _secrets(said: Mapping[str, object]) -> Iterator[tuple[KeyPath, dict[str, Any], str]]:
-    """(key path, the section, key) of each secret given as text."""
-    replicas = said.get("replicas")
-    listed = replicas if isinstance(replicas, list | tuple) else ()
-    holders: list[tuple[KeyPath, object]] = [(("server",), said.get("server"))]
-    holders += [(("replicas", index), replica) for index, replica in enumerate(listed)]
-    for path, holder in holders:
-        for key in sorted(SECRET_KEYS):
-            if isinstance(holder, dict) and isinstance(holder.get(key), str):
-                yield (*path, key), holder, key
+def _secrets(value: object, places: Iterable[KeyPath] = _SECRET_PLACES) -> Iterator[_Secret]:
+    """Each that is given as text."""
+    for place in places:
+        yield from _secrets_at(value, place, ())
+
+
+def _secrets_at(value: object, place: KeyPath, above: KeyPath) -> Iterator[_Secret]:
+    if place:
+        items: Iterable[tuple[str | int, object]] = ()
+        if isinstance(value, list | tuple) and place[0] == _EACH:
+            items = enumerate(value)
+        elif isinstance(value, dict) and place[0] in value:
+            items = [(place[0], value[place[0]])]
+        for key, item in items:
+            yield from _secrets_at(item, place[1:], (*above, key))
+    elif isinstance(value, dict):
+        for name in sorted(SECRET_KEYS):
+            if isinstance(value.get(name), str):
+                yield (*above, name), value, name
 
 
 def _secret_names(said: Mapping[str, object], environ: Mapping[str, str]) -> frozenset[str]:
     """Variables that secrets are read from: settings of nobody else's."""
     in_file = [holder[key] for _, holder, key in _secrets(said)]
-    variables = (PREFIX + "REPLICAS", PREFIX + "SERVER", PREFIX + "SERVER__ADMIN_KEY")
-    in_variables = (name for variable in variables for name in re.findall(r"env:\w+", environ.get(variable, "")))
+    ours = (value for name, value in environ.items() if name.upper().startswith(PREFIX))
+    in_variables = (name for value in ours for name in re.findall(r"env:\w+", value))
     return frozenset(text.removeprefix("env:") for text in (*in_file, *in_variables) if text.startswith("env:"))
 
 
 def _resolve_secrets(said: dict[str, Any], environ: Mapping[str, str]) -> list[str]:
     """Puts secrets in place of their references; returns what could not be resolved."""
-    if isinstance(said.get("replicas"), list):
-        # Copies: YAML aliases let two replicas share one mapping.
-        said["replicas"] = [dict(item) if isinstance(item, dict) else item for item in said["replicas"]]
+    for place in _SECRET_PLACES:
+        said.update(_copied(said, place))
     problems: list[str] = []
     for path, holder, key in _secrets(said):
         try:
@@ -274,6 +291,17 @@ def _resolve_secrets(said: dict[str, Any], environ: Mapping[str, str]) -> list[s
             problems.append(f"{dotted(path)}: {error}")
             holder[key] = None
     return problems
+
+
+def _copied(value: Any, place: KeyPath) -> Any:
+    """The way to a place is its own: YAML aliases let two replicas share one mapping."""
+    if not place:
+        return dict(value) if isinstance(value, dict) else value
+    if isinstance(value, dict):
+        return {key: _copied(item, place[1:]) if key == place[0] else item for key, item in value.items()}
+    if isinstance(value, list) and place[0] == _EACH:
+        return [_copied(item, place[1:]) for item in value]
+    return value
 
 
 def referenced_secret(reference: str, environ: Mapping[str, str] | None = None) -> str:

@@ -335,6 +335,10 @@ class Metrics:
     ]
     replica_metrics_age_seconds: Annotated[Gauge, Spec(help="Age of the engine's last figures", labels=("replica",))]
 
+    discovered_replicas: Annotated[
+        Gauge,
+        Spec(help="Replicas that a source of `discovery` names; kept while it cannot be asked", labels=("source",)),
+    ]
     replica_share_ratio: Annotated[
         Gauge,
         Spec(

@@ -59,6 +59,7 @@ GAUGES: Final[Mapping[str, Across]] = {
     "replica_waiting": _M,
     "replica_batch_occupancy_ratio": _S,
     "replica_metrics_age_seconds": _M,
+    "discovered_replicas": _M,
     "replica_share_ratio": _S,
     "replica_deadline_seconds": Across.LEAST,
     "config_last_reload_success_timestamp_seconds": Across.LEAST,

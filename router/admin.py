@@ -6,6 +6,7 @@ import msgspec
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 
 from router.admin_access import refuse_strangers
+from router.admin_registrations import add_registrations
 from router.admin_replicas import add_replicas
 from router.decision_documents import Document
 from router.decision_log import Asked
@@ -25,6 +26,7 @@ def add_admin(api: FastAPI, gateway: Gateway) -> None:
     admin = APIRouter(prefix="/admin", tags=["admin"], dependencies=[Depends(allowed)])
     _add_decisions(admin, gateway)
     add_replicas(admin, gateway)
+    add_registrations(admin, gateway)
     api.include_router(admin)
 
 

@@ -1,6 +1,6 @@
 """The other workers of this gateway, as the HTTP surface sees them; one process alone has none (docs/workers.md)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from metrics.pages import Page
@@ -41,4 +41,8 @@ class Crew(Protocol):
 
     async def left(self) -> Left:
         """What everybody has on the replicas; where somebody does not reply, none is released."""
+        ...
+
+    async def register(self, name: str, replica: Mapping[str, object] | None) -> None:
+        """An engine that called in, as in the configuration; None: it is over. Who comes later learns it when it is renewed."""
         ...

@@ -5,11 +5,12 @@ Reads like a table of contents; decides only the order in which things begin and
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
 import httpx
+from msgspec import structs
 from prometheus_client import CollectorRegistry
 
 from backends.backend import Backend
@@ -26,6 +27,7 @@ from router.admission import Admission
 from router.body_budget import BodyBudget
 from router.crew import Crew
 from router.decision_log import DecisionLog
+from router.discovery import PROVIDER, Discovered
 from router.dispatch import Dispatcher
 from router.engines import build_backend
 from router.exchange import Exchange
@@ -35,6 +37,7 @@ from router.gauges import Gauges
 from router.kv_watch import KvWatch
 from router.openai.errors import draining
 from router.report import Report, Wait
+from router.standing import Standing
 from router.streams import Streams
 from router.watched import Watched
 
@@ -84,6 +87,7 @@ class Gateway:
         self.streams: Streams = self.dispatcher.moves
         # Replicas that are drained or taken away.
         self.farewells = Farewells(config.spot, self.admission, self.streams, self.metrics)
+        self.discovered = Discovered(config.discovery, self, self.metrics) if config.discovery.is_on else None
         self.bodies = BodyBudget(config.server.max_held_body_bytes)
         self.gauges = Gauges(self.metrics, self.scheduler, self.bodies)
         self._backend_factory = backend_factory
@@ -110,6 +114,8 @@ class Gateway:
                     self.kv_watch = KvWatch(self.scheduler, self.metrics, http, tasks, self._is_adapter)
                     for replica in self.config.replicas:
                         self._add(replica)
+                    if self.discovered is not None:
+                        await self.discovered.begin(self.config.replicas, tasks)
                     await self.watch.first_look()
                     housekeeping = tasks.create_task(self._housekeep(), name="housekeeping")
                     ledger = tasks.create_task(self.decisions.run(self._fleet), name="decisions")
@@ -118,6 +124,8 @@ class Gateway:
                     housekeeping.cancel()
                     ledger.cancel()
                     farewells.cancel()
+                    if self.discovered is not None:
+                        self.discovered.close()
                     self.dispatcher.moves.close()
                     self.watch.close()
                     self.kv_watch.close()
@@ -145,11 +153,18 @@ class Gateway:
     def reload(self, config: Config) -> None:
         """Swap in a valid new configuration: replicas come, go and change price; running streams are not touched."""
         assert self.watch is not None, "reload before start"
-        old = {replica.name: replica for replica in self.config.replicas}
-        new = {replica.name: replica for replica in config.replicas}
         for section in Config.model_fields.keys() - {"replicas"}:
             if getattr(self.config, section) != getattr(config, section):
                 log.warning("reload: a change under `%s` takes effect at the next start", section)
+        if self.discovered is None:
+            self.set_replicas(config.replicas)
+        else:
+            self.discovered.set_own(config.replicas)
+
+    def set_replicas(self, replicas: Sequence[ReplicaConfig]) -> None:
+        """These, and no others: as they are configured, or were discovered."""
+        old = {replica.name: replica for replica in self.config.replicas}
+        new = {replica.name: replica for replica in replicas}
         for name in old.keys() - new.keys():
             self._retire(name)
         for name, replica in new.items():
@@ -157,9 +172,34 @@ class Gateway:
                 self._add(replica)
             elif replica != old[name]:
                 self._change(old[name], replica)
-        self.config = self.config.model_copy(update={"replicas": config.replicas})
+        self.config = self.config.model_copy(update={"replicas": tuple(replicas)})
         self.dispatcher.configure(self.config)
         self.admission.soon()
+
+    @property
+    def own_replicas(self) -> Sequence[ReplicaConfig]:
+        """Those of the configuration itself."""
+        return self.config.replicas if self.discovered is None else self.discovered.own
+
+    def register(self, name: str, replica: ReplicaConfig | None) -> None:
+        """An engine called in; None: it is over. Raises Full."""
+        table = None if self.discovered is None else self.discovered.registrations
+        if table is not None and replica is not None:
+            table.put(replica, asyncio.get_running_loop().time())
+        elif table is not None:
+            table.drop(name)
+
+    def warn(self, replica: ReplicaId, word: Standing) -> None:
+        """Discovery saw that its machine is about to go."""
+        unix_s = datetime.now(UTC).timestamp() - asyncio.get_running_loop().time()
+        due_s = word.deadline_s
+        self.farewells.join(replica, structs.replace(word, deadline_unix_s=None if due_s is None else unix_s + due_s))
+
+    def unwarn(self, replica: ReplicaId) -> None:
+        """It stays after all; what others said of it stands."""
+        standing = self.farewells.standing(replica)
+        if standing is not None and standing.provider == PROVIDER:
+            self.farewells.told(replica, None, why="withdrawn")
 
     def refresh_gauges(self) -> None:
         """Before a scrape."""

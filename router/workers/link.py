@@ -55,6 +55,7 @@ class Orders:
     page: Callable[[], Page]  # the figures of now
     decisions: Callable[[Asked], list[Document]]  # the last placements
     left: Callable[[], Left]  # what runs on the replicas
+    registered: Callable[[str, Mapping[str, object] | None], None]  # an engine that called in at another worker
     told: Callable[[Word], None]  # of a replica; its deadline counts from now
 
 
@@ -143,6 +144,10 @@ class Link:
         total = sum(found[1:], start=found[0])
         return total if len(found) >= self.live else Left(requests=total.requests)
 
+    async def register(self, name: str, replica: Mapping[str, object] | None) -> None:
+        """All workers, this one again."""
+        await self._ask(Topic.REGISTRATION, msgspec.json.encode((name, replica)))
+
     async def _ask(self, topic: Topic, question: bytes) -> list[bytes] | None:
         number = next(self._numbers)
         future: asyncio.Future[list[bytes]] = asyncio.get_running_loop().create_future()
@@ -170,6 +175,9 @@ class Link:
             case Question(number, Topic.FAREWELL, question):
                 orders.told(msgspec.json.decode(question, type=Word))
                 self._send(Reply(number, msgspec.json.encode(orders.left())))
+            case Question(number, Topic.REGISTRATION, question):
+                orders.registered(*msgspec.json.decode(question, type=tuple[str, dict[str, object] | None]))
+                self._send(Reply(number, b""))
             case Standings(of):
                 for replica, standing in of.items():
                     orders.told(Word(replica=replica, standing=standing))

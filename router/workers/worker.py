@@ -8,13 +8,16 @@ import asyncio
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from types import FrameType
 
+from backends.discovery.registration import Full
 from batching.request import ReplicaId
+from config.replica import ReplicaConfig
 from config.schema import Config
 from metrics.pages import Page, read
 from router.gateway import Gateway
@@ -82,6 +85,7 @@ class WorkerServer(PenstockServer):
             page=self._page,
             decisions=self._gateway.decisions.recent,
             left=self._gateway.farewells.left,
+            registered=self._registered,
             told=self._told,
         )
         self._gateway.farewells.on_over = link.over
@@ -123,6 +127,10 @@ class WorkerServer(PenstockServer):
         standing = None if word.standing is None else word.standing.at(now)
         counts = word.seat == self._seat.number
         self._gateway.farewells.told(ReplicaId(word.replica), standing, counts=counts, why=word.why)
+
+    def _registered(self, name: str, replica: Mapping[str, object] | None) -> None:
+        with suppress(Full):  # it is told to whoever asked
+            self._gateway.register(name, None if replica is None else ReplicaConfig.model_validate(replica))
 
     def _page(self) -> Page:
         self._gateway.refresh_gauges()

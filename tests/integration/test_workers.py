@@ -12,38 +12,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-import uvicorn
 
 from backends.simulated.bodies import chat_text
-from backends.simulated.options import EngineOptions
-from backends.simulated.server import create_engine_app
 from backends.simulated.tokens import expected_text
 from tests.support.asgi import chat
 from tests.support.gateway_process import GatewayProcess, serving, started
 from tests.support.raw_http import RawClient, ask, connected, get, post
 from tests.support.scrape import from_page
-from tests.support.servers import in_this_loop
+from tests.support.servers import simulated_engine
 
 CHAT = "/v1/chat/completions"
 SEQUENCES = 4  # of the engine
 PATIENCE_S = 30.0
-
-
-@asynccontextmanager
-async def engine(**options: object) -> AsyncIterator[str]:
-    """A simulated engine behind HTTP, which both workers send to; yields its URL."""
-    values: dict[str, object] = {
-        "model": "m",
-        "kv_blocks": 4096,
-        "max_model_len": 32_768,
-        "max_num_seqs": 256,
-        **options,
-    }
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        app = create_engine_app(EngineOptions(**values))  # type: ignore[arg-type]
-        async with in_this_loop(uvicorn.Server(uvicorn.Config(app, log_level="warning")), listener):
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 
 def write(folder: Path, url: str, *, name: str = "sim", max_num_seqs: int = 256, **server: object) -> Path:
@@ -56,7 +36,10 @@ def write(folder: Path, url: str, *, name: str = "sim", max_num_seqs: int = 256,
 
 @asynccontextmanager
 async def two_workers(folder: Path, **options: object) -> AsyncIterator[GatewayProcess]:
-    async with engine(**options) as url, serving(write(folder, url, drain_timeout_s=60), "--workers", "2") as gateway:
+    async with (
+        simulated_engine(**options) as url,
+        serving(write(folder, url, drain_timeout_s=60), "--workers", "2") as gateway,
+    ):
         yield gateway
     assert "Traceback" not in gateway.log
 
@@ -130,7 +113,7 @@ async def test_metrics_are_exact_across_workers(tmp_path: Path) -> None:
 async def test_workers_share_an_engine_and_never_overfill_it(tmp_path: Path) -> None:
     """More requests at each worker than the engine has sequences: none ever waits in the engine, and all are served."""
     async with (
-        engine(max_num_seqs=SEQUENCES, speed=4) as url,
+        simulated_engine(max_num_seqs=SEQUENCES, speed=4) as url,
         serving(write(tmp_path, url, max_num_seqs=SEQUENCES), "--workers", "2") as gateway,
         AsyncExitStack() as stack,
     ):
@@ -227,7 +210,7 @@ async def test_second_signal_does_not_wait_for_any(tmp_path: Path) -> None:
 async def test_sighup_reloads_all_and_who_starts_later(tmp_path: Path) -> None:
     """Both workers take the new replicas, and so does one that replaces a dead one."""
     async with (
-        engine(speed=50) as url,
+        simulated_engine(speed=50) as url,
         serving(write(tmp_path, url), "--workers", "2") as gateway,
         AsyncExitStack() as stack,
     ):
@@ -308,7 +291,7 @@ def order(name: str, what: str, **fields: object) -> bytes:
 
 async def test_a_drain_reaches_all_workers_and_those_to_come(tmp_path: Path) -> None:
     """Whoever is told: both send nothing more, both are counted, a worker that is started later knows it, and so does the end."""
-    async with engine(speed=0.5) as url, engine(speed=50) as other, AsyncExitStack() as stack:
+    async with simulated_engine(speed=0.5) as url, simulated_engine(speed=50) as other, AsyncExitStack() as stack:
         path = write(tmp_path, url)
         told = json.loads(path.read_text())
         told["replicas"].append({**told["replicas"][0], "name": "other", "url": other})

@@ -55,7 +55,7 @@ def test_the_install_is_pinned_and_hashed():
     """Nothing gets into the image that the lock does not name; the project itself brings no dependencies."""
     installs = [rest for rest in of("RUN") if "pip install" in rest]
     assert len(installs) == 2
-    assert "--require-hashes -r requirements.lock" in installs[0]
+    assert "--require-hashes -r requirements-container.lock" in installs[0]
     assert "--no-deps ." in installs[1]
 
 

@@ -24,7 +24,7 @@ def test_the_command_is_installed() -> None:
 
 def test_locks_pin_with_hashes_and_name_no_index() -> None:
     """Each requirement is exact and hashed, and neither file names an index host."""
-    for lock in ("requirements.lock", "requirements-dev.lock"):
+    for lock in ("requirements.lock", "requirements-dev.lock", "requirements-container.lock"):
         text = (ROOT / lock).read_text()
         assert "://" not in text
         requirements = re.findall(r"^[A-Za-z0-9][^\n]*", text, re.MULTILINE)

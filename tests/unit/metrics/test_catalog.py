@@ -83,6 +83,7 @@ NAMES: dict[str, tuple[type, tuple[str, ...]]] = {
     "replica_waiting": (Gauge, MACHINE),
     "replica_batch_occupancy_ratio": (Gauge, MACHINE),
     "replica_metrics_age_seconds": (Gauge, ("replica",)),
+    "discovered_replicas": (Gauge, ("source",)),
     "replica_share_ratio": (Gauge, ("replica",)),
     "spot_notices_total": (Counter, ("replica", "provider", "kind")),
     "replica_drains_total": (Counter, ("replica", "reason", "outcome")),
