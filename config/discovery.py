@@ -2,7 +2,7 @@
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
@@ -22,6 +22,8 @@ class Template(Section):
     cost: Cost = Cost()
     capacity: Capacity = Capacity()
     metrics_port: int | None = Field(None, ge=1, le=65535, description="Triton's, where metrics live apart")
+    kv_events_port: int | None = Field(None, ge=1, le=65535, description="where each vLLM publishes its KV events")
+    kv_replay_port: int | None = Field(None, ge=1, le=65535, description="... and tells what was missed")
     api_key: str | None = Field(None, repr=False, description="`env:NAME` or `file:/path`; sent upstream")
     priority_scheduling: bool = False
     tls: bool = Field(False, description="https, or grpcs for triton")
@@ -38,6 +40,8 @@ class Template(Section):
     def _can_be_found(self) -> Self:
         if self.backend is BackendKind.SIMULATED:
             raise refusal("replica", [(("backend",), "a simulated replica has no address to be found at")])
+        if self.kv_events_port is None and self.kv_replay_port is not None:
+            raise refusal("replica", [(("kv_events_port",), "missing, and kv_replay_port given")])
         if self.backend is BackendKind.TRITON and not self.models:
             raise refusal("replica", [(("models",), "empty; a triton replica must name them")])
         return self
@@ -67,6 +71,9 @@ class Kubernetes(Section):
     """Every endpoint of a Service is a replica; its node's labels and taints tell GPU, price and notices."""
 
     prefix: str = Field("", description="before the pods' names; empty: they are the replicas' names")
+    named_by: Literal["pod", "node"] = Field(
+        "pod", description="node: where each has one engine, and an agent on it knows the node's name only"
+    )
     namespace: str | None = Field(None, description="null: the gateway's own")
     service: str | None = Field(None, description="a Service's name")
     selector: str | None = Field(None, description="of EndpointSlices by label, instead of a Service's name")

@@ -72,12 +72,18 @@ def refuse_host(url: str) -> None:
 
 def replica_at(name: str, host: str, port: int, template: Template) -> ReplicaConfig:
     """The replica of an address. Raises NotFit."""
-    said = template.model_dump(exclude={"metrics_port", "tls"}, exclude_unset=True)
+    said = template.model_dump(exclude={"metrics_port", "kv_events_port", "kv_replay_port", "tls"}, exclude_unset=True)
     shown = f"[{host}]" if ":" in host else host
     triton = template.backend is BackendKind.TRITON
     scheme = ("grpc" if triton else "http") + ("s" if template.tls else "")
     if template.metrics_port is not None:
         said["metrics_url"] = f"http://{shown}:{template.metrics_port}/metrics"
+    if template.kv_events_port is not None:
+        replay = template.kv_replay_port
+        said["kv_events"] = {
+            "endpoint": f"tcp://{shown}:{template.kv_events_port}",
+            "replay_endpoint": None if replay is None else f"tcp://{shown}:{replay}",
+        }
     refuse_host(url := f"{scheme}://{shown}:{port}")
     try:
         return ReplicaConfig.model_validate({"name": name, "url": url, **said})

@@ -32,7 +32,7 @@ def found_in(slices: Iterable[Object], nodes: Mapping[str, Object], source: Kube
             if port is None:
                 problems.add(f"EndpointSlice {_name(piece)} has no port {source.port}; it has {_ports(piece)}")
                 break
-            name = _replica_name(endpoint, source.prefix)
+            name = _replica_name(endpoint, source)
             node = nodes.get(endpoint.get("nodeName") or "")
             template, wrong = with_labels(source.replica, (node or {}).get("metadata", {}).get("labels") or {})
             problems.update(f"node {endpoint.get('nodeName')}: {label} is not understood" for label in wrong)
@@ -55,11 +55,12 @@ def _warned(endpoint: Object, name: str, node: Object | None, source: Kubernetes
     return warned((node.get("spec") or {}).get("taints") or (), _name(node), source.notice_s)
 
 
-def _replica_name(endpoint: Object, prefix: str) -> str:
-    pod = (endpoint.get("targetRef") or {}).get("name")
-    if pod is None:
-        return name_of(prefix or "replica", endpoint["addresses"][0])
-    return f"{prefix}-{pod}"[-63:].lstrip("-._") if prefix else str(pod)[-63:].lstrip("-._")
+def _replica_name(endpoint: Object, source: Kubernetes) -> str:
+    pod, node = (endpoint.get("targetRef") or {}).get("name"), endpoint.get("nodeName")
+    told = node if source.named_by == "node" else pod
+    if not told:
+        return name_of(source.prefix or "replica", endpoint["addresses"][0])
+    return f"{source.prefix}-{told}"[-63:].lstrip("-._") if source.prefix else str(told)[-63:].lstrip("-._")
 
 
 def _port(piece: Object, wanted: str | int | None) -> int | None:

@@ -133,3 +133,19 @@ def test_triton_and_tls():
     ).found
     assert (found.replica.url, found.replica.metrics_url) == ("grpcs://10.0.0.7:8001", "http://10.0.0.7:8002/metrics")
     assert Template().backend == "vllm"
+
+
+def test_replicas_may_be_called_after_their_nodes():
+    """For an agent that knows no more of an engine than the node that both are on."""
+    pieces = [endpoint_slice("a", "vllm", endpoint("10.0.0.7", "p", "gpu-1"), endpoint("10.0.0.8", "q"))]
+    seen = found_in(pieces, {}, source(named_by="node", prefix="spot"))
+    assert [found.replica.name for found in seen.found] == ["spot-10-0-0-8", "spot-gpu-1"]
+
+
+def test_kv_events_are_heard_at_each_pods_own_address():
+    """By the ports that the template says."""
+    template = {"kv_events_port": 5557, "kv_replay_port": 5558}
+    (found,) = found_in([endpoint_slice("a", "v", endpoint("10.0.0.7", "p"))], {}, source(replica=template)).found
+    events = found.replica.kv_events
+    assert events is not None
+    assert (events.endpoint, events.replay_endpoint) == ("tcp://10.0.0.7:5557", "tcp://10.0.0.7:5558")
