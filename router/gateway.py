@@ -33,6 +33,7 @@ from router.farewell import Farewells
 from router.fleet_watch import FleetWatch
 from router.gauges import Gauges
 from router.kv_watch import KvWatch
+from router.money import Money
 from router.openai.errors import draining
 from router.report import Report, Wait
 from router.streams import Streams
@@ -86,6 +87,7 @@ class Gateway:
         self.farewells = Farewells(config.spot, self.admission, self.streams, self.metrics)
         self.bodies = BodyBudget(config.server.max_held_body_bytes)
         self.gauges = Gauges(self.metrics, self.scheduler, self.bodies)
+        self.money = Money(self.metrics, self.scheduler)
         self._backend_factory = backend_factory
         self._retired: list[Backend] = []  # removed or replaced by a reload; closed after their last stream
         self._http: httpx.AsyncClient | None = None
@@ -165,6 +167,7 @@ class Gateway:
         """Before a scrape."""
         now = asyncio.get_running_loop().time()
         self.gauges.refresh(now, self.config.queue.max_requests)
+        self.money.refresh(now, self.config.replicas)
         self.farewells.refresh_gauges(now)
         if self.watch is not None:
             self.watch.suspicion.show()
@@ -189,6 +192,7 @@ class Gateway:
         self.watch.add(replica, backend)
         if self.crew is not None:
             self.scheduler.allot(ReplicaId(replica.name), NOTHING)  # until the book of shares says more
+            self.scheduler.pay(ReplicaId(replica.name), 0, asyncio.get_running_loop().time())
         self.kv_watch.add(replica)
         self.farewells.added(ReplicaId(replica.name))
 

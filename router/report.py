@@ -188,12 +188,12 @@ class Report:
         placed, error, timeline = exchange.placed, exchange.error, exchange.timeline
         log.info(
             "id=%s endpoint=%s model=%s tier=%s status=%d outcome=%s replica=%s attempts=%d queue_ms=%d ttft_ms=%s total_ms=%d "
-            "prompt_tokens=%s output_tokens=%s error=%s",
+            "prompt_tokens=%s output_tokens=%s usd=%.8f error=%s",
             exchange.inbound.request_id, exchange.endpoint, model, tier, status, exchange.outcome,
             placed.placement.replica if placed else "-", exchange.attempts, round(exchange.queue_s * 1e3),
             "-" if timeline.ttft_s is None else round(timeline.ttft_s * 1e3), round((timeline.e2e_s or 0.0) * 1e3),
             exchange.usage.prompt_tokens if exchange.usage else "-",
-            (exchange.usage.completion_tokens if exchange.usage else None) or timeline.output_tokens,
+            (exchange.usage.completion_tokens if exchange.usage else None) or timeline.output_tokens, exchange.usd,
             error.label if error else "-",
         )  # fmt: skip
 
