@@ -6,7 +6,7 @@ lowered at once, whatever runs. Where nothing runs, all have equal parts, which 
 """
 
 from collections.abc import Mapping
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 from batching.meter import WHOLE_PRICE
 from batching.request import ReplicaId
@@ -58,7 +58,7 @@ class PayBook:
             held = holders.get(holder)
             if held is None:
                 continue
-            target = _target(holders, held)
+            target = _target(held, sum(other.weight for other in holders.values()), len(holders))
             if target > held.bound:
                 free = WHOLE_PRICE - sum(other.bound for other in holders.values())
                 held.bound = min(target, held.bound + free)
@@ -75,8 +75,9 @@ class PayBook:
         found: set[HolderId] = set()
         for holders in self._replicas.values():
             free = WHOLE_PRICE - sum(held.bound for held in holders.values())
+            total = sum(held.weight for held in holders.values())
             for holder, held in holders.items():
-                more = _target(holders, held) - held.bound
+                more = _target(held, total, len(holders)) - held.bound
                 if (more > _TRIFLE and free > _TRIFLE) or (-more > _TRIFLE and held.told == held.bound):
                     found.add(holder)
         return found
@@ -92,7 +93,43 @@ class PayBook:
             del self._replicas[replica]
 
 
-def _target(holders: Mapping[HolderId, _Held], held: _Held) -> int:
+class Splitter(Protocol):
+    """What splits prices: a scheduler."""
+
+    def payers(self) -> Mapping[ReplicaId, Payer]:
+        """What it splits of each replica's price now, and among how much."""
+        ...
+
+    def pay(self, replica: ReplicaId, parts: int, now: float) -> None:
+        """From now on; a replica that it does not have is none of its business."""
+        ...
+
+
+class Paying:
+    """A holder's side: an answer counts only if it is to the latest report, for another may have been given what an older one promised."""
+
+    def __init__(self, holder: Splitter) -> None:
+        self._holder = holder
+        self._number = 0
+
+    def report(self, number: int) -> dict[ReplicaId, Payer]:
+        """What goes with the report of this number."""
+        self._number = number
+        return dict(self._holder.payers())
+
+    def take(self, number: int, parts: Mapping[ReplicaId, int], now: float) -> bool:
+        """An answer; True if the next report should go at once, for others are to pay what is not paid here any more."""
+        if number != self._number:
+            return False
+        lower = False
+        payers = self._holder.payers()
+        for replica, told in parts.items():
+            if (payer := payers.get(replica)) is not None:
+                lower = lower or told < payer.parts
+                self._holder.pay(replica, told, now)
+        return lower
+
+
+def _target(held: _Held, total: int, holders: int) -> int:
     """By weight; where nothing runs, all alike. Rounded down: the sum is never more than the whole."""
-    total = sum(other.weight for other in holders.values())
-    return WHOLE_PRICE * held.weight // total if total else WHOLE_PRICE // len(holders)
+    return WHOLE_PRICE * held.weight // total if total else WHOLE_PRICE // holders

@@ -14,6 +14,7 @@ from typing import Final
 import msgspec
 from prometheus_client import CollectorRegistry
 
+from batching.payers import PayBook
 from batching.shares import HolderId, ShareBook
 from metrics.catalog import Metrics
 from metrics.pages import Page, merged, packed, read, unpacked
@@ -67,6 +68,7 @@ class Hub:
 
     def __init__(self, seats: int, on_ready: Callable[[int, str], None]) -> None:
         self.book = ShareBook()
+        self.payers = PayBook()
         self.metrics = Metrics.create(CollectorRegistry())  # what only a supervisor can count
         self._seats = seats
         self._on_ready = on_ready
@@ -123,8 +125,9 @@ class Hub:
 
     def _take(self, line: _Line, message: FromWorker) -> None:
         match message:
-            case Report(number, claims):
+            case Report(number, claims, payers):
                 if self.book.report(line.holder, number, claims):
+                    self.payers.report(line.holder, payers)
                     self._answer(line)
                     self._settle()
             case Reply(id, body):
@@ -137,11 +140,12 @@ class Hub:
     # -- shares ------------------------------------------------------------------------------------------------------
 
     def _answer(self, line: _Line) -> None:
-        send(line.writer, Answer(*self.book.answer(line.holder)))
+        number, shares = self.book.answer(line.holder)
+        send(line.writer, Answer(number, shares, self.payers.answer(line.holder)))
 
     def _settle(self) -> None:
-        """Those hear, too, who can give to somebody that is short, or can have more now."""
-        unsettled = self.book.unsettled()
+        """Those hear, too, who can give to somebody that is short, or can have more now; and who pays for others, or could."""
+        unsettled = self.book.unsettled() | self.payers.owed()
         for line in self._lines:
             if line.holder in unsettled:
                 self._answer(line)
@@ -149,6 +153,7 @@ class Hub:
     def _lost(self, line: _Line) -> None:
         self._lines.remove(line)
         self.book.leave(line.holder)
+        self.payers.leave(line.holder)
         if line.page is not None:
             self._departed = merged([self._departed, unpacked(line.page).counted()])
         for asked in [asked for asked in self._open.values() if line in asked.awaited]:

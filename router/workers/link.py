@@ -14,6 +14,7 @@ from typing import Final
 
 import msgspec
 
+from batching.payers import Payer
 from batching.request import ReplicaId
 from batching.shares import Claim, Share
 from metrics.pages import Page, packed, unpacked
@@ -51,7 +52,7 @@ class Orders:
     stop: Callable[[bool], None]  # now?
     reload: Callable[[], None]
     orphaned: Callable[[], None]  # the supervisor is gone
-    answer: Callable[[int, Mapping[ReplicaId, Share]], None]  # shares
+    answer: Callable[[int, Mapping[ReplicaId, Share], Mapping[ReplicaId, int]], None]  # shares, parts of prices
     page: Callable[[], Page]  # the figures of now
     decisions: Callable[[Asked], list[Document]]  # the last placements
     left: Callable[[], Left]  # what runs on the replicas
@@ -94,8 +95,8 @@ class Link:
 
     # -- what is said ------------------------------------------------------------------------------------------------
 
-    def report(self, number: int, claims: Mapping[ReplicaId, Claim]) -> None:
-        self._send(Report(number, dict(claims)))
+    def report(self, number: int, claims: Mapping[ReplicaId, Claim], payers: Mapping[ReplicaId, Payer]) -> None:
+        self._send(Report(number, dict(claims), dict(payers)))
 
     def ready(self, banner: str) -> None:
         self._send(Ready(banner))
@@ -158,8 +159,8 @@ class Link:
 
     def _take(self, message: ToWorker, orders: Orders) -> None:
         match message:
-            case Answer(number, shares):
-                orders.answer(number, shares)
+            case Answer(number, shares, paying):
+                orders.answer(number, shares, paying)
             case Question(number, Topic.PAGE):
                 self._send(Reply(number, packed(orders.page())))
             case Question(number, Topic.DECISIONS, question):

@@ -9,6 +9,7 @@ from typing import Final
 
 import msgspec
 
+from batching.payers import Payer
 from batching.request import ReplicaId
 from batching.shares import Claim, Share
 from router.standing import Standing
@@ -46,6 +47,7 @@ class Report(msgspec.Struct, tag="report"):
 
     number: int
     claims: dict[ReplicaId, Claim]
+    payers: dict[ReplicaId, Payer]
 
 
 class Ask(msgspec.Struct, tag="ask"):
@@ -73,6 +75,7 @@ class Answer(msgspec.Struct, tag="answer"):
 
     number: int
     shares: dict[ReplicaId, Share]
+    paying: dict[ReplicaId, int]  # parts of each price
 
 
 class Crew(msgspec.Struct, tag="crew"):
