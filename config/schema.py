@@ -24,6 +24,7 @@ from config.migration import Migration
 from config.scheduling import Floors, Hedge, Mechanism, Objectives, Queue, Scheduling, TierShares
 from config.section import Section
 from config.spot import Spot
+from config.usage import Usage
 
 # Of other modules' names those that belong to the schema, for whoever reads it here.
 __all__ = ["Floors", "Hedge", "Mechanism", "Objectives", "Queue", "Scheduling", "Section", "TierShares"]
@@ -295,6 +296,7 @@ class Config(Section):
     spot: Spot = Spot()
     microbatch: MicroBatch = MicroBatch()
     decisions: Decisions = Decisions()
+    usage: Usage = Usage()
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @model_validator(mode="after")

@@ -37,6 +37,7 @@ from router.money import Money
 from router.openai.errors import draining
 from router.report import Report, Wait
 from router.streams import Streams
+from router.usage import UsageLog
 from router.watched import Watched
 
 log = logging.getLogger("penstock")
@@ -74,12 +75,15 @@ class Gateway:
         self.backends: dict[ReplicaId, Backend] = {}
         self.watch: FleetWatch | None = None
         self.kv_watch: KvWatch | None = None
+        self.usage = UsageLog(config.usage, self.started_unix_s)
         # One request's life.
         self.dispatcher = Dispatcher(
             config=config,
             admission=self.admission,
             backends=self.backends,
-            report=Report(self.metrics, self.scheduler, self._gpu_of, self._attempted, self._judge),
+            report=Report(
+                self.metrics, self.scheduler, self._gpu_of, self._attempted, self._judge, on_ended=self.usage.ended
+            ),
             on_suspect=self._suspect,
         )
         self.streams: Streams = self.dispatcher.moves
@@ -252,6 +256,8 @@ class Gateway:
             due_s = loop.time() + _HOUSEKEEPING_S
             await asyncio.sleep(_HOUSEKEEPING_S)
             self.metrics.event_loop_lag_seconds.set(max(0.0, loop.time() - due_s))
+            if self.crew is None:
+                self.usage.settle()
             for backend in [b for b in self._retired if not self.dispatcher.in_use[id(b)]]:
                 self._retired.remove(backend)
                 del self.dispatcher.in_use[id(backend)]

@@ -44,10 +44,12 @@ class Report:
         gpu_of: Callable[[ReplicaId], str],
         on_attempt: Callable[[Exchange], None] = lambda _exchange: None,
         on_outcome: Callable[[ReplicaId, str, Wait | None], None] = lambda _replica, _outcome, _wait: None,
+        on_ended: Callable[[Exchange], None] = lambda _exchange: None,
     ) -> None:
-        """Told, too, of each attempt's end: `on_attempt` of those that count for the client, `on_outcome` of all."""
+        """Told, too, of each attempt's end: `on_attempt` of those that count for the client, `on_outcome` of all; `on_ended` of requests'."""
         self._on_attempt = on_attempt
         self._on_outcome = on_outcome
+        self._on_ended = on_ended
         self._metrics = metrics
         self._scheduler = scheduler
         self._gpu_of = gpu_of
@@ -138,6 +140,7 @@ class Report:
             self._left_queue(exchange, model, tier, now)
         else:
             self._served(exchange)
+        self._on_ended(exchange)
         self._log(exchange, model, tier, status)
 
     def _left_queue(self, exchange: Exchange, model: str, tier: str, now: float) -> None:

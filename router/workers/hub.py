@@ -19,6 +19,9 @@ from batching.shares import HolderId, ShareBook
 from metrics.catalog import Metrics
 from metrics.pages import Page, merged, packed, read, unpacked
 from router.standing import Standing, Word, joined
+from router.usage_book import UsageBook
+from router.usage_query import Asked as UsageAsked
+from router.usage_query import answer
 from router.workers.wire import (
     Answer,
     Ask,
@@ -33,6 +36,7 @@ from router.workers.wire import (
     Standings,
     Topic,
     ToWorker,
+    Used,
     from_worker,
     send,
 )
@@ -66,8 +70,9 @@ class _Open:
 class Hub:
     """`serve` first; then it runs by what comes over the lines."""
 
-    def __init__(self, seats: int, on_ready: Callable[[int, str], None]) -> None:
+    def __init__(self, seats: int, on_ready: Callable[[int, str], None], usage: UsageBook) -> None:
         self.book = ShareBook()
+        self.usage = usage
         self.payers = PayBook()
         self.metrics = Metrics.create(CollectorRegistry())  # what only a supervisor can count
         self._seats = seats
@@ -134,6 +139,8 @@ class Hub:
                 self._reply(line, id, body)
             case Ask():
                 self._ask(line, message)
+            case Used(entries):
+                self.usage.extend(entries)
             case Ready(banner):
                 self._on_ready(line.seat, banner)
 
@@ -211,4 +218,7 @@ class Hub:
             # The last page of each, be it this moment's or, of one that hangs, older: no counter goes backwards.
             bodies = [line.page for line in self._lines if line.page is not None]
             bodies.append(packed(merged([self._departed, read(self.metrics).counted()])))
+        elif asked.ask.topic is Topic.USAGE:  # all have told by now what they had not
+            wanted = msgspec.json.decode(asked.ask.question, type=UsageAsked)
+            bodies = [msgspec.json.encode(answer(self.usage, wanted))]
         send(asked.asker.writer, Replies(asked.ask.id, bodies))

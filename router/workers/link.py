@@ -21,6 +21,9 @@ from metrics.pages import Page, packed, unpacked
 from router.decision_documents import Document
 from router.decision_log import Asked
 from router.standing import Left, Word
+from router.usage_book import Entry
+from router.usage_query import Asked as UsageAsked
+from router.usage_query import Found
 from router.workers.wire import (
     Answer,
     Ask,
@@ -37,6 +40,7 @@ from router.workers.wire import (
     Stop,
     Topic,
     ToWorker,
+    Used,
     send,
     to_worker,
 )
@@ -57,6 +61,7 @@ class Orders:
     decisions: Callable[[Asked], list[Document]]  # the last placements
     left: Callable[[], Left]  # what runs on the replicas
     told: Callable[[Word], None]  # of a replica; its deadline counts from now
+    used: Callable[[], list[Entry]]  # by requests, since it was last asked
 
 
 class Link:
@@ -81,9 +86,10 @@ class Link:
             future.cancel()
         orders.orphaned()
 
-    async def keep(self, page: Callable[[], Page]) -> None:
-        """Tell again and again what was counted, in case this process ends without a word; until cancelled."""
+    async def keep(self, page: Callable[[], Page], used: Callable[[], list[Entry]]) -> None:
+        """Tell again and again what was counted and used, in case this process ends without a word; until cancelled."""
         while True:
+            self.tell_used(used())
             self.tell_page(page())
             await asyncio.sleep(_KEEP_S)
 
@@ -103,6 +109,10 @@ class Link:
 
     def tell_page(self, page: Page) -> None:
         self._send(Reply(0, packed(page)))
+
+    def tell_used(self, entries: list[Entry]) -> None:
+        if entries:
+            self._send(Used(entries))
 
     async def pages(self) -> Sequence[Page]:
         """Of all workers, and of those who are gone. Without a supervisor: nobody's but ours."""
@@ -134,6 +144,11 @@ class Link:
     async def left(self) -> Left:
         """Of all workers together; where one does not reply, nothing is known to be released."""
         return self._left(await self._ask(Topic.LEFT, b""))
+
+    async def usage(self, asked: UsageAsked) -> Found | None:
+        """By the hub's book, after everybody has told it all; None: there is no hub."""
+        bodies = await self._ask(Topic.USAGE, msgspec.json.encode(asked))
+        return msgspec.json.decode(bodies[0], type=Found) if bodies else None
 
     def _left(self, bodies: list[bytes] | None) -> Left:
         if bodies is None:
@@ -171,6 +186,9 @@ class Link:
             case Question(number, Topic.FAREWELL, question):
                 orders.told(msgspec.json.decode(question, type=Word))
                 self._send(Reply(number, msgspec.json.encode(orders.left())))
+            case Question(number, Topic.USAGE):
+                self.tell_used(orders.used())
+                self._send(Reply(number, b""))
             case Standings(of):
                 for replica, standing in of.items():
                     orders.told(Word(replica=replica, standing=standing))
