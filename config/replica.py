@@ -78,6 +78,11 @@ class Cost(Section):
 
     tier: CostTier = CostTier.ON_DEMAND
     usd_per_hour: NonNegativeFloat = 0.0
+    on_demand_usd_per_hour: NonNegativeFloat | None = Field(
+        None,
+        description="the same machine's price on demand, to show what its tier saves; null: usd_per_hour where the tier is on_demand, "
+        "else that of an on-demand replica with as many of the same GPUs",
+    )
 
 
 class Capacity(Section):

@@ -37,6 +37,7 @@ from config.replica import (
 from config.scheduling import Floors, Hedge, Mechanism, Objectives, Queue, Scheduling, TierShares
 from config.section import Section
 from config.spot import Spot
+from config.usage import Usage
 
 # Of other modules' names those that belong to the schema, for whoever reads it here.
 __all__ = [
@@ -170,6 +171,7 @@ class Config(Section):
     spot: Spot = Spot()
     microbatch: MicroBatch = MicroBatch()
     decisions: Decisions = Decisions()
+    usage: Usage = Usage()
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @model_validator(mode="after")

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from router.admin_access import refuse_strangers
 from router.admin_registrations import add_registrations
 from router.admin_replicas import add_replicas
+from router.admin_usage import add_usage
 from router.decision_documents import Document
 from router.decision_log import Asked
 from router.gateway import Gateway
@@ -27,6 +28,7 @@ def add_admin(api: FastAPI, gateway: Gateway) -> None:
     _add_decisions(admin, gateway)
     add_replicas(admin, gateway)
     add_registrations(admin, gateway)
+    add_usage(admin, gateway)
     api.include_router(admin)
 
 

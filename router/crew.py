@@ -7,6 +7,8 @@ from metrics.pages import Page
 from router.decision_documents import Document
 from router.decision_log import Asked
 from router.standing import Left, Word
+from router.usage_query import Asked as UsageAsked
+from router.usage_query import Found
 
 
 class Crew(Protocol):
@@ -45,4 +47,8 @@ class Crew(Protocol):
 
     async def register(self, name: str, replica: Mapping[str, object] | None) -> None:
         """An engine that called in, as in the configuration; None: it is over. Who comes later learns it when it is renewed."""
+        ...
+
+    async def usage(self, asked: UsageAsked) -> Found | None:
+        """What all have used, those who are gone included; None: the book does not answer."""
         ...
