@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from prometheus_client import Gauge
+
 from metrics.dashboards.parts import DATASOURCE, FULL_WIDTH, Json, Panel
 from metrics.dashboards.promql import events, selector
-from prometheus_client import Gauge
 
 TAG: Final = "penstock"
 _SCHEMA: Final = 41  # Grafana 12's; it reads older and newer ones, too

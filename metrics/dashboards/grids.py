@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
 
-from metrics.dashboards.parts import SHOWN, Color, Json, Query, Unit, panel, ref, targets, thresholds
+from metrics.dashboards.parts import FULL_WIDTH, SHOWN, Color, Json, Query, Unit, panel, ref, targets, thresholds
 from metrics.dashboards.promql import Expr, UnknownName
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grid:
@@ -75,6 +75,7 @@ class Column:
     expr: Expr
     unit: Unit
     bar: bool = False  # a bar from 0 to 1
+    hidden: bool = False  # only its labels are shown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,8 +95,9 @@ class Table:
             if self.key not in column.expr.labels:
                 raise UnknownName(f"column {column.name!r} of {self.title!r} has no label {self.key!r}")
         asked = targets([Query(column.expr) for column in self.columns], instant=True, shape="table")
-        values = {f"Value #{ref(n)}": column.name for n, column in enumerate(self.columns)}
-        times = ["Time", *(f"Time {n}" for n in range(1, len(self.columns) + 1))]
+        values = {f"Value #{ref(n)}": column.name for n, column in enumerate(self.columns) if not column.hidden}
+        unseen = [f"Value #{ref(n)}" for n, column in enumerate(self.columns) if column.hidden]
+        unseen += ["Time", *(f"Time {n}" for n in range(1, len(self.columns) + 1))]
         shown = [self.key, *self.labels, *values]
         document = panel(
             "table", self, asked,
@@ -104,13 +106,13 @@ class Table:
             {"showHeader": True, "cellHeight": "sm", "footer": {"show": False, "reducer": ["sum"], "countRows": False, "fields": ""},
              "sortBy": [{"displayName": self.key.capitalize(), "desc": False}]},
         )  # fmt: skip
-        document["fieldConfig"]["overrides"] = [_column(column) for column in self.columns]
+        document["fieldConfig"]["overrides"] = [_column(column) for column in self.columns if not column.hidden]
         document["transformations"] = [
             {"id": "joinByField", "options": {"byField": self.key, "mode": "outer"}},
             {
                 "id": "organize",
                 "options": {
-                    "excludeByName": dict.fromkeys(times, True),
+                    "excludeByName": dict.fromkeys(unseen, True),
                     "indexByName": {name: index for index, name in enumerate(shown)},
                     "renameByName": {self.key: self.key.capitalize(), **self.labels, **values},
                 },
@@ -129,5 +131,3 @@ def _column(column: Column) -> Json:
             {"id": "color", "value": {"mode": "continuous-GrYlRd"}},
         ]
     return {"matcher": {"id": "byName", "options": column.name}, "properties": properties}
-
-

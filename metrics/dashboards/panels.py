@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from metrics.dashboards.parts import MODEL_LINK, SHOWN, Json, Query, Step, Unit, defaults_of, panel, targets
 
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TimeSeries:
     title: str
@@ -121,5 +122,3 @@ class Heatmap:
         defaults: Json = {"custom": {"scaleDistribution": {"type": "linear"}, "hideFrom": SHOWN}}
         asked = targets([self.query], shape="time_series" if calculated else "heatmap")
         return panel("heatmap", self, asked, defaults, options)
-
-
