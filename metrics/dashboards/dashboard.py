@@ -150,11 +150,11 @@ def _notices() -> Json:
         "enable": True,
         "hide": False,
         "iconColor": "orange",
-        "expr": (events("spot_notices_total", "replica", "provider", "kind") > 0).text,
+        "expr": (events("spot_notices_total", "replica", "provider", "kind", over="1m") > 0).text,
         "titleFormat": "{{kind}}: {{replica}}",
         "textFormat": "notice by {{provider}}",
         "tagKeys": "kind,provider",
-        "step": "10s",
+        "step": "60s",
     }
 
 

@@ -5,8 +5,11 @@ Every panel has a description: what it shows, and what to do about it.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from metrics.dashboards.parts import MODEL_LINK, SHOWN, Json, Query, Step, Unit, defaults_of, panel, targets
+
+_BAR: Final = "1m"  # a bar shorter than some scrapes would miss events
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +25,7 @@ class TimeSeries:
     steps: Sequence[Step] = ()  # drawn as lines
     model_links: bool = False  # its series have the label `model`
     decimals: int | None = None
-    bars: bool = False
+    bars: bool = False  # of `events`, a bar a step
     width: int = 8
     height: int = 8
 
@@ -50,7 +53,10 @@ class TimeSeries:
             "legend": {"displayMode": "table", "placement": "bottom", "showLegend": True, "calcs": calcs},
             "tooltip": {"mode": "multi", "sort": "desc"},
         }
-        return panel("timeseries", self, targets(self.queries), defaults, options)
+        document = panel("timeseries", self, targets(self.queries), defaults, options)
+        if self.bars:
+            document["interval"] = _BAR  # the least step
+        return document
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

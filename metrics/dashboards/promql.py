@@ -14,14 +14,15 @@ from typing import Final, get_args, get_type_hints
 from prometheus_client import Counter, Gauge
 
 from metrics.catalog import PREFIX, Metrics, Spec
-from metrics.dashboards.recorded import recorded_labels
 from metrics.histogram import Histogram
 from metrics.pages import GAUGES, Across
+from metrics.rules.recorded import recorded_labels
 
 # The dashboards' variables that are labels of ours, in the order in which they are shown.
 VARIABLES: Final = ("model", "service_tier", "cost_tier", "replica")
 TARGET: Final = ("job", "instance")  # what Prometheus adds to every series
 RATE: Final = "$__rate_interval"
+STEP: Final = "$__interval"
 RANGE: Final = "$__range"
 # Of prometheus_client's process collector, with the kind that each has.
 PROCESS: Final[Mapping[str, type]] = {
@@ -109,8 +110,11 @@ def increase(name: str, *by: str, over: str = RANGE, **where: str) -> Expr:
     return _summed(f"increase({selector(name, Counter, where)}[{over}])", name, by)
 
 
-def events(name: str, *by: str, over: str = RATE, **where: str) -> Expr:
-    """Of a counter that counts seldom: `increase` sees nothing of a series that is born with its first event."""
+def events(name: str, *by: str, over: str = STEP, **where: str) -> Expr:
+    """Of a counter that counts seldom: `increase` sees nothing of a series that is born with its first event.
+
+    Over a step, so that bars beside each other count each event once.
+    """
     series = selector(name, Counter, where)
     return _summed(f"(({series} unless {series} offset {over}) or increase({series}[{over}]))", name, by)
 
@@ -146,8 +150,8 @@ def gauge(name: str, *by: str, fold: str = "sum", **where: str) -> Expr:
     joined = "max" if name in PROCESS else _JOINED[GAUGES[name]]
     kept = (*found.labels, *(label for label in wanted if label in TARGET))
     if set(kept) == set(wanted) or joined == fold:
-        return Expr(f"{joined} by ({', '.join(wanted)}) ({series})", wanted)
-    return Expr(f"{fold} by ({', '.join(wanted)}) ({joined} by ({', '.join(kept)}) ({series}))", wanted)
+        return Expr(f"{_by(joined, wanted)}({series})", wanted)
+    return Expr(f"{_by(fold, wanted)}({_by(joined, kept)}({series}))", wanted)
 
 
 def recorded(name: str, *by: str, fold: str = "max") -> Expr:
@@ -157,7 +161,7 @@ def recorded(name: str, *by: str, fold: str = "max") -> Expr:
         raise UnknownName(f"{name} has the labels {labels}, not {sorted(missing)}")
     matchers = ['job=~"$job"'] if "job" in labels else []
     matchers += [f'{label}=~"${label}"' for label in VARIABLES if label in labels]
-    return Expr(f"{fold} by ({', '.join(by)}) ({name}{{{','.join(matchers)}}})", by)
+    return Expr(f"{_by(fold, by)}({name}{{{','.join(matchers)}}})", by)
 
 
 def ratio(part: Expr, whole: Expr) -> Expr:
@@ -173,7 +177,7 @@ def folded(how: str, expr: Expr, *by: str) -> Expr:
     """`how`: sum, max, min, avg, count."""
     if missing := set(by) - set(expr.labels):
         raise UnknownName(f"{expr.text} has the labels {expr.labels}, not {sorted(missing)}")
-    return Expr(f"{how} by ({', '.join(by)}) ({expr.text})", by)
+    return Expr(f"{_by(how, by)}({expr.text})", by)
 
 
 def selector(name: str, kind: type, where: Where, suffix: str = "") -> str:
@@ -198,7 +202,11 @@ def labels_of_legend(legend: str) -> set[str]:
 
 def _summed(inner: str, name: str, by: tuple[str, ...], *more: str) -> Expr:
     wanted = _checked(family(name), by)
-    return Expr(f"sum by ({', '.join((*more, *wanted))}) ({inner})", wanted)
+    return Expr(f"{_by('sum', (*more, *wanted))}({inner})", wanted)
+
+
+def _by(how: str, labels: tuple[str, ...]) -> str:
+    return f"{how} by ({', '.join(labels)}) " if labels else how
 
 
 def _checked(found: Family, labels: tuple[str, ...]) -> tuple[str, ...]:

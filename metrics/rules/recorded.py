@@ -8,7 +8,7 @@ from typing import Final
 
 import yaml
 
-RULES: Final = Path(__file__).resolve().parents[1] / "rules"
+RULES: Final = Path(__file__).resolve().parent
 
 
 @cache
