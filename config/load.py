@@ -76,9 +76,9 @@ def load(
 def embedded_default() -> Config:
     """What runs without a word of configuration: one model on three simulated replicas, a tier each, no GPU needed."""
     machines = (
-        ("h100-reserved", "H100-80G", CostTier.RESERVED, 2.50),
-        ("a100-on-demand", "A100-80G", CostTier.ON_DEMAND, 3.00),
-        ("a100-spot", "A100-80G", CostTier.SPOT, 1.20),
+        ("h100-reserved", "H100-80G", CostTier.RESERVED, 2.50, 4.00),
+        ("a100-on-demand", "A100-80G", CostTier.ON_DEMAND, 3.00, None),
+        ("a100-spot", "A100-80G", CostTier.SPOT, 1.20, None),  # on demand it costs what the one above does
     )
     return Config(
         replicas=tuple(
@@ -87,9 +87,9 @@ def embedded_default() -> Config:
                 backend=BackendKind.SIMULATED,
                 models=(ModelSpec(name="sim-8b"),),
                 gpu=Gpu(type=gpu),
-                cost=Cost(tier=tier, usd_per_hour=usd),
+                cost=Cost(tier=tier, usd_per_hour=usd, on_demand_usd_per_hour=on_demand_usd),
             )
-            for name, gpu, tier, usd in machines
+            for name, gpu, tier, usd, on_demand_usd in machines
         )
     )
 

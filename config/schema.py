@@ -24,6 +24,7 @@ from config.migration import Migration
 from config.scheduling import Floors, Hedge, Mechanism, Objectives, Queue, Scheduling, TierShares
 from config.section import Section
 from config.spot import Spot
+from config.usage import Usage
 
 # Of other modules' names those that belong to the schema, for whoever reads it here.
 __all__ = ["Floors", "Hedge", "Mechanism", "Objectives", "Queue", "Scheduling", "Section", "TierShares"]
@@ -104,6 +105,11 @@ class Cost(Section):
 
     tier: CostTier = CostTier.ON_DEMAND
     usd_per_hour: NonNegativeFloat = 0.0
+    on_demand_usd_per_hour: NonNegativeFloat | None = Field(
+        None,
+        description="the same machine's price on demand, to show what its tier saves; null: usd_per_hour where the tier is on_demand, "
+        "else that of an on-demand replica with as many of the same GPUs",
+    )
 
 
 class Capacity(Section):
@@ -290,6 +296,7 @@ class Config(Section):
     spot: Spot = Spot()
     microbatch: MicroBatch = MicroBatch()
     decisions: Decisions = Decisions()
+    usage: Usage = Usage()
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @model_validator(mode="after")

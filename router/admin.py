@@ -7,6 +7,7 @@ from fastapi import APIRouter, Depends, FastAPI, Request, Response
 
 from router.admin_access import refuse_strangers
 from router.admin_replicas import add_replicas
+from router.admin_usage import add_usage
 from router.decision_documents import Document
 from router.decision_log import Asked
 from router.gateway import Gateway
@@ -25,6 +26,7 @@ def add_admin(api: FastAPI, gateway: Gateway) -> None:
     admin = APIRouter(prefix="/admin", tags=["admin"], dependencies=[Depends(allowed)])
     _add_decisions(admin, gateway)
     add_replicas(admin, gateway)
+    add_usage(admin, gateway)
     api.include_router(admin)
 
 

@@ -16,6 +16,7 @@ from router import explain as explanation
 from router import operator_commands as operating
 from router import replay_command as replaying
 from router import spot_command as listening
+from router import usage_command as accounting
 from router.simulation import command as simulation
 
 if TYPE_CHECKING:
@@ -112,6 +113,7 @@ def build_app() -> typer.Typer:
     app.command("replicas", epilog=operating.REPLICAS_EXAMPLES)(operating.replicas)
     app.command("drain", epilog=operating.DRAIN_EXAMPLES)(operating.drain)
     app.command("restore", epilog=operating.RESTORE_EXAMPLES)(operating.restore)
+    app.command("usage", epilog=accounting.EXAMPLES)(accounting.usage)
     app.command("spot-agent", epilog=listening.EXAMPLES)(listening.spot_agent)
     app.command("check-config", epilog=_CHECK_EXAMPLES)(check_config)
     app.command("schema", epilog=_SCHEMA_EXAMPLES)(schema)

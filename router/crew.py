@@ -7,6 +7,8 @@ from metrics.pages import Page
 from router.decision_documents import Document
 from router.decision_log import Asked
 from router.standing import Left, Word
+from router.usage_query import Asked as UsageAsked
+from router.usage_query import Found
 
 
 class Crew(Protocol):
@@ -41,4 +43,8 @@ class Crew(Protocol):
 
     async def left(self) -> Left:
         """What everybody has on the replicas; where somebody does not reply, none is released."""
+        ...
+
+    async def usage(self, asked: UsageAsked) -> Found | None:
+        """What all have used, those who are gone included; None: the book does not answer."""
         ...

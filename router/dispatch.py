@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from backends.backend import Backend
+from batching.bill import Account, Bill
 from batching.request import Outcome, Rejected, ReplicaId, Request, RequestId, ServiceTier
 from batching.ticket import Placed
 from config.schema import Config, ModelKind
@@ -20,6 +21,7 @@ from router.client import Client, ClientGone
 from router.collected import DocumentClient
 from router.exchange import Exchange
 from router.inbound import Inbound
+from router.money import ANONYMOUS, tenant_class
 from router.moves import Moves
 from router.openai.body import Body, parse_object
 from router.openai.errors import (
@@ -35,9 +37,6 @@ from router.relay import KeepAlive
 from router.report import Report
 
 _MIN_QUEUE_WAIT_S = 1.0
-ANONYMOUS = (
-    "anonymous"  # everybody, while keys are off: who a call belongs to is read where its body is, in CallSpec.tenant
-)
 
 
 class Dispatcher:
@@ -129,8 +128,10 @@ class Dispatcher:
         if not spec.stream:
             spec = self._calls.collected(spec, body)
         exchange.spec = spec
-        exchange.request = self._request(exchange, spec)
         self._report.began(exchange)
+        assert exchange.labels is not None
+        exchange.bill = Bill(Account(*exchange.labels, tenant_class(spec.tenant)))
+        exchange.request = self._request(exchange, spec)
         if not spec.stream:
             await self._attempts(exchange, body, None)
             return
@@ -266,6 +267,7 @@ class Dispatcher:
             deadline_s=now + _queue_wait_s(exchange.inbound.headers, self.config.queue.max_wait_s),
             body_bytes=len(exchange.inbound.body),
             fingerprint=hash(exchange.inbound.body),
+            bill=exchange.bill,
             prefix_hashes=spec.prefix_chunks,
             prefix_chunk_tokens=chunk if chunk is not None else estimate(spec.model, spec.prefix_chunk_chars),
         )

@@ -6,6 +6,7 @@ A record, not a decider: the dispatcher writes it, the report turns it into metr
 import asyncio
 from dataclasses import dataclass, field
 
+from batching.bill import Bill
 from batching.request import Outcome, ReplicaId, Request
 from batching.ticket import Placed
 from metrics.handles import StreamHandles
@@ -49,6 +50,7 @@ class Exchange:
     task: "asyncio.Task[object] | None" = None
     phase: str = "queued"  # queued | dispatched | streaming
     labels: tuple[str, str] | None = None  # (model, service tier), of its metrics; None: not read yet
+    bill: Bill | None = None  # on which every replica that works for it writes what it cost; None: not read yet
     meters: StreamHandles | None = None  # of the replica it was placed on
     placed: Placed | None = None
     attempts: int = 0
@@ -71,6 +73,11 @@ class Exchange:
     @property
     def endpoint(self) -> str:
         return ENDPOINTS[self.inbound.path]
+
+    @property
+    def usd(self) -> float:
+        """Of machines' time so far, all attempts and moves; whole once its leases are given back (docs/cost.md)."""
+        return 0.0 if self.bill is None else self.bill.usd
 
     def decision_headers(self) -> list[tuple[bytes, bytes]]:
         """Where it went and how long it waited, for whoever debugs a client."""

@@ -33,9 +33,11 @@ from router.farewell import Farewells
 from router.fleet_watch import FleetWatch
 from router.gauges import Gauges
 from router.kv_watch import KvWatch
+from router.money import Money
 from router.openai.errors import draining
 from router.report import Report, Wait
 from router.streams import Streams
+from router.usage import UsageLog
 from router.watched import Watched
 
 log = logging.getLogger("penstock")
@@ -73,12 +75,15 @@ class Gateway:
         self.backends: dict[ReplicaId, Backend] = {}
         self.watch: FleetWatch | None = None
         self.kv_watch: KvWatch | None = None
+        self.usage = UsageLog(config.usage, self.started_unix_s)
         # One request's life.
         self.dispatcher = Dispatcher(
             config=config,
             admission=self.admission,
             backends=self.backends,
-            report=Report(self.metrics, self.scheduler, self._gpu_of, self._attempted, self._judge),
+            report=Report(
+                self.metrics, self.scheduler, self._gpu_of, self._attempted, self._judge, on_ended=self.usage.ended
+            ),
             on_suspect=self._suspect,
         )
         self.streams: Streams = self.dispatcher.moves
@@ -86,6 +91,7 @@ class Gateway:
         self.farewells = Farewells(config.spot, self.admission, self.streams, self.metrics)
         self.bodies = BodyBudget(config.server.max_held_body_bytes)
         self.gauges = Gauges(self.metrics, self.scheduler, self.bodies)
+        self.money = Money(self.metrics, self.scheduler)
         self._backend_factory = backend_factory
         self._retired: list[Backend] = []  # removed or replaced by a reload; closed after their last stream
         self._http: httpx.AsyncClient | None = None
@@ -165,6 +171,7 @@ class Gateway:
         """Before a scrape."""
         now = asyncio.get_running_loop().time()
         self.gauges.refresh(now, self.config.queue.max_requests)
+        self.money.refresh(now, self.config.replicas)
         self.farewells.refresh_gauges(now)
         if self.watch is not None:
             self.watch.suspicion.show()
@@ -189,6 +196,7 @@ class Gateway:
         self.watch.add(replica, backend)
         if self.crew is not None:
             self.scheduler.allot(ReplicaId(replica.name), NOTHING)  # until the book of shares says more
+            self.scheduler.pay(ReplicaId(replica.name), 0, asyncio.get_running_loop().time())
         self.kv_watch.add(replica)
         self.farewells.added(ReplicaId(replica.name))
 
@@ -248,6 +256,8 @@ class Gateway:
             due_s = loop.time() + _HOUSEKEEPING_S
             await asyncio.sleep(_HOUSEKEEPING_S)
             self.metrics.event_loop_lag_seconds.set(max(0.0, loop.time() - due_s))
+            if self.crew is None:
+                self.usage.settle()
             for backend in [b for b in self._retired if not self.dispatcher.in_use[id(b)]]:
                 self._retired.remove(backend)
                 del self.dispatcher.in_use[id(backend)]

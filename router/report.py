@@ -44,10 +44,12 @@ class Report:
         gpu_of: Callable[[ReplicaId], str],
         on_attempt: Callable[[Exchange], None] = lambda _exchange: None,
         on_outcome: Callable[[ReplicaId, str, Wait | None], None] = lambda _replica, _outcome, _wait: None,
+        on_ended: Callable[[Exchange], None] = lambda _exchange: None,
     ) -> None:
-        """Told, too, of each attempt's end: `on_attempt` of those that count for the client, `on_outcome` of all."""
+        """Told, too, of each attempt's end: `on_attempt` of those that count for the client, `on_outcome` of all; `on_ended` of requests'."""
         self._on_attempt = on_attempt
         self._on_outcome = on_outcome
+        self._on_ended = on_ended
         self._metrics = metrics
         self._scheduler = scheduler
         self._gpu_of = gpu_of
@@ -138,6 +140,7 @@ class Report:
             self._left_queue(exchange, model, tier, now)
         else:
             self._served(exchange)
+        self._on_ended(exchange)
         self._log(exchange, model, tier, status)
 
     def _left_queue(self, exchange: Exchange, model: str, tier: str, now: float) -> None:
@@ -188,12 +191,12 @@ class Report:
         placed, error, timeline = exchange.placed, exchange.error, exchange.timeline
         log.info(
             "id=%s endpoint=%s model=%s tier=%s status=%d outcome=%s replica=%s attempts=%d queue_ms=%d ttft_ms=%s total_ms=%d "
-            "prompt_tokens=%s output_tokens=%s error=%s",
+            "prompt_tokens=%s output_tokens=%s usd=%.8f error=%s",
             exchange.inbound.request_id, exchange.endpoint, model, tier, status, exchange.outcome,
             placed.placement.replica if placed else "-", exchange.attempts, round(exchange.queue_s * 1e3),
             "-" if timeline.ttft_s is None else round(timeline.ttft_s * 1e3), round((timeline.e2e_s or 0.0) * 1e3),
             exchange.usage.prompt_tokens if exchange.usage else "-",
-            (exchange.usage.completion_tokens if exchange.usage else None) or timeline.output_tokens,
+            (exchange.usage.completion_tokens if exchange.usage else None) or timeline.output_tokens, exchange.usd,
             error.label if error else "-",
         )  # fmt: skip
 

@@ -14,12 +14,16 @@ from typing import Final
 
 import msgspec
 
+from batching.payers import Payer
 from batching.request import ReplicaId
 from batching.shares import Claim, Share
 from metrics.pages import Page, packed, unpacked
 from router.decision_documents import Document
 from router.decision_log import Asked
 from router.standing import Left, Word
+from router.usage_book import Entry
+from router.usage_query import Asked as UsageAsked
+from router.usage_query import Found
 from router.workers.wire import (
     Answer,
     Ask,
@@ -36,6 +40,7 @@ from router.workers.wire import (
     Stop,
     Topic,
     ToWorker,
+    Used,
     send,
     to_worker,
 )
@@ -51,11 +56,12 @@ class Orders:
     stop: Callable[[bool], None]  # now?
     reload: Callable[[], None]
     orphaned: Callable[[], None]  # the supervisor is gone
-    answer: Callable[[int, Mapping[ReplicaId, Share]], None]  # shares
+    answer: Callable[[int, Mapping[ReplicaId, Share], Mapping[ReplicaId, int]], None]  # shares, parts of prices
     page: Callable[[], Page]  # the figures of now
     decisions: Callable[[Asked], list[Document]]  # the last placements
     left: Callable[[], Left]  # what runs on the replicas
     told: Callable[[Word], None]  # of a replica; its deadline counts from now
+    used: Callable[[], list[Entry]]  # by requests, since it was last asked
 
 
 class Link:
@@ -80,9 +86,10 @@ class Link:
             future.cancel()
         orders.orphaned()
 
-    async def keep(self, page: Callable[[], Page]) -> None:
-        """Tell again and again what was counted, in case this process ends without a word; until cancelled."""
+    async def keep(self, page: Callable[[], Page], used: Callable[[], list[Entry]]) -> None:
+        """Tell again and again what was counted and used, in case this process ends without a word; until cancelled."""
         while True:
+            self.tell_used(used())
             self.tell_page(page())
             await asyncio.sleep(_KEEP_S)
 
@@ -94,14 +101,18 @@ class Link:
 
     # -- what is said ------------------------------------------------------------------------------------------------
 
-    def report(self, number: int, claims: Mapping[ReplicaId, Claim]) -> None:
-        self._send(Report(number, dict(claims)))
+    def report(self, number: int, claims: Mapping[ReplicaId, Claim], payers: Mapping[ReplicaId, Payer]) -> None:
+        self._send(Report(number, dict(claims), dict(payers)))
 
     def ready(self, banner: str) -> None:
         self._send(Ready(banner))
 
     def tell_page(self, page: Page) -> None:
         self._send(Reply(0, packed(page)))
+
+    def tell_used(self, entries: list[Entry]) -> None:
+        if entries:
+            self._send(Used(entries))
 
     async def pages(self) -> Sequence[Page]:
         """Of all workers, and of those who are gone. Without a supervisor: nobody's but ours."""
@@ -134,6 +145,11 @@ class Link:
         """Of all workers together; where one does not reply, nothing is known to be released."""
         return self._left(await self._ask(Topic.LEFT, b""))
 
+    async def usage(self, asked: UsageAsked) -> Found | None:
+        """By the hub's book, after everybody has told it all; None: there is no hub."""
+        bodies = await self._ask(Topic.USAGE, msgspec.json.encode(asked))
+        return msgspec.json.decode(bodies[0], type=Found) if bodies else None
+
     def _left(self, bodies: list[bytes] | None) -> Left:
         if bodies is None:
             return Left() if self._orders is None else self._orders.left()
@@ -158,8 +174,8 @@ class Link:
 
     def _take(self, message: ToWorker, orders: Orders) -> None:
         match message:
-            case Answer(number, shares):
-                orders.answer(number, shares)
+            case Answer(number, shares, paying):
+                orders.answer(number, shares, paying)
             case Question(number, Topic.PAGE):
                 self._send(Reply(number, packed(orders.page())))
             case Question(number, Topic.DECISIONS, question):
@@ -170,6 +186,9 @@ class Link:
             case Question(number, Topic.FAREWELL, question):
                 orders.told(msgspec.json.decode(question, type=Word))
                 self._send(Reply(number, msgspec.json.encode(orders.left())))
+            case Question(number, Topic.USAGE):
+                self.tell_used(orders.used())
+                self._send(Reply(number, b""))
             case Standings(of):
                 for replica, standing in of.items():
                     orders.told(Word(replica=replica, standing=standing))

@@ -11,6 +11,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable
+from datetime import UTC, datetime
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Final
@@ -18,6 +19,7 @@ from typing import Final
 from config.load import ConfigError
 from config.schema import Config
 from router.server import ABORT_GRACE_S, bind, bind_message, configure_logging
+from router.usage_book import UsageBook
 from router.workers.hub import Hub
 from router.workers.wire import Reload, Stop
 from router.workers.worker import Seat, work
@@ -65,7 +67,8 @@ class Supervisor:
         self._port = port
         self._path = path
         self._chairs = [_Chair(number + 1) for number in range(config.server.workers)]
-        self._hub = Hub(len(self._chairs), self._ready)
+        book = UsageBook(config.usage, int(datetime.now(UTC).timestamp()))
+        self._hub = Hub(len(self._chairs), self._ready, book)
         self._context = multiprocessing.get_context("spawn")  # a fork would copy threads' locks
         self._ended = asyncio.Event()
         self._banner_printed = False

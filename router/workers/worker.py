@@ -83,17 +83,19 @@ class WorkerServer(PenstockServer):
             decisions=self._gateway.decisions.recent,
             left=self._gateway.farewells.left,
             told=self._told,
+            used=self._gateway.usage.take,
         )
         self._gateway.farewells.on_over = link.over
         async with asyncio.TaskGroup() as tasks:
             reading = tasks.create_task(link.run(orders), name="link")
-            keeping = tasks.create_task(link.keep(self._page), name="pages")
+            keeping = tasks.create_task(link.keep(self._page, self._gateway.usage.take), name="pages")
             try:
                 await super().serve(sockets)
             finally:
                 shares.close()
                 reading.cancel()
                 keeping.cancel()
+        link.tell_used(self._gateway.usage.take())
         link.tell_page(self._page())
         await link.close()
 
