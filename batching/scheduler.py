@@ -13,11 +13,13 @@ from batching.admission import refuse_unservable
 from batching.arrears import end_s, next_step_s, overdue, patience_s, predictions_known
 from batching.claims import claims
 from batching.decisions import Decisions
+from batching.desired import Desired
 from batching.dispatching import Dispatching
 from batching.estimators import Estimators
 from batching.filling import Filling
 from batching.fleet import Fleet
 from batching.hedging import Hedging, Refusal
+from batching.joined import Joined
 from batching.lane import Waiting
 from batching.leaving import Leaving
 from batching.ledger import LeaseRecord
@@ -76,6 +78,7 @@ class Scheduler:
                 )
         else:
             self._filling = Dispatching(policy, self._queue, self._fleet, self._estimators, decisions)
+        self.desired = Desired(scheduling, self._fleet, self._queue)
         self._leaving = Leaving(self._queue, self._fleet, self._filling, self._overload, self._estimators)
         self.till = Till()  # who paid for the machines' time
         self._ticket_ids = count(1)
@@ -90,7 +93,7 @@ class Scheduler:
         """
         if self._draining and not request.resumes:
             raise Rejected(Reason.DRAINING)
-        refuse_unservable(request, self._fleet)
+        refuse_unservable(request, self._fleet, self.desired, now)
         ticket = self._ticket(request, now)
         if request.resumes:
             self._queue.add(ticket, self._filling.need(request, ticket.id))
@@ -297,6 +300,10 @@ class Scheduler:
     def matched_prefixes(self, hashes: Sequence[int]) -> Mapping[ReplicaId, int]:
         """How many of a prompt's leading chunks each replica is believed to hold."""
         return self._fleet.prefixes.match(hashes)
+
+    def joined(self, replica: ReplicaId) -> Joined:
+        """The batch that whoever was placed there last has joined. Raises KeyError for a replica that is gone."""
+        return Joined.of(self._fleet[replica])
 
     def states(self, now: float) -> tuple[ReplicaState, ...]:
         return self._fleet.states(now)

@@ -7,6 +7,7 @@ now, each has its rule. Decides nothing about when pages are made or how they tr
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from enum import StrEnum
+from math import ceil
 from typing import Final, get_args, get_type_hints
 
 import msgspec
@@ -25,6 +26,7 @@ class Across(StrEnum):
     MOST = "most"
     LEAST = "least"
     MEAN = "mean"  # each has learned for itself
+    WHOLE = "whole"  # each tells its part of something that comes in whole pieces: the sum, rounded up
 
 
 _S, _M = Across.SUM, Across.MOST
@@ -41,7 +43,7 @@ GAUGES: Final[Mapping[str, Across]] = {
     "replica_price_usd_per_hour": _M,
     "replica_on_demand_usd_per_hour": _M,
     "replica_gpus": _M,
-    "desired_replicas": _S,
+    "desired_replicas": Across.WHOLE,
     "ready_replicas": _M,
     "signal_error_ratio": Across.MEAN,
     "signal_weight_ratio": Across.MEAN,
@@ -66,7 +68,12 @@ GAUGES: Final[Mapping[str, Across]] = {
     "build_info": _M,
     "event_loop_lag_seconds": _M,
     "workers": _S,
+    "process_resident_memory_bytes": _S,
+    "process_open_fds": _S,
+    "process_max_fds": _S,
+    "process_start_time_seconds": Across.LEAST,
 }
+_ROUNDING: Final = 1e-9  # that a sum of parts may be off
 
 
 class Counts(msgspec.Struct, array_like=True):
@@ -162,6 +169,11 @@ def merged(pages: Iterable[Page]) -> Page:
     return page
 
 
+def whole(parts: float) -> int:
+    """So many pieces are needed for it; any part at all needs one."""
+    return ceil(parts - _ROUNDING) if parts > 1 else ceil(parts)
+
+
 def _instruments() -> list[tuple[str, Labels]]:
     hints = get_type_hints(Metrics, include_extras=True)
     found: list[tuple[str, Labels]] = []
@@ -187,6 +199,8 @@ def _gauge(name: str, parts: list[dict[Labels, float]]) -> dict[Labels, float]:
     rule = GAUGES[name]
     if rule is Across.SUM:
         return _sums(parts)
+    if rule is Across.WHOLE:
+        return {labels: whole(value) for labels, value in _sums(parts).items()}
     values: dict[Labels, list[float]] = {}
     for part in parts:
         for labels, value in part.items():

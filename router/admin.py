@@ -21,7 +21,12 @@ def add_admin(api: FastAPI, gateway: Gateway) -> None:
     """The routes; refused as a whole to strangers."""
 
     async def allowed(request: Request) -> None:  # async: what is not would wait for a thread
-        refuse_strangers(gateway.config.server, request)
+        try:
+            refuse_strangers(gateway.config.server, request)
+        except ApiError as error:
+            if error.case is Case.UNAUTHORIZED:
+                gateway.metrics.auth_failures_total.labels("admin_key").inc()
+            raise
 
     admin = APIRouter(prefix="/admin", tags=["admin"], dependencies=[Depends(allowed)])
     _add_decisions(admin, gateway)

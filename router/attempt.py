@@ -7,11 +7,12 @@ back on every path, cancellation included.
 import asyncio
 import logging
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 
-from backends.backend import Backend, ConnectFailed, EngineReply, PulledReply, UpstreamError
+from backends.backend import Backend, ConnectFailed, EngineReply, UpstreamError
 from batching.request import Outcome, ReplicaId
 from batching.ticket import Lease, Placed
+from metrics.overhead import Overhead
 from router.admission import Admission
 from router.calls import Calls, CannotGoOn, new_filter
 from router.client import ClientGone
@@ -21,7 +22,7 @@ from router.openai.chunks import Document
 from router.openai.errors import ApiError, upstream_failed, upstream_lost, upstream_timeout
 from router.openai.journal import Mode
 from router.openai.usage import Usage
-from router.race import Opened, Race, Superseded
+from router.race import Opened, Race, Resumed, Superseded
 from router.relay import (
     KeepAlive,
     Relay,
@@ -77,12 +78,14 @@ class Attempts:
         admission: Admission,
         backends: Mapping[ReplicaId, Backend],
         report: Report,
+        overhead: Overhead,
         on_suspect: Callable[[ReplicaId], None],
     ) -> None:
         self._calls = calls
         self._admission = admission
         self._backends = backends
         self._report = report
+        self._overhead = overhead
         self._on_suspect = on_suspect
         self.in_use: Counter[int] = Counter()
         self.running: defaultdict[ReplicaId, set[Exchange]] = defaultdict(set)
@@ -217,7 +220,7 @@ class Attempts:
             assert backend is not None
             if lease.request.streaming:
                 beginning = await read_beginning(reply, new_filter(exchange))
-                opened = Opened(placed, backend, _Resumed(reply, *beginning), None)
+                opened = Opened(placed, backend, Resumed(reply, *beginning), None)
             else:
                 opened = Opened(placed, backend, reply, await read_document(reply, chat=chat))
         except UpstreamError as error:
@@ -298,6 +301,7 @@ class Attempts:
         claim()
         loop = asyncio.get_running_loop()
         exchange.usage = exchange.engine_usage = document.usage
+        exchange.finish_reasons = document.finish_reasons
         exchange.timeline.first_token_s = loop.time()
         # Engine and ledger are free now; the client may take its time to read.
         self._stays(exchange, lease)
@@ -337,6 +341,7 @@ class Attempts:
             chunks,
             timeline,
             gaps=meters.gaps,
+            overhead=self._overhead,
             headers=exchange.stream_headers,
             begins=claim,
             on_first=on_first,
@@ -352,32 +357,12 @@ class Attempts:
             if relay.forwarded:
                 exchange.chunks = chunks
             exchange.usage, exchange.engine_usage = chunks.usage, chunks.engine_usage
+            exchange.finish_reasons = chunks.finish_reasons
         self._stays(exchange, lease)
         self._give_back(exchange, lease, Outcome.COMPLETED)
         exchange.status = 200
         exchange.client.end(tail)
         await drain_tail(reply)
-
-
-class _Resumed(PulledReply):
-    """A reply whose beginning was read already: it is given once more, then the rest."""
-
-    def __init__(self, reply: EngineReply, beginning: list[bytes], rest: AsyncIterator[bytes]) -> None:
-        self.status = reply.status
-        self.content_type = reply.content_type
-        self.headers = reply.headers
-        self._reply = reply
-        self._beginning = beginning
-        self._rest = rest
-
-    async def body(self) -> AsyncIterator[bytes]:
-        while self._beginning:
-            yield self._beginning.pop(0)
-        async for data in self._rest:
-            yield data
-
-    async def aclose(self) -> None:
-        await self._reply.aclose()
 
 
 def _collected(exchange: Exchange) -> bool:

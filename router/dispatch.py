@@ -14,6 +14,7 @@ from batching.bill import Account, Bill
 from batching.request import Outcome, Rejected, ReplicaId, Request, RequestId, ServiceTier
 from batching.ticket import Placed
 from config.schema import Config, ModelKind
+from metrics.overhead import Overhead
 from router.admission import Admission, EvictedError
 from router.attempt import AttemptFailed, Attempts
 from router.calls import Calls
@@ -49,16 +50,23 @@ class Dispatcher:
         admission: Admission,
         backends: Mapping[ReplicaId, Backend],
         report: Report,
+        overhead: Overhead,
         on_suspect: Callable[[ReplicaId], None],
     ) -> None:
         self._calls = Calls(config)
         self._tries = Attempts(
-            calls=self._calls, admission=admission, backends=backends, report=report, on_suspect=on_suspect
+            calls=self._calls,
+            admission=admission,
+            backends=backends,
+            report=report,
+            overhead=overhead,
+            on_suspect=on_suspect,
         )
         self._moves = Moves(admission, self._tries.running)
         self.configure(config)
         self._admission = admission
         self._report = report
+        self._overhead = overhead
         self._active: set[Exchange] = set()
 
     def configure(self, config: Config) -> None:
@@ -122,7 +130,8 @@ class Dispatcher:
             self._report.ended(exchange, asyncio.get_running_loop().time())
 
     async def _serve(self, exchange: Exchange) -> None:
-        limits = self.config.server
+        limits, inbound = self.config.server, exchange.inbound
+        whole_s = self._overhead.clock() if inbound.whole_s is None else inbound.whole_s
         body = parse_object(exchange.inbound.body, max_depth=limits.max_json_depth)
         spec = read_call(exchange.inbound.path, body, exchange.inbound.headers)
         if not spec.stream:
@@ -132,6 +141,7 @@ class Dispatcher:
         assert exchange.labels is not None
         exchange.bill = Bill(Account(*exchange.labels, tenant_class(spec.tenant)))
         exchange.request = self._request(exchange, spec)
+        self._overhead.ingress.observe(self._overhead.clock() - whole_s)
         if not spec.stream:
             await self._attempts(exchange, body, None)
             return

@@ -4,6 +4,7 @@ A record, not a decider: the dispatcher writes it, the report turns it into metr
 """
 
 import asyncio
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from batching.bill import Bill
@@ -62,6 +63,7 @@ class Exchange:
     timeline: Timeline = field(init=False)  # tokens are counted from events; usage corrects them
     usage: Usage | None = None  # of the whole answer
     engine_usage: Usage | None = None  # of what the last engine did of it
+    finish_reasons: Collection[str] = ()  # of its choices, as its client was told
     outcome: Outcome = Outcome.COMPLETED
     status: int = 0
     error: ApiError | None = None

@@ -22,6 +22,8 @@ from config.checks import OWN_POLICY
 from config.gpus import gpu_table
 from config.schema import Config, ReplicaConfig
 from metrics.catalog import Metrics
+from metrics.overhead import Overhead
+from metrics.process import ProcessFigures
 from router.admission import Admission
 from router.body_budget import BodyBudget
 from router.crew import Crew
@@ -33,6 +35,7 @@ from router.farewell import Farewells
 from router.fleet_watch import FleetWatch
 from router.gauges import Gauges
 from router.kv_watch import KvWatch
+from router.lag import Lag
 from router.money import Money
 from router.openai.errors import draining
 from router.report import Report, Wait
@@ -70,7 +73,13 @@ class Gateway:
             policy=self._policy,
             decisions=self.decisions.ledger,
         )
-        self.admission = Admission(self.scheduler, on_pass=self.metrics.routing_duration_seconds.observe)
+        self.overhead = Overhead(self.metrics)
+        self.admission = Admission(
+            self.scheduler,
+            on_pass=self.metrics.routing_duration_seconds.labels(name).observe,
+            on_route=self.overhead.route.observe,
+            clock=self.overhead.clock,
+        )
         # Engines by replica; the watch keeps the scheduler's picture of them true.
         self.backends: dict[ReplicaId, Backend] = {}
         self.watch: FleetWatch | None = None
@@ -84,6 +93,7 @@ class Gateway:
             report=Report(
                 self.metrics, self.scheduler, self._gpu_of, self._attempted, self._judge, on_ended=self.usage.ended
             ),
+            overhead=self.overhead,
             on_suspect=self._suspect,
         )
         self.streams: Streams = self.dispatcher.moves
@@ -92,6 +102,8 @@ class Gateway:
         self.bodies = BodyBudget(config.server.max_held_body_bytes)
         self.gauges = Gauges(self.metrics, self.scheduler, self.bodies)
         self.money = Money(self.metrics, self.scheduler)
+        self._process = ProcessFigures(self.metrics)
+        self._lag = Lag()
         self._backend_factory = backend_factory
         self._retired: list[Backend] = []  # removed or replaced by a reload; closed after their last stream
         self._http: httpx.AsyncClient | None = None
@@ -118,10 +130,12 @@ class Gateway:
                         self._add(replica)
                     await self.watch.first_look()
                     housekeeping = tasks.create_task(self._housekeep(), name="housekeeping")
+                    lag = tasks.create_task(self._lag.watch(), name="lag")
                     ledger = tasks.create_task(self.decisions.run(self._fleet), name="decisions")
                     farewells = tasks.create_task(self.farewells.run(), name="farewells")
                     yield
                     housekeeping.cancel()
+                    lag.cancel()
                     ledger.cancel()
                     farewells.cancel()
                     self.dispatcher.moves.close()
@@ -170,7 +184,9 @@ class Gateway:
     def refresh_gauges(self) -> None:
         """Before a scrape."""
         now = asyncio.get_running_loop().time()
-        self.gauges.refresh(now, self.config.queue.max_requests)
+        self.gauges.refresh(now, self.config.queue.max_requests, alone=self.crew is None)
+        self.metrics.event_loop_lag_seconds.set(self._lag.worst_s)
+        self._process.refresh()
         self.money.refresh(now, self.config.replicas)
         self.farewells.refresh_gauges(now)
         if self.watch is not None:
@@ -250,12 +266,9 @@ class Gateway:
             self.watch.suspect(replica)
 
     async def _housekeep(self) -> None:
-        """Twice a second: how late the loop wakes us, and which retired backends have served their last stream."""
-        loop = asyncio.get_running_loop()
+        """Twice a second: which retired backends have served their last stream."""
         while True:
-            due_s = loop.time() + _HOUSEKEEPING_S
             await asyncio.sleep(_HOUSEKEEPING_S)
-            self.metrics.event_loop_lag_seconds.set(max(0.0, loop.time() - due_s))
             if self.crew is None:
                 self.usage.settle()
             for backend in [b for b in self._retired if not self.dispatcher.in_use[id(b)]]:

@@ -9,6 +9,7 @@ from batching.replica import Lifecycle, ReplicaState
 from batching.scheduler import Scheduler
 from batching.shares import WHOLE
 from metrics.catalog import Metrics
+from metrics.pages import whole
 from router.body_budget import BodyBudget
 
 
@@ -24,12 +25,14 @@ class Gauges:
         self._told: Counter[tuple[str, Refusal]] = Counter()  # refusals that the counter has already
         self._served: set[tuple[str, str]] = set()  # (model, cost tier), ever: told at none, too
 
-    def refresh(self, now: float, queue_limit: int) -> None:
+    def refresh(self, now: float, queue_limit: int, *, alone: bool = True) -> None:
+        """`alone`: no other worker has a part of what is to be said."""
         self._metrics.workers.set(1)
         self._queue(now, queue_limit)
         self._hedges()
         self._overload(now)
         self._clear_replicas()
+        self._desired(now, alone=alone)
         states = self._scheduler.states(now)
         for state in states:
             self._replica(state)
@@ -68,6 +71,10 @@ class Gauges:
             m.bodies_refused_total.inc(self._bodies.refused - self._bodies_refused)
             self._bodies_refused = self._bodies.refused
 
+    def _desired(self, now: float, *, alone: bool) -> None:
+        for (model, cost_tier), parts in self._scheduler.desired.replicas(now).items():
+            self._metrics.desired_replicas.labels(model, cost_tier.value).set(whole(parts) if alone else parts)
+
     def _clear_replicas(self) -> None:
         """Figures that an engine no longer tells must vanish, not freeze."""
         m = self._metrics
@@ -75,7 +82,7 @@ class Gauges:
                       m.replica_kv_reserved_ratio, m.replica_kv_held_ratio, m.replica_kv_error_ratio, m.replica_running,
                       m.replica_waiting, m.replica_metrics_age_seconds, m.replica_batch_occupancy_ratio,
                       m.signal_error_ratio, m.signal_weight_ratio, m.replica_kv_margin_deviations, m.replica_ledger_only,
-                      m.replica_share_ratio):  # fmt: skip
+                      m.replica_share_ratio, m.replica_price_usd_per_hour, m.replica_gpus, m.desired_replicas):  # fmt: skip
             gauge.clear()
 
     def _replica(self, state: ReplicaState) -> None:
@@ -95,6 +102,8 @@ class Gauges:
             m.replica_kv_headroom_tokens.labels(*labels).set(headroom * (profile.block_size or 1))
             m.replica_kv_held_ratio.labels(*labels).set(state.held_blocks / blocks)
             m.replica_kv_reserved_ratio.labels(*labels).set(state.reserved_blocks / blocks)
+        m.replica_price_usd_per_hour.labels(*labels).set(profile.usd_per_hour)
+        m.replica_gpus.labels(*labels).set(profile.gpu_count)
         self._engine(state, labels)
         self._audit(state)
 

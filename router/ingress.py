@@ -8,6 +8,7 @@ import asyncio
 import re
 from collections.abc import Mapping
 from contextlib import suppress
+from time import perf_counter
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -98,7 +99,14 @@ class HotPath:
             return
         except ClientGone:
             return
-        inbound = Inbound(request_id=client.request_id, path=path, body=body, headers=headers, received_s=received_s)
+        inbound = Inbound(
+            request_id=client.request_id,
+            path=path,
+            body=body,
+            headers=headers,
+            received_s=received_s,
+            whole_s=perf_counter(),
+        )
         await self._serve(inbound, client, receive)
 
     async def _serve(self, inbound: Inbound, client: AsgiClient, receive: Receive) -> None:

@@ -23,7 +23,11 @@ _QUEUE_OUTCOME = {
     Case.FLEX_SHED: "shed_capacity",
     Case.QUEUE_TIMEOUT: "expired",
     Case.DRAINING: "drained",
+    Case.NO_CAPACITY: "no_replica",
+    Case.UPSTREAM_TIMEOUT: "expired",  # server.total_timeout_s
 }
+# OpenAI's, and what engines add; whatever else one says is `other`.
+_REASONS = frozenset({"stop", "length", "tool_calls", "function_call", "content_filter", "repetition"})
 CLIENT_CLOSED = 499  # a label, never sent: the client has gone
 
 
@@ -60,6 +64,7 @@ class Report:
         self._routed = Children(metrics.routing_decisions_total.labels)
         self._attempts = Children(metrics.upstream_attempts_total.labels)
         self._durations = Children(metrics.request_duration_seconds.labels)
+        self._reasons = Children(metrics.finish_reasons_total.labels)
 
     def refused(self, path: str, error: ApiError) -> None:
         """It ended before it was read."""
@@ -72,6 +77,9 @@ class Report:
         model = spec.model if spec.model in self._scheduler.models() else OTHER
         exchange.labels = (model, spec.service_tier.label)
         self._phases.get(*exchange.labels, exchange.phase).inc()
+        again = exchange.inbound.headers.get("x-stainless-retry-count", "")  # OpenAI's SDKs count from 0
+        if again.isdigit() and again.strip("0"):
+            self._metrics.client_retries_total.labels(model).inc()
 
     def phase(self, exchange: Exchange, phase: str) -> None:
         labels = self._class(exchange)
@@ -90,6 +98,9 @@ class Report:
         placement = exchange.placed.placement
         self._routed.get(self._class(exchange)[0], placement.replica, placement.cost_tier.value, placement.reason).inc()
         exchange.meters = self._handles.get(*self._where(exchange))
+        batch = self._scheduler.joined(placement.replica)
+        self._metrics.batch_fill_ratio.labels(placement.replica).observe(batch.sequences / batch.most)
+        self._metrics.batch_tokens.labels(placement.replica).observe(batch.step_tokens)
 
     def attempted(self, exchange: Exchange, outcome: str) -> None:
         if exchange.placed is not None:
@@ -146,7 +157,9 @@ class Report:
     def _left_queue(self, exchange: Exchange, model: str, tier: str, now: float) -> None:
         if exchange.request is None:
             return
-        outcome = "cancelled" if exchange.error is None else _QUEUE_OUTCOME.get(exchange.error.case, "no_replica")
+        outcome = "cancelled" if exchange.error is None else _QUEUE_OUTCOME.get(exchange.error.case)
+        if outcome is None:
+            return  # no queue would have helped it: an unknown model, a prompt that is too long
         self._waits.get(model, tier, outcome).observe(now - exchange.request.arrived_s)
 
     def _served(self, exchange: Exchange) -> None:
@@ -159,6 +172,17 @@ class Report:
         self._count_tokens(exchange, handles)
         if (tpot_s := exchange.timeline.tpot_s) is not None:
             handles.observe_tpot(tpot_s)
+        self._measure(exchange, model, tier)
+
+    def _measure(self, exchange: Exchange, model: str, tier: str) -> None:
+        """How long prompt and answer were, and why each choice ended."""
+        usage, heard = exchange.usage, exchange.timeline.output_tokens
+        if usage is not None and usage.prompt_tokens is not None:
+            self._metrics.prompt_length_tokens.labels(model, tier).observe(usage.prompt_tokens)
+        if output := (usage.completion_tokens if usage is not None else None) or heard:
+            self._metrics.output_length_tokens.labels(model, tier).observe(output)
+        for reason in exchange.finish_reasons:
+            self._reasons.get(model, reason if reason in _REASONS else OTHER).inc()
 
     def _count_tokens(self, exchange: Exchange, handles: StreamHandles) -> None:
         usage, request = exchange.usage, exchange.request

@@ -5,6 +5,7 @@ a stream, are recognised by their bytes and passed on as they are; only the rest
 engines in turn: the filter stays, and makes it one.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,7 +65,7 @@ class ChunkFilter:
         self._identity: dict[str, Any] | None = None
         self._begun: set[int] = set()
         self._begun_names: set[bytes] = set()  # the same, as they are written
-        self._finished: set[int] = set()
+        self._finished: dict[int, str] = {}  # and why
         self._usage_chunk: bytes | None = None  # held until every choice has finished: it comes last
         self._usage_sent = False
         self._last_usage: dict[str, Any] | None = None
@@ -83,6 +84,11 @@ class ChunkFilter:
     def finished(self) -> bool:
         """Every choice had its finish reason."""
         return len(self._finished) >= self._expected
+
+    @property
+    def finish_reasons(self) -> Collection[str]:
+        """Of each choice that has ended, as its client was told."""
+        return self._finished.values()
 
     @property
     def complete(self) -> bool:
@@ -227,7 +233,7 @@ class ChunkFilter:
         elif reason in _BROKEN_OFF:
             self._fail(upstream_lost())
         elif reason:
-            self._finished.add(index)
+            self._finished[index] = reason
         return edited
 
     def _same_identity(self, chunk: dict[str, Any]) -> bool:

@@ -20,6 +20,7 @@ class Document:
     body: bytes
     usage: Usage | None
     finished: bool
+    finish_reasons: tuple[str, ...] = ()  # of its choices
 
 
 class _Choice(msgspec.Struct):
@@ -55,7 +56,8 @@ def check_document(raw: bytes, *, chat: bool) -> Document:
         raise upstream_lost()
     finished = all(choice.finish_reason for choice in choices)
     body = _with_roles(raw, choices) if chat else raw
-    return Document(body=body, usage=read_usage(answer.usage), finished=finished)
+    reasons = tuple(choice.finish_reason for choice in choices if choice.finish_reason)
+    return Document(body=body, usage=read_usage(answer.usage), finished=finished, finish_reasons=reasons)
 
 
 def _with_roles(raw: bytes, choices: list[_Choice]) -> bytes:

@@ -33,7 +33,7 @@ def alerts() -> list[str]:
 
 
 def test_the_rules_are_rules():
-    """promtool reads every file and every expression in it."""
+    """Promtool reads every file and every expression in it."""
     said = promtool("check", "rules", "--lint-fatal", *RULES)
     assert said.count("SUCCESS") == len(RULES)
 
@@ -59,7 +59,7 @@ def test_each_alert_fires_in_one_test_and_is_quiet_in_another():
 
 
 def test_compose_s_prometheus_is_configured(tmp_path: Path):
-    """promtool reads compose's configuration with the rules where the container has them."""
+    """Promtool reads compose's configuration with the rules where the container has them."""
     document: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
     mounts = dict(volume.split(":")[:2][::-1] for volume in document["services"]["prometheus"]["volumes"])
     text = (ROOT / mounts["/etc/prometheus/prometheus.yml"]).read_text()
