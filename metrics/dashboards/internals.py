@@ -37,10 +37,10 @@ def _process() -> Row:
                  gauge("process_open_fds", "instance", instance=_HERE), Unit.NUMBER),
             TimeSeries(
                 title="Event-loop lag",
-                description="How late the event loop last woke a timer. Every token passes through it: 50 ms here are 50 ms between tokens. Give the gateway cores, or more workers.",
+                description="How late the event loop woke a timer, the worst of each minute. Every token passes through it: 50 ms here are 50 ms between tokens. Give the gateway cores, or more workers.",
                 queries=[Query(gauge("event_loop_lag_seconds", "instance", fold="max", instance=_HERE), "{{instance}}")],
                 unit=Unit.SECONDS,
-                steps=(Step(0.05, Color.RED),),
+                steps=(Step(0.1, Color.RED),),
                 width=6,
             ),
             Stat(title="Gateways", description="Versions that are scraped, and how many gateways run each.", query=Query(folded("count", gauge("build_info", "instance", "version", instance=_HERE), "version"), "{{version}}"),

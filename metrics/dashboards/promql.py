@@ -13,7 +13,7 @@ from typing import Final, get_args, get_type_hints
 
 from prometheus_client import Counter, Gauge
 
-from metrics.catalog import PREFIX, Metrics, Spec
+from metrics.catalog import Metrics, Spec
 from metrics.histogram import Histogram
 from metrics.pages import GAUGES, Across
 from metrics.rules.recorded import recorded_labels
@@ -24,14 +24,13 @@ TARGET: Final = ("job", "instance")  # what Prometheus adds to every series
 RATE: Final = "$__rate_interval"
 STEP: Final = "$__interval"
 RANGE: Final = "$__range"
-# Of prometheus_client's process collector, with the kind that each has.
-PROCESS: Final[Mapping[str, type]] = {
-    "process_cpu_seconds_total": Counter,
-    "process_resident_memory_bytes": Gauge,
-    "process_open_fds": Gauge,
-    "process_start_time_seconds": Gauge,
+_JOINED: Final = {
+    Across.SUM: "sum",
+    Across.WHOLE: "sum",
+    Across.MOST: "max",
+    Across.LEAST: "min",
+    Across.MEAN: "avg",
 }
-_JOINED: Final = {Across.SUM: "sum", Across.MOST: "max", Across.LEAST: "min", Across.MEAN: "avg"}
 _OPERATORS: Final = ("=~", "!~", "!=")
 
 Where = Mapping[str, str]
@@ -90,9 +89,7 @@ class Expr:
 
 
 def family(name: str) -> Family:
-    """By its name without `penstock_`, or a standard one's whole name. Raises UnknownName."""
-    if name in PROCESS:
-        return Family(name, PROCESS[name], ())
+    """By its name without `penstock_`. Raises UnknownName."""
     found = _families().get(name)
     if found is None:
         near = get_close_matches(name, _families(), 1)
@@ -147,7 +144,7 @@ def gauge(name: str, *by: str, fold: str = "sum", **where: str) -> Expr:
     found = family(name)
     wanted = _checked(found, by)
     series = selector(name, Gauge, where)
-    joined = "max" if name in PROCESS else _JOINED[GAUGES[name]]
+    joined = _JOINED[GAUGES[name]]
     kept = (*found.labels, *(label for label in wanted if label in TARGET))
     if set(kept) == set(wanted) or joined == fold:
         return Expr(f"{_by(joined, wanted)}({series})", wanted)
@@ -223,5 +220,5 @@ def _families() -> Mapping[str, Family]:
     for declared in fields(Metrics):
         kind, spec = get_args(hints[declared.name])
         assert isinstance(spec, Spec)
-        found[declared.name] = Family(PREFIX + declared.name, kind, spec.labels)
+        found[declared.name] = Family(spec.prefix + declared.name, kind, spec.labels)
     return found
