@@ -208,6 +208,10 @@ class Metrics:
             labels=("model", "cost_tier"),
         ),
     ]
+    ready_replicas: Annotated[
+        Gauge,
+        Spec(help="Replicas that are ready and serve the model, told at none, too", labels=("model", "cost_tier")),
+    ]
     upstream_attempts_total: Annotated[
         Counter, Spec(help="Attempts on a replica, by outcome", labels=("replica", "outcome"))
     ]

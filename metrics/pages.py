@@ -44,6 +44,7 @@ GAUGES: Final[Mapping[str, Across]] = {
     "replica_on_demand_usd_per_hour": _M,
     "replica_gpus": _M,
     "desired_replicas": Across.WHOLE,
+    "ready_replicas": _M,
     "signal_error_ratio": Across.MEAN,
     "signal_weight_ratio": Across.MEAN,
     "replica_kv_believed_blocks": _M,

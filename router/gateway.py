@@ -224,10 +224,10 @@ class Gateway:
     def refresh_gauges(self) -> None:
         """Before a scrape."""
         now = asyncio.get_running_loop().time()
-        self.money.refresh(now, self.config.replicas)
         self.gauges.refresh(now, self.config.queue.max_requests, alone=self.crew is None)
         self.metrics.event_loop_lag_seconds.set(self._lag.worst_s)
         self._process.refresh()
+        self.money.refresh(now, self.config.replicas)
         self.farewells.refresh_gauges(now)
         if self.watch is not None:
             self.watch.suspicion.show()

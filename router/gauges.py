@@ -1,6 +1,7 @@
 """Sets the gauges of queue and replicas from the scheduler's frozen states, at scrape time only."""
 
 from collections import Counter
+from collections.abc import Iterable
 
 from batching.hedging import Refusal
 from batching.overload import Refused
@@ -22,6 +23,7 @@ class Gauges:
         self._bodies_refused = 0
         self._dropped: Counter[Refused] = Counter()  # as `_told`
         self._told: Counter[tuple[str, Refusal]] = Counter()  # refusals that the counter has already
+        self._served: set[tuple[str, str]] = set()  # (model, cost tier), ever: told at none, too
 
     def refresh(self, now: float, queue_limit: int, *, alone: bool = True) -> None:
         """`alone`: no other worker has a part of what is to be said."""
@@ -31,8 +33,10 @@ class Gauges:
         self._overload(now)
         self._clear_replicas()
         self._desired(now, alone=alone)
-        for state in self._scheduler.states(now):
+        states = self._scheduler.states(now)
+        for state in states:
             self._replica(state)
+        self._ready(states)
 
     def _queue(self, now: float, limit: int) -> None:
         m = self._metrics
@@ -102,6 +106,16 @@ class Gauges:
         m.replica_gpus.labels(*labels).set(profile.gpu_count)
         self._engine(state, labels)
         self._audit(state)
+
+    def _ready(self, states: Iterable[ReplicaState]) -> None:
+        """A model whose replicas are all gone has none ready: an alert cannot see what is not told."""
+        ready: Counter[tuple[str, str]] = Counter()
+        for state in states:
+            for model in state.profile.models:
+                self._served.add(served := (model, state.profile.cost_tier.value))
+                ready[served] += state.lifecycle is Lifecycle.READY
+        for served in self._served:
+            self._metrics.ready_replicas.labels(*served).set(ready[served])
 
     def _audit(self, state: ReplicaState) -> None:
         """How far each learned signal is believed, and why."""

@@ -54,6 +54,7 @@ NAMES: dict[str, tuple[type, tuple[str, ...]]] = {
     "batch_fill_ratio": (Histogram, ("replica",)),
     "batch_tokens": (Histogram, ("replica",)),
     "desired_replicas": (Gauge, ("model", "cost_tier")),
+    "ready_replicas": (Gauge, ("model", "cost_tier")),
     "upstream_attempts_total": (Counter, ("replica", "outcome")),
     "hedges_total": (Counter, ("model", "outcome")),
     "retries_refused_total": (Counter, ("model",)),

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from batching.replica import EngineLoad, ReplicaProfile
+from batching.replica import EngineLoad, Lifecycle, ReplicaProfile
 from batching.request import Outcome, Rejected, ReplicaId, ServiceTier
 from batching.scheduler import Scheduler
 from metrics.catalog import Metrics
@@ -130,3 +130,14 @@ def test_the_kv_margin_is_exported():
     after = scraped.figure("replica_kv_margin_deviations", 2.0)
     assert after is not None
     assert after > before + 0.4
+
+
+def test_a_model_without_a_ready_replica_is_told():
+    """By model and cost tier, and still when the last replica is down, or gone from the fleet: an alert sees only what is told."""
+    scraped = Scraped(profile())
+    labels = {"replica": None, "model": "m", "cost_tier": "on_demand"}
+    assert scraped.figure("ready_replicas", 0.0, **labels) == 1
+    scraped.scheduler.set_lifecycle(A, Lifecycle.DOWN, 1.0)
+    assert scraped.figure("ready_replicas", 1.0, **labels) == 0
+    scraped.scheduler.remove_replica(A, 2.0)
+    assert scraped.figure("ready_replicas", 2.0, **labels) == 0
