@@ -21,7 +21,7 @@ from router.board.document import Live, QueueRow
 from router.board.feed import Feed
 from router.board.part import Held, Part, Wanted, rows_together, together
 from router.board.placements import PlacementLines
-from router.board.pulse import Rate, Recorder, Totals, pulse, totals
+from router.board.pulse import Rate, Recorder, Totals, pulse, totals, until_next
 from router.crew import Crew
 from router.decision_documents import Pseudonyms
 from router.decision_log import DecisionLog
@@ -68,7 +68,7 @@ class Board:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.feed.run(), name="board-feed")
             while True:
-                await asyncio.sleep(1 - loop.time() % 1)
+                await asyncio.sleep(until_next(loop.time()))
                 self._recorder.tick(loop.time())
 
     async def look(self, known: Live | None) -> Live:
