@@ -22,7 +22,7 @@ from batching.hedging import Hedging, Refusal
 from batching.joined import Joined
 from batching.lane import Waiting
 from batching.leaving import Leaving
-from batching.ledger import LeaseRecord
+from batching.ledger import Counts, LeaseRecord
 from batching.lessons import learn
 from batching.meter import Till
 from batching.overload import Overload, Refused
@@ -196,6 +196,7 @@ class Scheduler:
         if outcome is Outcome.COMPLETED:
             output = output_tokens or record.emitted_tokens
             live = self._fleet[record.lease.replica]
+            live.ledger.completed(record, output)
             learn(record, live, self._estimators, now, prompt=prompt_tokens, cached=cached_tokens, output=output)
         if self._hedging is not None:
             if outcome is Outcome.COMPLETED:
@@ -324,8 +325,12 @@ class Scheduler:
         """Who serves it, ready or not."""
         return frozenset(live.profile.id for live in self._fleet.serving(model))
 
-    def queue_statistics(self, now: float) -> tuple[QueueStatistics, ...]:
-        return self._queue.statistics(now)
+    def queue_statistics(self, now: float, *, by_tenant: bool = False) -> tuple[QueueStatistics, ...]:
+        return self._queue.by_tenant(now) if by_tenant else self._queue.statistics(now)
+
+    def counts(self) -> dict[ReplicaId, Counts]:
+        """What rates are differences of. O(replicas), without a look at any lease."""
+        return {live.profile.id: live.ledger.counts() for live in self._fleet if not live.retired}
 
     def prompt_tokens(self, model: str, chars: int) -> int:
         """The estimate for `Request.prompt_tokens`, by the characters per token learned of this model."""

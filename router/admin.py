@@ -1,4 +1,4 @@
-"""`/admin/*`: what the gateway decided and why, and what becomes of its replicas; for whom `router.admin_access` says."""
+"""`/admin/*`: what the gateway decided and why, what becomes of its replicas, and all of it live; for whom `router.admin_access` says."""
 
 from typing import Final
 
@@ -9,6 +9,7 @@ from router.admin_access import refuse_strangers
 from router.admin_registrations import add_registrations
 from router.admin_replicas import add_replicas
 from router.admin_usage import add_usage
+from router.board.routes import add_board
 from router.decision_documents import Document
 from router.decision_log import Asked
 from router.gateway import Gateway
@@ -34,6 +35,7 @@ def add_admin(api: FastAPI, gateway: Gateway) -> None:
     add_replicas(admin, gateway)
     add_registrations(admin, gateway)
     add_usage(admin, gateway)
+    add_board(admin, gateway)
     api.include_router(admin)
 
 

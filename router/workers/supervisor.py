@@ -7,6 +7,7 @@ a worker that ends is not replaced for ever: when all have ended, so does this.
 import asyncio
 import logging
 import multiprocessing
+import secrets
 import signal
 import sys
 import tempfile
@@ -66,6 +67,7 @@ class Supervisor:
         self._reload = reload
         self._port = port
         self._path = path
+        self._secret = secrets.token_bytes(16)
         self._chairs = [_Chair(number + 1) for number in range(config.server.workers)]
         book = UsageBook(config.usage, int(datetime.now(UTC).timestamp()))
         self._hub = Hub(len(self._chairs), self._ready, book)
@@ -103,6 +105,7 @@ class Supervisor:
             host=self._config.server.host,
             port=self._port,
             path=self._path,
+            secret=self._secret,
         )
         chair.ready, chair.started_s, chair.timer = False, loop.time(), None
         chair.process = self._context.Process(target=work, args=(seat,), name=f"worker-{chair.number}", daemon=True)

@@ -26,6 +26,7 @@ class Topic(StrEnum):
     DECISIONS = "decisions"  # their last placements
     LEFT = "left"  # what runs on their replicas
     REGISTRATION = "registration"  # nothing: they are told of an engine that called in
+    BOARD = "board"  # their part of the board
     FAREWELL = "farewell"  # the same, after a word about one of them that holds for all
     USAGE = "usage"  # what requests have used that the hub's book does not have yet
 

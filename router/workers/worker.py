@@ -20,6 +20,7 @@ from batching.request import ReplicaId
 from config.replica import ReplicaConfig
 from config.schema import Config
 from metrics.pages import Page, read
+from router.decision_documents import Pseudonyms
 from router.gateway import Gateway
 from router.server import PenstockServer, banner, bind, bind_message, configure_logging
 from router.standing import Word
@@ -37,6 +38,7 @@ class Seat:
     host: str
     port: int  # the one that all share
     path: Path  # of the supervisor's socket
+    secret: bytes  # of the pseudonyms: a tenant has one name in all workers
 
 
 def work(seat: Seat) -> None:
@@ -49,7 +51,7 @@ def work(seat: Seat) -> None:
         sys.exit(bind_message(seat.config, error))
     config = of_worker(seat.config, seat.number)
     version = installed_version("penstock")
-    gateway = Gateway(config, version=version)
+    gateway = Gateway(config, version=version, names=Pseudonyms(seat.secret))
     WorkerServer(gateway, listener, version, seat).run(sockets=[listener])
 
 
@@ -84,6 +86,7 @@ class WorkerServer(PenstockServer):
             answer=shares.take,
             page=self._page,
             decisions=self._gateway.decisions.recent,
+            board=self._gateway.board.told,
             left=self._gateway.farewells.left,
             registered=self._registered,
             told=self._told,

@@ -11,7 +11,7 @@ from tests.support.asgi import chat
 from tests.support.fake_kubernetes import NODES, SLICES, FakeKubernetes, endpoint, endpoint_slice, node
 from tests.support.gateway_process import serving
 from tests.support.raw_http import ask, get, head, post
-from tests.support.servers import simulated_engine
+from tests.support.two_workers import engine as simulated_engine
 
 _PATIENCE_S = 30.0
 

@@ -6,8 +6,7 @@ import os
 import re
 import signal
 import socket
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,45 +18,10 @@ from tests.support.asgi import chat
 from tests.support.gateway_process import GatewayProcess, serving, started
 from tests.support.raw_http import RawClient, ask, connected, get, post
 from tests.support.scrape import from_page
-from tests.support.servers import simulated_engine
+from tests.support.two_workers import PATIENCE_S, engine, one_each, seat, two_workers, write
 
 CHAT = "/v1/chat/completions"
 SEQUENCES = 4  # of the engine
-PATIENCE_S = 30.0
-
-
-def write(folder: Path, url: str, *, name: str = "sim", max_num_seqs: int = 256, **server: object) -> Path:
-    path = folder / "penstock.yaml"
-    capacity = {"max_num_seqs": max_num_seqs}  # which no engine tells
-    replicas = [{"name": name, "url": url, "gpu": {"type": "H100-80G"}, "capacity": capacity}]
-    path.write_text(json.dumps({"server": server, "replicas": replicas, "probe": {"interval_s": 0.1}}))
-    return path
-
-
-@asynccontextmanager
-async def two_workers(folder: Path, **options: object) -> AsyncIterator[GatewayProcess]:
-    async with (
-        simulated_engine(**options) as url,
-        serving(write(folder, url, drain_timeout_s=60), "--workers", "2") as gateway,
-    ):
-        yield gateway
-    assert "Traceback" not in gateway.log
-
-
-async def seat(client: RawClient) -> int:
-    """Which worker has this connection."""
-    found: int = (await client.ask(get("/readyz"))).json()["workers"]["answered_by"]
-    return found
-
-
-async def one_each(stack: AsyncExitStack, url: str) -> dict[int, RawClient]:
-    """A connection to each worker; the kernel chooses, so that it may take some."""
-    found: dict[int, RawClient] = {}
-    async with asyncio.timeout(PATIENCE_S):
-        while len(found) < 2:
-            client = await stack.enter_async_context(connected(url))
-            found.setdefault(await seat(client), client)
-    return found
 
 
 async def page(url: str) -> str:
@@ -132,7 +96,7 @@ async def test_metrics_are_exact_across_workers(tmp_path: Path) -> None:
 async def test_workers_share_an_engine_and_never_overfill_it(tmp_path: Path) -> None:
     """More requests at each worker than the engine has sequences: none ever waits in the engine, and all are served."""
     async with (
-        simulated_engine(max_num_seqs=SEQUENCES, speed=4) as url,
+        engine(max_num_seqs=SEQUENCES, speed=4) as url,
         serving(write(tmp_path, url, max_num_seqs=SEQUENCES), "--workers", "2") as gateway,
         AsyncExitStack() as stack,
     ):
@@ -229,7 +193,7 @@ async def test_second_signal_does_not_wait_for_any(tmp_path: Path) -> None:
 async def test_sighup_reloads_all_and_who_starts_later(tmp_path: Path) -> None:
     """Both workers take the new replicas, and so does one that replaces a dead one."""
     async with (
-        simulated_engine(speed=50) as url,
+        engine(speed=50) as url,
         serving(write(tmp_path, url), "--workers", "2") as gateway,
         AsyncExitStack() as stack,
     ):
@@ -310,7 +274,7 @@ def order(name: str, what: str, **fields: object) -> bytes:
 
 async def test_a_drain_reaches_all_workers_and_those_to_come(tmp_path: Path) -> None:
     """Whoever is told: both send nothing more, both are counted, a worker that is started later knows it, and so does the end."""
-    async with simulated_engine(speed=0.5) as url, simulated_engine(speed=50) as other, AsyncExitStack() as stack:
+    async with engine(speed=0.5) as url, engine(speed=50) as other, AsyncExitStack() as stack:
         path = write(tmp_path, url)
         told = json.loads(path.read_text())
         told["replicas"].append({**told["replicas"][0], "name": "other", "url": other})

@@ -7,9 +7,6 @@ from contextlib import asynccontextmanager, nullcontext
 
 import uvicorn
 
-from backends.simulated.options import EngineOptions
-from backends.simulated.server import create_engine_app
-
 
 @asynccontextmanager
 async def in_this_loop(server: uvicorn.Server, listener: socket.socket) -> AsyncIterator[None]:
@@ -24,20 +21,3 @@ async def in_this_loop(server: uvicorn.Server, listener: socket.socket) -> Async
         finally:
             server.should_exit = True
             await serving
-
-
-@asynccontextmanager
-async def simulated_engine(**options: object) -> AsyncIterator[str]:
-    """A simulated engine behind HTTP in this loop, of the model `m`; yields its URL."""
-    values: dict[str, object] = {
-        "model": "m",
-        "kv_blocks": 4096,
-        "max_model_len": 32_768,
-        "max_num_seqs": 256,
-        **options,
-    }
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        app = create_engine_app(EngineOptions(**values))  # type: ignore[arg-type]
-        async with in_this_loop(uvicorn.Server(uvicorn.Config(app, log_level="warning")), listener):
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
