@@ -17,8 +17,9 @@ from pydantic import BaseModel, ValidationError
 from pydantic_settings import BaseSettings, EnvSettingsSource
 
 from config.backend_flag import parse_backend_flag
-from config.problems import SECRET_KEYS, ConfigError, KeyPath, dotted, explain
+from config.problems import SECRET_HEADERS, SECRET_KEYS, ConfigError, KeyPath, dotted, explain
 from config.schema import BackendKind, Config, Cost, CostTier, Gpu, ModelSpec, ReplicaConfig
+from config.tracing import from_environment, wanted
 from config.yaml_file import read_mapping
 
 __all__ = [
@@ -41,6 +42,7 @@ _SERVICE_LINK = re.compile(
 _SERVICE_ADDRESS = re.compile(r"(tcp|udp|sctp)://")
 _MAX_SECRET_BYTES = 16 * 1024  # more than any header may hold
 _REDACTED = "***"
+_JSON_TYPES: Mapping[object, str] = {tuple: "list", dict: "object"}
 
 
 def load(
@@ -63,6 +65,7 @@ def load(
     elif not said.get("replicas"):
         problems.append("replicas: empty; describe at least one (config/example.yaml) or give --backend NAME=URL")
         said.pop("replicas", None)
+    problems += _add_opentelemetry(said, environ, origins)
     problems += _resolve_secrets(said, environ)
     try:
         config = Config.model_validate(said)
@@ -106,6 +109,8 @@ def redacted_yaml(config: Config) -> str:
         for key in SECRET_KEYS & holder.keys():
             if holder[key] is not None:
                 holder[key] = _REDACTED
+    section, key = SECRET_HEADERS
+    document[section][key] = dict.fromkeys(document[section][key], _REDACTED)
     return yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
@@ -164,7 +169,7 @@ def _settable(section: type[BaseModel]) -> Iterator[tuple[tuple[str, ...], str |
             yield (name,), "object"
             yield from (((name, *below), json_type) for below, json_type in _settable(field.annotation))
         else:
-            yield (name,), "list" if get_origin(field.annotation) is tuple else None
+            yield (name,), _JSON_TYPES.get(get_origin(field.annotation))
 
 
 def _is_for_others(name: str, value: str) -> bool:
@@ -233,6 +238,19 @@ def _add_flags(said: dict[str, Any], flags: Mapping[str, object], origins: dict[
     said["replicas"] = items
 
 
+def _add_opentelemetry(said: dict[str, Any], environ: Mapping[str, str], origins: dict[KeyPath, str]) -> list[str]:
+    """Puts OpenTelemetry's own variables below what is said, where traces are asked for; returns what is wrong with them."""
+    section = said.get("tracing")
+    if not isinstance(section, dict) or not wanted(section):
+        return []
+    values, names, problems = from_environment(environ)
+    for key, name in names.items():
+        if key not in section:
+            origins["tracing", key] = name
+    said["tracing"] = _merge(values, section)
+    return problems
+
+
 def _leaves(values: Mapping[str, object], above: KeyPath = ()) -> Iterator[KeyPath]:
     for key, value in values.items():
         if isinstance(value, Mapping):
@@ -251,12 +269,19 @@ def _secrets(said: Mapping[str, object]) -> Iterator[tuple[KeyPath, dict[str, An
         for key in sorted(SECRET_KEYS):
             if isinstance(holder, dict) and isinstance(holder.get(key), str):
                 yield (*path, key), holder, key
+    tracing = said.get("tracing")
+    headers = tracing.get("headers") if isinstance(tracing, dict) else None
+    if isinstance(headers, dict):
+        for name in list(headers):
+            if isinstance(name, str) and isinstance(headers[name], str):
+                yield (*SECRET_HEADERS, name), headers, name
 
 
 def _secret_names(said: Mapping[str, object], environ: Mapping[str, str]) -> frozenset[str]:
     """Variables that secrets are read from: settings of nobody else's."""
     in_file = [holder[key] for _, holder, key in _secrets(said)]
-    variables = (PREFIX + "REPLICAS", PREFIX + "SERVER", PREFIX + "SERVER__ADMIN_KEY")
+    settings = ("REPLICAS", "SERVER", "SERVER__ADMIN_KEY", "TRACING", "TRACING__HEADERS")
+    variables = (PREFIX + setting for setting in settings)
     in_variables = (name for variable in variables for name in re.findall(r"env:\w+", environ.get(variable, "")))
     return frozenset(text.removeprefix("env:") for text in (*in_file, *in_variables) if text.startswith("env:"))
 
@@ -266,6 +291,9 @@ def _resolve_secrets(said: dict[str, Any], environ: Mapping[str, str]) -> list[s
     if isinstance(said.get("replicas"), list):
         # Copies: YAML aliases let two replicas share one mapping.
         said["replicas"] = [dict(item) if isinstance(item, dict) else item for item in said["replicas"]]
+    tracing = said.get("tracing")
+    if isinstance(tracing, dict) and isinstance(tracing.get("headers"), dict):
+        said["tracing"] = {**tracing, "headers": dict(tracing["headers"])}
     problems: list[str] = []
     for path, holder, key in _secrets(said):
         try:

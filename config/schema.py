@@ -24,6 +24,7 @@ from config.migration import Migration
 from config.scheduling import Floors, Hedge, Mechanism, Objectives, Queue, Scheduling, TierShares
 from config.section import Section
 from config.spot import Spot
+from config.tracing import Tracing
 
 # Of other modules' names those that belong to the schema, for whoever reads it here.
 __all__ = ["Floors", "Hedge", "Mechanism", "Objectives", "Queue", "Scheduling", "Section", "TierShares"]
@@ -290,7 +291,9 @@ class Config(Section):
     spot: Spot = Spot()
     microbatch: MicroBatch = MicroBatch()
     decisions: Decisions = Decisions()
+    tracing: Tracing = Tracing()
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["text", "json"] = Field("text", description="json: one object a line, tracebacks included")
 
     @model_validator(mode="after")
     def _replicas_fit_together(self) -> Self:
