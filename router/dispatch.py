@@ -26,6 +26,7 @@ from router.openai.errors import (
     ApiError,
     from_eviction,
     from_rejection,
+    internal_error,
     stream_error_event,
     total_timeout,
 )
@@ -33,6 +34,7 @@ from router.openai.models import near
 from router.openai.request import CallSpec, read_call
 from router.relay import KeepAlive
 from router.report import Report
+from router.tracing.tracer import Tracer
 
 _MIN_QUEUE_WAIT_S = 1.0
 ANONYMOUS = (
@@ -51,7 +53,9 @@ class Dispatcher:
         backends: Mapping[ReplicaId, Backend],
         report: Report,
         on_suspect: Callable[[ReplicaId], None],
+        tracer: Tracer | None = None,
     ) -> None:
+        self._tracer = tracer
         self._calls = Calls(config)
         self._tries = Attempts(
             calls=self._calls, admission=admission, backends=backends, report=report, on_suspect=on_suspect
@@ -81,8 +85,8 @@ class Dispatcher:
     def moves(self) -> Moves:
         return self._moves
 
-    def refused(self, path: str, error: ApiError) -> None:
-        self._report.refused(path, error)
+    def refused(self, path: str, error: ApiError, request_id: str) -> None:
+        self._report.refused(path, error, request_id)
 
     def abort_all(self, error: ApiError) -> None:
         """The drain deadline: whatever still runs is told so and ends."""
@@ -98,6 +102,8 @@ class Dispatcher:
     async def __call__(self, inbound: Inbound, client: Client) -> None:
         exchange = Exchange(inbound=inbound, client=client, task=asyncio.current_task())
         self._active.add(exchange)
+        if self._tracer is not None:
+            exchange.trace = self._tracer.begin(inbound.headers)
         limit_s = self.config.server.total_timeout_s
         timer = None
         if limit_s is not None:
@@ -115,12 +121,21 @@ class Dispatcher:
                 raise
             exchange.task.uncancel()
             self._refuse(exchange, exchange.aborted)
+        except Exception:  # a bug of ours: whoever serves the connection says so to the client
+            exchange.outcome, exchange.error, exchange.status = (
+                Outcome.FAILED,
+                internal_error(),
+                internal_error().status,
+            )
+            raise
         finally:
             if timer is not None:
                 timer.cancel()
             self._moves.over(exchange)
             self._active.discard(exchange)
             self._report.ended(exchange, asyncio.get_running_loop().time())
+            if self._tracer is not None:
+                self._tracer.ended(exchange)
 
     async def _serve(self, exchange: Exchange) -> None:
         limits = self.config.server
@@ -130,6 +145,8 @@ class Dispatcher:
             spec = self._calls.collected(spec, body)
         exchange.spec = spec
         exchange.request = self._request(exchange, spec)
+        if exchange.trace is not None:
+            exchange.trace.fields, exchange.trace.depth = body.fields, self._admission.scheduler.queued
         self._report.began(exchange)
         if not spec.stream:
             await self._attempts(exchange, body, None)
@@ -227,6 +244,8 @@ class Dispatcher:
         waited_s = max(0.0, now - placed.ticket.queued_s)
         exchange.queue_s += waited_s
         self._report.placed(exchange, waited_s)
+        if exchange.trace is not None:
+            exchange.trace.placed(placed, now)
 
     def _refuse(self, exchange: Exchange, error: ApiError) -> None:
         """Say what went wrong, in the only form that this point of the response still allows."""

@@ -12,12 +12,13 @@ from metrics.handles import StreamHandles
 from metrics.timeline import Timeline
 from router.client import JSON_HEADERS, SSE_HEADERS, Client, Headers
 from router.inbound import Inbound
-from router.openai.chunks import ChunkFilter
+from router.openai.chunks import ChunkFilter, Document
 from router.openai.errors import ApiError
 from router.openai.journal import Journal, Mode
 from router.openai.request import CallSpec
 from router.openai.usage import Usage
 from router.relay import KeepAlive
+from router.tracing.record import Trace
 
 ENDPOINTS = {"/v1/chat/completions": "chat", "/v1/completions": "completions", "/v1/embeddings": "embeddings"}
 
@@ -64,6 +65,9 @@ class Exchange:
     status: int = 0
     error: ApiError | None = None
     aborted: ApiError | None = None  # the gateway itself ends it (drain deadline)
+    document: Document | None = None  # an answer that came whole
+    usd: float | None = None  # what it cost; None: nobody has said
+    trace: Trace | None = None  # None: traces are off
 
     def __post_init__(self) -> None:
         self.timeline = Timeline(self.inbound.received_s)
@@ -71,6 +75,18 @@ class Exchange:
     @property
     def endpoint(self) -> str:
         return ENDPOINTS[self.inbound.path]
+
+    @property
+    def finish_reasons(self) -> tuple[str, ...]:
+        """Of each choice that has one, in the engine's words."""
+        told = self.chunks or self.document
+        return () if told is None else told.finish_reasons
+
+    @property
+    def answer_model(self) -> str | None:
+        """As the engine calls it."""
+        told = self.chunks or self.document
+        return None if told is None else told.model
 
     def decision_headers(self) -> list[tuple[bytes, bytes]]:
         """Where it went and how long it waited, for whoever debugs a client."""

@@ -35,7 +35,10 @@ from router.gauges import Gauges
 from router.kv_watch import KvWatch
 from router.openai.errors import draining
 from router.report import Report, Wait
+from router.request_log import RequestLog
 from router.streams import Streams
+from router.tracing.extra import exporter
+from router.tracing.tracer import SpanSink, Tracer
 from router.watched import Watched
 
 log = logging.getLogger("penstock")
@@ -48,7 +51,15 @@ BackendFactory = Callable[[ReplicaConfig, Config, httpx.AsyncClient], Backend]
 class Gateway:
     """One gateway: `async with gateway.running()` while it serves."""
 
-    def __init__(self, config: Config, *, version: str, backend_factory: BackendFactory = build_backend) -> None:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        version: str,
+        backend_factory: BackendFactory = build_backend,
+        span_sink: SpanSink | None = None,
+    ) -> None:
+        """`span_sink`: where traces go, if they are on; None: to the configured collector. Raises ImportError where its extra is missing."""
         self.config = config
         self.draining = False
         self.crew: Crew | None = None  # the other workers, where there are any; set before `running`
@@ -73,13 +84,20 @@ class Gateway:
         self.backends: dict[ReplicaId, Backend] = {}
         self.watch: FleetWatch | None = None
         self.kv_watch: KvWatch | None = None
-        # One request's life.
+        # One request's life, and what is told of it.
+        names = self.decisions.names
+        self.tracer: Tracer | None = None
+        if config.tracing.enabled:
+            sink = span_sink or exporter(config, version)
+            self.tracer = Tracer(config.tracing, config.replicas, sink, names.tenant)
+        log_of_requests = RequestLog(self._gpu_of, names.tenant)
         self.dispatcher = Dispatcher(
             config=config,
             admission=self.admission,
             backends=self.backends,
-            report=Report(self.metrics, self.scheduler, self._gpu_of, self._attempted, self._judge),
+            report=Report(self.metrics, self.scheduler, self._gpu_of, log_of_requests, self._attempted, self._judge),
             on_suspect=self._suspect,
+            tracer=self.tracer,
         )
         self.streams: Streams = self.dispatcher.moves
         # Replicas that are drained or taken away.
@@ -95,6 +113,8 @@ class Gateway:
         """Probe the fleet once, then serve until the block ends; engines are released last."""
         async with httpx.AsyncClient(follow_redirects=False, trust_env=False) as http:
             self._http = http
+            if self.tracer is not None:
+                self.tracer.start()
             try:
                 async with asyncio.TaskGroup() as tasks:
                     scrape_s = self._policy.scrape_interval_s if self._policy is not None else None
@@ -128,6 +148,8 @@ class Gateway:
                 self.admission.close()
                 for backend in [*self.backends.values(), *self._retired]:
                     await backend.aclose()
+                if self.tracer is not None:
+                    await self.tracer.close()
 
     def begin_drain(self) -> None:
         """Not ready any more; queued requests are sent away with Retry-After, running ones go on."""
@@ -159,6 +181,8 @@ class Gateway:
                 self._change(old[name], replica)
         self.config = self.config.model_copy(update={"replicas": config.replicas})
         self.dispatcher.configure(self.config)
+        if self.tracer is not None:
+            self.tracer.configure(config.replicas)
         self.admission.soon()
 
     def refresh_gauges(self) -> None:
