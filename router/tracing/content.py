@@ -17,15 +17,17 @@ class KeptText:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self._escaped = bytearray()
-        self.document: bytes | None = None  # an answer that came whole
 
     def said(self, escaped: bytes) -> None:
         if len(self._escaped) < self.limit:
             self._escaped += escaped
 
-    def answer(self, *, choices: int) -> str | None:
-        """As `gen_ai.output.messages`; None: nothing that could be told. Of several choices streamed at once the texts are mixed."""
-        texts = _document_texts(self.document) if self.document is not None else []
+    def answer(self, *, choices: int, document: bytes | None) -> str | None:
+        """As `gen_ai.output.messages`; None: nothing that could be told. Of several choices streamed at once the texts are mixed.
+
+        `document`: of an answer that came whole.
+        """
+        texts = _document_texts(document) if document is not None else []
         if self._escaped and choices == 1:
             texts = [self._text()]
         parts = [{"type": "text", "content": bounded(text, self.limit)} for text in texts]

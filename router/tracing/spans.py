@@ -156,7 +156,8 @@ def _answer_attributes(found: Attributes, exchange: Exchange, trace: Trace) -> N
         _add(found, "gen_ai.response.time_to_first_chunk", timeline.ttft_s)
     if trace.kept is not None:
         _add(found, "gen_ai.input.messages", prompt_of(trace.fields, trace.kept.limit))
-        _add(found, "gen_ai.output.messages", trace.kept.answer(choices=spec.n))
+        document = None if exchange.document is None else exchange.document.body
+        _add(found, "gen_ai.output.messages", trace.kept.answer(choices=spec.n, document=document))
 
 
 def _status(exchange: Exchange) -> int | None:
