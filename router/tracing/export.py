@@ -7,6 +7,7 @@ SDK's in that thread, not on the loop.
 import asyncio
 import logging
 import os
+import re
 import socket
 import threading
 from collections.abc import Iterator, Sequence
@@ -30,6 +31,7 @@ log = logging.getLogger("penstock.tracing")
 
 _COMPLAIN_S: Final = 600.0  # about a collector that is still away, or a queue that is still full
 _SDK_LOGGER: Final = "opentelemetry"
+_AROUND_REASON = re.compile(r"^(Transient error|Failed to export spans batch) | encountered while exporting .*$")
 _SAMPLED: Final = TraceFlags(TraceFlags.SAMPLED)
 _KINDS: Final = {SERVER: SpanKind.SERVER, CLIENT: SpanKind.CLIENT, INTERNAL: SpanKind.INTERNAL}
 
@@ -173,8 +175,8 @@ class _Outlet(SpanExporter):
             return result
         self.failing = True
         if (count := self.lost.due(len(spans))) is not None:
-            why = self._hearing.last or "it took none"
-            log.warning("traces cannot be exported to %s, %d requests' are lost: %s", self._url, count, why)
+            why = self._hearing.last or "no answer in time"
+            log.warning("traces cannot be exported to %s, those of %d requests are lost: %s", self._url, count, why)
         return result
 
     def shutdown(self) -> None:
@@ -238,7 +240,7 @@ class _Hearing(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         text = record.getMessage()
         if "due to timeout" not in text:  # which follows the reason, and has none
-            self.last = text[:300]
+            self.last = _AROUND_REASON.sub("", text)[:300]
 
 
 def resource_of(settings: Tracing, version: str, *, workers: int) -> Resource:
