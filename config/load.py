@@ -17,8 +17,9 @@ from pydantic import BaseModel, ValidationError
 from pydantic_settings import BaseSettings, EnvSettingsSource
 
 from config.backend_flag import parse_backend_flag
-from config.problems import SECRET_KEYS, ConfigError, KeyPath, dotted, explain
+from config.problems import SECRET_HEADERS, SECRET_KEYS, ConfigError, KeyPath, dotted, explain
 from config.schema import BackendKind, Config, Cost, CostTier, Gpu, ModelSpec, ReplicaConfig
+from config.tracing import from_environment, wanted
 from config.yaml_file import read_mapping
 
 __all__ = [
@@ -48,7 +49,9 @@ _SECRET_PLACES: tuple[KeyPath, ...] = (
     ("replicas", _EACH),
     ("discovery", "dns", _EACH, "replica"),
     ("discovery", "kubernetes", _EACH, "replica"),
+    SECRET_HEADERS,
 )
+_JSON_TYPES: Mapping[object, str] = {tuple: "list", dict: "object"}
 _Secret = tuple[KeyPath, dict[str, Any], str]  # (key path, the section, key)
 
 
@@ -74,6 +77,7 @@ def load(
             "replicas: empty; describe at least one (config/example.yaml), give --backend NAME=URL, or say under `discovery` where they are found"
         )
         said.pop("replicas", None)
+    problems += _add_opentelemetry(said, environ, origins)
     problems += _resolve_secrets(said, environ)
     try:
         config = Config.model_validate(said)
@@ -173,7 +177,7 @@ def _settable(section: type[BaseModel]) -> Iterator[tuple[tuple[str, ...], str |
             yield (name,), "object"
             yield from (((name, *below), json_type) for below, json_type in _settable(field.annotation))
         else:
-            yield (name,), "list" if get_origin(field.annotation) is tuple else None
+            yield (name,), _JSON_TYPES.get(get_origin(field.annotation))
 
 
 def _is_for_others(name: str, value: str) -> bool:
@@ -242,6 +246,19 @@ def _add_flags(said: dict[str, Any], flags: Mapping[str, object], origins: dict[
     said["replicas"] = items
 
 
+def _add_opentelemetry(said: dict[str, Any], environ: Mapping[str, str], origins: dict[KeyPath, str]) -> list[str]:
+    """Puts OpenTelemetry's own variables below what is said, where traces are asked for; returns what is wrong with them."""
+    section = said.get("tracing")
+    if not isinstance(section, dict) or not wanted(section):
+        return []
+    values, names, problems = from_environment(environ)
+    for key, name in names.items():
+        if key not in section:
+            origins["tracing", key] = name
+    said["tracing"] = _merge(values, section)
+    return problems
+
+
 def _leaves(values: Mapping[str, object], above: KeyPath = ()) -> Iterator[KeyPath]:
     for key, value in values.items():
         if isinstance(value, Mapping):
@@ -266,7 +283,8 @@ def _secrets_at(value: object, place: KeyPath, above: KeyPath) -> Iterator[_Secr
         for key, item in items:
             yield from _secrets_at(item, place[1:], (*above, key))
     elif isinstance(value, dict):
-        for name in sorted(SECRET_KEYS):
+        names = [name for name in value if isinstance(name, str)] if above == SECRET_HEADERS else sorted(SECRET_KEYS)
+        for name in names:
             if isinstance(value.get(name), str):
                 yield (*above, name), value, name
 

@@ -37,6 +37,7 @@ from config.replica import (
 from config.scheduling import Floors, Hedge, Mechanism, Objectives, Queue, Scheduling, TierShares
 from config.section import Section
 from config.spot import Spot
+from config.tracing import Tracing
 from config.usage import Usage
 
 # Of other modules' names those that belong to the schema, for whoever reads it here.
@@ -172,7 +173,9 @@ class Config(Section):
     microbatch: MicroBatch = MicroBatch()
     decisions: Decisions = Decisions()
     usage: Usage = Usage()
+    tracing: Tracing = Tracing()
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["text", "json"] = Field("text", description="json: one object a line, tracebacks included")
 
     @model_validator(mode="after")
     def _replicas_fit_together(self) -> Self:

@@ -11,6 +11,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
+from fastapi.telemetry import TelemetryConfig
 from prometheus_client import CollectorRegistry
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
@@ -51,7 +52,16 @@ def build_api(gateway: Gateway, hot: HotPath, version: str) -> FastAPI:
         async with gateway.running():
             yield
 
-    api = FastAPI(title="Penstock", version=version, description=DESCRIPTION, lifespan=lifespan, redirect_slashes=False)
+    # Traces are `router.tracing`'s; FastAPI would read the environment for its own.
+    untold: TelemetryConfig = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
+    api = FastAPI(
+        title="Penstock",
+        version=version,
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        redirect_slashes=False,
+        telemetry=untold,
+    )
     _handle_errors(api)
     _add_models(api, gateway)
     _add_health(api, gateway)

@@ -186,6 +186,8 @@ class Attempts:
             self._stays(exchange, lease)
             self._give_back(exchange, lease, outcome)
             self._report.attempted(exchange, attempt)
+            if exchange.trace is not None:
+                exchange.trace.ended(lease, asyncio.get_running_loop().time(), attempt)
             if exchange.move.count and (usage := exchange.engine_usage) is not None and usage.prompt_tokens is not None:
                 self._report.recomputed(exchange, usage.prompt_tokens - (usage.cached_tokens or 0))
             await self._let_go(backend, reply)
@@ -215,6 +217,8 @@ class Attempts:
         opened: Opened | None = None
         backend = self._backends.get(lease.replica)
         self.in_use[id(backend)] += 1
+        if exchange.trace is not None:
+            exchange.trace.placed(placed, asyncio.get_running_loop().time())
         try:
             reply = await self._send(exchange, backend, lease, body)
             assert backend is not None
@@ -237,6 +241,8 @@ class Attempts:
             if opened is None:
                 self._admission.finish(lease, outcome=outcome)
                 self._report.second_ended(lease.replica, attempt)
+                if exchange.trace is not None:
+                    exchange.trace.ended(lease, asyncio.get_running_loop().time(), attempt)
                 await self._let_go(backend, reply)
         return opened
 
@@ -300,8 +306,7 @@ class Attempts:
         document = read or await read_document(reply, chat=exchange.endpoint == "chat")
         claim()
         loop = asyncio.get_running_loop()
-        exchange.usage = exchange.engine_usage = document.usage
-        exchange.finish_reasons = document.finish_reasons
+        exchange.document, exchange.usage, exchange.engine_usage = document, document.usage, document.usage
         exchange.timeline.first_token_s = loop.time()
         # Engine and ledger are free now; the client may take its time to read.
         self._stays(exchange, lease)
@@ -328,6 +333,8 @@ class Attempts:
 
         def on_first(now: float) -> None:
             self._report.phase(exchange, "streaming")
+            if exchange.trace is not None:
+                exchange.trace.spoke(lease, now, move.since_s)
             if move.since_s is None and not collected:
                 meters.observe_ttft(now - exchange.inbound.received_s)
             if move.since_s is not None:
@@ -357,7 +364,6 @@ class Attempts:
             if relay.forwarded:
                 exchange.chunks = chunks
             exchange.usage, exchange.engine_usage = chunks.usage, chunks.engine_usage
-            exchange.finish_reasons = chunks.finish_reasons
         self._stays(exchange, lease)
         self._give_back(exchange, lease, Outcome.COMPLETED)
         exchange.status = 200

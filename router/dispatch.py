@@ -29,6 +29,7 @@ from router.openai.errors import (
     ApiError,
     from_eviction,
     from_rejection,
+    internal_error,
     stream_error_event,
     total_timeout,
 )
@@ -36,6 +37,7 @@ from router.openai.models import near
 from router.openai.request import CallSpec, read_call
 from router.relay import KeepAlive
 from router.report import Report
+from router.tracing.tracer import Tracer
 
 _MIN_QUEUE_WAIT_S = 1.0
 
@@ -52,7 +54,9 @@ class Dispatcher:
         report: Report,
         overhead: Overhead,
         on_suspect: Callable[[ReplicaId], None],
+        tracer: Tracer | None = None,
     ) -> None:
+        self._tracer = tracer
         self._calls = Calls(config)
         self._tries = Attempts(
             calls=self._calls,
@@ -88,8 +92,8 @@ class Dispatcher:
     def moves(self) -> Moves:
         return self._moves
 
-    def refused(self, path: str, error: ApiError) -> None:
-        self._report.refused(path, error)
+    def refused(self, path: str, error: ApiError, request_id: str) -> None:
+        self._report.refused(path, error, request_id)
 
     def abort_all(self, error: ApiError) -> None:
         """The drain deadline: whatever still runs is told so and ends."""
@@ -105,6 +109,8 @@ class Dispatcher:
     async def __call__(self, inbound: Inbound, client: Client) -> None:
         exchange = Exchange(inbound=inbound, client=client, task=asyncio.current_task())
         self._active.add(exchange)
+        if self._tracer is not None:
+            exchange.trace = self._tracer.begin(inbound.headers)
         limit_s = self.config.server.total_timeout_s
         timer = None
         if limit_s is not None:
@@ -122,12 +128,21 @@ class Dispatcher:
                 raise
             exchange.task.uncancel()
             self._refuse(exchange, exchange.aborted)
+        except Exception:  # a bug of ours: whoever serves the connection says so to the client
+            exchange.outcome, exchange.error, exchange.status = (
+                Outcome.FAILED,
+                internal_error(),
+                internal_error().status,
+            )
+            raise
         finally:
             if timer is not None:
                 timer.cancel()
             self._moves.over(exchange)
             self._active.discard(exchange)
             self._report.ended(exchange, asyncio.get_running_loop().time())
+            if self._tracer is not None:
+                self._tracer.ended(exchange)
 
     async def _serve(self, exchange: Exchange) -> None:
         limits, inbound = self.config.server, exchange.inbound
@@ -141,6 +156,8 @@ class Dispatcher:
         assert exchange.labels is not None
         exchange.bill = Bill(Account(*exchange.labels, tenant_class(spec.tenant)))
         exchange.request = self._request(exchange, spec)
+        if exchange.trace is not None:
+            exchange.trace.fields, exchange.trace.depth = body.fields, self._admission.scheduler.queued
         self._overhead.ingress.observe(self._overhead.clock() - whole_s)
         if not spec.stream:
             await self._attempts(exchange, body, None)
@@ -238,6 +255,8 @@ class Dispatcher:
         waited_s = max(0.0, now - placed.ticket.queued_s)
         exchange.queue_s += waited_s
         self._report.placed(exchange, waited_s)
+        if exchange.trace is not None:
+            exchange.trace.placed(placed, now)
 
     def _refuse(self, exchange: Exchange, error: ApiError) -> None:
         """Say what went wrong, in the only form that this point of the response still allows."""

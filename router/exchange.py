@@ -4,7 +4,6 @@ A record, not a decider: the dispatcher writes it, the report turns it into metr
 """
 
 import asyncio
-from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from batching.bill import Bill
@@ -14,12 +13,13 @@ from metrics.handles import StreamHandles
 from metrics.timeline import Timeline
 from router.client import JSON_HEADERS, SSE_HEADERS, Client, Headers
 from router.inbound import Inbound
-from router.openai.chunks import ChunkFilter
+from router.openai.chunks import ChunkFilter, Document
 from router.openai.errors import ApiError
 from router.openai.journal import Journal, Mode
 from router.openai.request import CallSpec
 from router.openai.usage import Usage
 from router.relay import KeepAlive
+from router.tracing.record import Trace
 
 ENDPOINTS = {"/v1/chat/completions": "chat", "/v1/completions": "completions", "/v1/embeddings": "embeddings"}
 
@@ -63,11 +63,12 @@ class Exchange:
     timeline: Timeline = field(init=False)  # tokens are counted from events; usage corrects them
     usage: Usage | None = None  # of the whole answer
     engine_usage: Usage | None = None  # of what the last engine did of it
-    finish_reasons: Collection[str] = ()  # of its choices, as its client was told
     outcome: Outcome = Outcome.COMPLETED
     status: int = 0
     error: ApiError | None = None
     aborted: ApiError | None = None  # the gateway itself ends it (drain deadline)
+    document: Document | None = None  # an answer that came whole
+    trace: Trace | None = None  # None: traces are off
 
     def __post_init__(self) -> None:
         self.timeline = Timeline(self.inbound.received_s)
@@ -80,6 +81,18 @@ class Exchange:
     def usd(self) -> float:
         """Of machines' time so far, all attempts and moves; whole once its leases are given back (docs/cost.md)."""
         return 0.0 if self.bill is None else self.bill.usd
+
+    @property
+    def finish_reasons(self) -> tuple[str, ...]:
+        """Of each choice that has one, in the engine's words."""
+        told = self.chunks or self.document
+        return () if told is None else told.finish_reasons
+
+    @property
+    def answer_model(self) -> str | None:
+        """As the engine calls it."""
+        told = self.chunks or self.document
+        return None if told is None else told.model
 
     def decision_headers(self) -> list[tuple[bytes, bytes]]:
         """Where it went and how long it waited, for whoever debugs a client."""

@@ -44,8 +44,11 @@ from router.lag import Lag
 from router.money import Money
 from router.openai.errors import draining
 from router.report import Report, Wait
+from router.request_log import RequestLog
 from router.standing import Standing
 from router.streams import Streams
+from router.tracing.extra import exporter
+from router.tracing.tracer import SpanSink, Tracer
 from router.usage import UsageLog
 from router.watched import Watched
 
@@ -66,8 +69,11 @@ class Gateway:
         version: str,
         backend_factory: BackendFactory = build_backend,
         names: Pseudonyms | None = None,
+        span_sink: SpanSink | None = None,
     ) -> None:
-        """`names`: those of all workers, where there are several."""
+        """`names`: those of all workers, where there are several. `span_sink`: where traces go, if they are on; None: to the configured
+        collector. Raises ImportError where its extra is missing.
+        """
         names = Pseudonyms() if names is None else names
         self.config = config
         self.draining = False
@@ -100,16 +106,28 @@ class Gateway:
         self.watch: FleetWatch | None = None
         self.kv_watch: KvWatch | None = None
         self.usage = UsageLog(config.usage, self.started_unix_s)
-        # One request's life.
+        # One request's life, and what is told of it.
+        self.tracer: Tracer | None = None
+        if config.tracing.enabled:
+            sink = span_sink or exporter(config, version)
+            self.tracer = Tracer(config.tracing, config.replicas, sink, names.tenant)
+        log_of_requests = RequestLog(self._gpu_of, names.tenant)
         self.dispatcher = Dispatcher(
             config=config,
             admission=self.admission,
             backends=self.backends,
             report=Report(
-                self.metrics, self.scheduler, self._gpu_of, self._attempted, self._judge, on_ended=self.usage.ended
+                self.metrics,
+                self.scheduler,
+                self._gpu_of,
+                log_of_requests,
+                self._attempted,
+                self._judge,
+                on_ended=self.usage.ended,
             ),
             overhead=self.overhead,
             on_suspect=self._suspect,
+            tracer=self.tracer,
         )
         self.streams: Streams = self.dispatcher.moves
         # Replicas that are drained or taken away.
@@ -131,6 +149,8 @@ class Gateway:
         """Probe the fleet once, then serve until the block ends; engines are released last."""
         async with httpx.AsyncClient(follow_redirects=False, trust_env=False) as http:
             self._http = http
+            if self.tracer is not None:
+                self.tracer.start()
             try:
                 async with asyncio.TaskGroup() as tasks:
                     scrape_s = self._policy.scrape_interval_s if self._policy is not None else None
@@ -172,6 +192,8 @@ class Gateway:
                 self.admission.close()
                 for backend in [*self.backends.values(), *self._retired]:
                     await backend.aclose()
+                if self.tracer is not None:
+                    await self.tracer.close()
 
     def begin_drain(self) -> None:
         """Not ready any more; queued requests are sent away with Retry-After, running ones go on."""
@@ -210,6 +232,8 @@ class Gateway:
                 self._change(old[name], replica)
         self.config = self.config.model_copy(update={"replicas": tuple(replicas)})
         self.dispatcher.configure(self.config)
+        if self.tracer is not None:
+            self.tracer.configure(replicas)
         self.admission.soon()
 
     @property

@@ -110,7 +110,7 @@ class HotCycle(Client):
         """The rest of the body did not come in time."""
         self._let_go()
         error = body_timeout(self._plane.body_timeout_s)
-        self._plane.handler.refused(self._path, error)
+        self._plane.handler.refused(self._path, error, self.request_id)
         self.keep_alive = False
         self.respond(error.status, error.to_body(self.request_id), [*JSON_HEADERS, *error.headers()])
 

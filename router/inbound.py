@@ -40,7 +40,7 @@ class Handler(Protocol):
 
     async def __call__(self, inbound: Inbound, client: Client) -> None: ...
 
-    def refused(self, path: str, error: ApiError) -> None:
+    def refused(self, path: str, error: ApiError, request_id: str) -> None:
         """A request ended before the handler saw it."""
 
 

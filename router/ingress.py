@@ -94,7 +94,7 @@ class HotPath:
             body = await self._read_body(headers, receive, held)
         except ApiError as error:
             held.let_go()
-            self._handler.refused(path, error)
+            self._handler.refused(path, error, client.request_id)
             await _refuse_body(client, error, receive)
             return
         except ClientGone:

@@ -30,6 +30,27 @@ class Opened:
     document: Document | None  # of an answer that is not streamed: all of it
 
 
+class Resumed(PulledReply):
+    """A reply whose beginning was read already: it is given once more, then the rest."""
+
+    def __init__(self, reply: EngineReply, beginning: list[bytes], rest: AsyncIterator[bytes]) -> None:
+        self.status = reply.status
+        self.content_type = reply.content_type
+        self.headers = reply.headers
+        self._reply = reply
+        self._beginning = beginning
+        self._rest = rest
+
+    async def body(self) -> AsyncIterator[bytes]:
+        while self._beginning:
+            yield self._beginning.pop(0)
+        async for data in self._rest:
+            yield data
+
+    async def aclose(self) -> None:
+        await self._reply.aclose()
+
+
 class Race:
     """`async with race:` around the first attempt, which must `claim` before it passes anything on; at the end, `close`."""
 
@@ -138,24 +159,3 @@ class Race:
         if self._task is not None and self._task.done() and not self._task.cancelled():
             return "failed"
         return "lost" if self._claimed else "cancelled"
-
-
-class Resumed(PulledReply):
-    """A reply whose beginning was read already: it is given once more, then the rest."""
-
-    def __init__(self, reply: EngineReply, beginning: list[bytes], rest: AsyncIterator[bytes]) -> None:
-        self.status = reply.status
-        self.content_type = reply.content_type
-        self.headers = reply.headers
-        self._reply = reply
-        self._beginning = beginning
-        self._rest = rest
-
-    async def body(self) -> AsyncIterator[bytes]:
-        while self._beginning:
-            yield self._beginning.pop(0)
-        async for data in self._rest:
-            yield data
-
-    async def aclose(self) -> None:
-        await self._reply.aclose()

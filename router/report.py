@@ -1,9 +1,8 @@
-"""Turns what happened to a request into metrics and one log line at its end; decides nothing.
+"""Turns what happened to a request into metrics at its end, and has the log line written; decides nothing.
 
 Label values are bounded: models by the names that replicas serve (else `other`), the rest by enums.
 """
 
-import logging
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -15,8 +14,7 @@ from metrics.labels import OTHER
 from router.exchange import ENDPOINTS, Exchange
 from router.openai.errors import ApiError, Case
 from router.openai.journal import Mode
-
-log = logging.getLogger("penstock.request")
+from router.request_log import RequestLog
 
 _QUEUE_OUTCOME = {
     Case.OVERLOADED: "shed_capacity",
@@ -46,6 +44,7 @@ class Report:
         metrics: Metrics,
         scheduler: Scheduler,
         gpu_of: Callable[[ReplicaId], str],
+        log: RequestLog,
         on_attempt: Callable[[Exchange], None] = lambda _exchange: None,
         on_outcome: Callable[[ReplicaId, str, Wait | None], None] = lambda _replica, _outcome, _wait: None,
         on_ended: Callable[[Exchange], None] = lambda _exchange: None,
@@ -57,6 +56,7 @@ class Report:
         self._metrics = metrics
         self._scheduler = scheduler
         self._gpu_of = gpu_of
+        self._log = log
         self._handles = HandleCache(metrics)
         self._requests = Children(metrics.requests_total.labels)
         self._phases = Children(metrics.requests_in_flight.labels)
@@ -66,8 +66,9 @@ class Report:
         self._durations = Children(metrics.request_duration_seconds.labels)
         self._reasons = Children(metrics.finish_reasons_total.labels)
 
-    def refused(self, path: str, error: ApiError) -> None:
+    def refused(self, path: str, error: ApiError, request_id: str) -> None:
         """It ended before it was read."""
+        self._log.refused(request_id, path, error)
         self._requests.get(ENDPOINTS[path], OTHER, "default", str(error.status), error.label).inc()
 
     def began(self, exchange: Exchange) -> None:
@@ -152,7 +153,7 @@ class Report:
         else:
             self._served(exchange)
         self._on_ended(exchange)
-        self._log(exchange, model, tier, status)
+        self._log.ended(exchange, model=model, tier=tier, status=status)
 
     def _left_queue(self, exchange: Exchange, model: str, tier: str, now: float) -> None:
         if exchange.request is None:
@@ -208,21 +209,6 @@ class Report:
         assert exchange.placed is not None
         placement = exchange.placed.placement
         return *self._class(exchange), placement.replica, self._gpu_of(placement.replica), placement.cost_tier.value
-
-    def _log(self, exchange: Exchange, model: str, tier: str, status: int) -> None:
-        if not log.isEnabledFor(logging.INFO):
-            return
-        placed, error, timeline = exchange.placed, exchange.error, exchange.timeline
-        log.info(
-            "id=%s endpoint=%s model=%s tier=%s status=%d outcome=%s replica=%s attempts=%d queue_ms=%d ttft_ms=%s total_ms=%d "
-            "prompt_tokens=%s output_tokens=%s usd=%.8f error=%s",
-            exchange.inbound.request_id, exchange.endpoint, model, tier, status, exchange.outcome,
-            placed.placement.replica if placed else "-", exchange.attempts, round(exchange.queue_s * 1e3),
-            "-" if timeline.ttft_s is None else round(timeline.ttft_s * 1e3), round((timeline.e2e_s or 0.0) * 1e3),
-            exchange.usage.prompt_tokens if exchange.usage else "-",
-            (exchange.usage.completion_tokens if exchange.usage else None) or timeline.output_tokens, exchange.usd,
-            error.label if error else "-",
-        )  # fmt: skip
 
 
 def _wait(exchange: Exchange) -> Wait | None:

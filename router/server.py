@@ -22,6 +22,7 @@ from config.load import ConfigError
 from config.schema import Config
 from router.app import create_app, hot_plane
 from router.gateway import Gateway
+from router.logs import announce, configure_logging
 from router.protocol import KEEP_ALIVE_IDLE_S, protocol_with
 
 log = logging.getLogger("penstock")
@@ -36,7 +37,7 @@ _FORCED_GRACE_S = 1.0  # the same after a second signal, which asks not to wait
 
 def run(config: Config, *, reload: Callable[[], Config] | None = None) -> int:
     """Serve until a signal; returns the exit code (1: the address could not be bound)."""
-    configure_logging(config.log_level)
+    configure_logging(config.log_level, config.log_format)
     try:
         listener = bind(config.server.host, config.server.port)
     except OSError as error:
@@ -123,7 +124,7 @@ class PenstockServer(uvicorn.Server):
 
     def announce(self) -> None:
         """Connections are accepted from now on."""
-        print(banner(self._gateway, self._listener.getsockname(), self._version), flush=True)  # noqa: T201 - what a newcomer copies
+        announce(banner(self._gateway, self._listener.getsockname(), self._version), self._gateway.config.log_format)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """The door stays open while streams finish: whoever asks is told 503 and when to come back, `/readyz` says why."""
@@ -193,12 +194,3 @@ Try it:
 
 Metrics: {url}/metrics   API: {url}/docs   Stop with Ctrl-C.
 """
-
-
-def configure_logging(level: str) -> None:
-    """Of the process, to standard error."""
-    logging.basicConfig(
-        level=level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)-7s %(name)s %(message)s"
-    )
-    for noisy in ("httpx", "httpcore", "uvicorn.error"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)

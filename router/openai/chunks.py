@@ -5,7 +5,6 @@ a stream, are recognised by their bytes and passed on as they are; only the rest
 engines in turn: the filter stays, and makes it one.
 """
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,7 +64,7 @@ class ChunkFilter:
         self._identity: dict[str, Any] | None = None
         self._begun: set[int] = set()
         self._begun_names: set[bytes] = set()  # the same, as they are written
-        self._finished: dict[int, str] = {}  # and why
+        self._finished: dict[int, str] = {}  # why, by choice
         self._usage_chunk: bytes | None = None  # held until every choice has finished: it comes last
         self._usage_sent = False
         self._last_usage: dict[str, Any] | None = None
@@ -86,9 +85,15 @@ class ChunkFilter:
         return len(self._finished) >= self._expected
 
     @property
-    def finish_reasons(self) -> Collection[str]:
-        """Of each choice that has ended, as its client was told."""
-        return self._finished.values()
+    def finish_reasons(self) -> tuple[str, ...]:
+        """So far, by choice."""
+        return tuple(self._finished[index] for index in sorted(self._finished))
+
+    @property
+    def model(self) -> str | None:
+        """As the first chunk named it."""
+        name = None if self._identity is None else self._identity.get("model")
+        return name if isinstance(name, str) else None
 
     @property
     def complete(self) -> bool:

@@ -19,7 +19,8 @@ from typing import Final
 
 from config.load import ConfigError
 from config.schema import Config
-from router.server import ABORT_GRACE_S, bind, bind_message, configure_logging
+from router.logs import announce, configure_logging
+from router.server import ABORT_GRACE_S, bind, bind_message
 from router.usage_book import UsageBook
 from router.workers.hub import Hub
 from router.workers.wire import Reload, Stop
@@ -34,7 +35,7 @@ _KILL_GRACE_S: Final = 5.0  # beyond every deadline of the worker itself
 
 def supervise(config: Config, *, reload: Callable[[], Config] | None = None) -> int:
     """Serve with `server.workers` processes until a signal; returns the exit code (1: the address can't be had, or nobody starts)."""
-    configure_logging(config.log_level)
+    configure_logging(config.log_level, config.log_format)
     server = config.server
     try:
         with bind(server.host, server.port) as alone:  # who shares a port never hears that another has it
@@ -118,7 +119,7 @@ class Supervisor:
         log.info("worker %d serves (pid %s)", number, None if chair.process is None else chair.process.pid)
         if not self._banner_printed and all(chair.ready for chair in self._chairs):
             self._banner_printed = True
-            print(f"{banner}Workers: {len(self._chairs)}", flush=True)  # noqa: T201 - what a newcomer copies
+            announce(f"{banner}Workers: {len(self._chairs)}", self._config.log_format)
 
     def _gone(self, chair: _Chair) -> None:
         loop, process = asyncio.get_running_loop(), chair.process

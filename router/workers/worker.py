@@ -22,7 +22,8 @@ from config.schema import Config
 from metrics.pages import Page, read
 from router.decision_documents import Pseudonyms
 from router.gateway import Gateway
-from router.server import PenstockServer, banner, bind, bind_message, configure_logging
+from router.logs import configure_logging
+from router.server import PenstockServer, banner, bind, bind_message
 from router.standing import Word
 from router.workers.link import Link, Orders, connect
 from router.workers.share_client import ShareClient
@@ -44,7 +45,7 @@ class Seat:
 def work(seat: Seat) -> None:
     """The process; ends with exit code 1 where it could not begin."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # until the server's own handler ignores it
-    configure_logging(seat.config.log_level)
+    configure_logging(seat.config.log_level, seat.config.log_format)
     try:
         listener = bind(seat.host, seat.port, shared=True)
     except OSError as error:

@@ -1,0 +1,30 @@
+"""The extra `otel`: whether it is there, and the one place that loads it - where traces are on, and nowhere else."""
+
+from importlib.util import find_spec
+
+from config.schema import Config
+from router.tracing.tracer import SpanSink
+
+_WANTED = ("opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.http.trace_exporter")
+
+
+def problem(config: Config) -> str | None:
+    """Why traces that are asked for cannot be had, with what to do; None: all is well."""
+    if not config.tracing.enabled:
+        return None
+    try:
+        there = all(find_spec(name) is not None for name in _WANTED)
+    except ModuleNotFoundError:
+        there = False
+    if there:
+        return None
+    return (
+        "tracing.enabled: OpenTelemetry is not installed; pip install 'penstock[otel]', or set tracing.enabled to false"
+    )
+
+
+def exporter(config: Config, version: str) -> SpanSink:
+    """Raises ImportError where `problem` has one."""
+    from router.tracing.export import Exporter  # noqa: PLC0415 - heavy, and not everybody has it
+
+    return Exporter(config.tracing, version, workers=config.server.workers)
