@@ -74,7 +74,7 @@ def _refuse_from_afar(host: str, request: Request) -> None:
         raise ApiError(
             Case.NOT_FOUND,
             f"/admin asks for no key, so it is served only where the gateway listens on loopback, and this one listens on {host}; "
-            "set server.admin_key, or server.admin_port for a listener of its own, or server.host to 127.0.0.1, or read the file that decisions.file names.",
+            "set server.admin_key, or server.host to 127.0.0.1, or server.admin_port for a listener of its own, or read the file that decisions.file names.",
         )
     asked = request.url.hostname
     if (asked is not None and not is_loopback(asked)) or any(name in request.headers for name in _FORWARDED):
