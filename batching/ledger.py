@@ -5,7 +5,7 @@ lease may be opened is placement's business.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from batching.audit import Forecast
 from batching.blocks import UNBOUNDED, blocks_for
@@ -17,6 +17,14 @@ if TYPE_CHECKING:
 
 
 _BATCH = ServiceTier.BATCH  # an enum's member costs a call to look up
+
+
+class Counts(NamedTuple):
+    """One replica's tokens, ever, and what is held there now."""
+
+    emitted_tokens: int
+    computed_tokens: int
+    held_blocks: int
 
 
 @dataclass(slots=True, eq=False)
@@ -78,7 +86,9 @@ class Ledger:
     """All operations O(1) but `rebase` and `check`."""
 
     __slots__ = (
+        "_ended_tokens",
         "batch_prefill_tokens",
+        "computed_tokens",
         "held_blocks",
         "held_tokens",
         "leases",
@@ -97,6 +107,16 @@ class Ledger:
         self.held_tokens = 0
         self.held_blocks = 0
         self.reserved_blocks = 0
+        self.computed_tokens = 0  # of prompts, prefilled ever; what was found in a cache is left out
+        self._ended_tokens = 0  # with `held_tokens`: what was ever emitted, at no cost a token
+
+    @property
+    def emitted_tokens(self) -> int:
+        """Output ever, of what runs and of what has ended; never falls."""
+        return self.held_tokens + self._ended_tokens
+
+    def counts(self) -> Counts:
+        return Counts(self.emitted_tokens, self.computed_tokens, self.held_blocks)
 
     def open(self, record: LeaseRecord) -> None:
         lease = record.lease
@@ -109,6 +129,7 @@ class Ledger:
     def prefilled(self, record: LeaseRecord) -> None:
         """Its first token is out: the prompt no longer stands in anybody's way."""
         self.prefill_tokens -= record.prefill_tokens
+        self.computed_tokens += record.prefill_tokens
         if record.lease.request.service_tier is _BATCH:
             self.batch_prefill_tokens -= record.prefill_tokens
         record.prefill_tokens = 0
@@ -132,6 +153,11 @@ class Ledger:
         self.held_blocks += record.held_blocks
         self.reserved_blocks += record.reserved_blocks
         return record.held_blocks != before
+
+    def completed(self, record: LeaseRecord, output_tokens: int) -> None:
+        """What nobody told while it ran is counted before it is closed: prompts without a first token, an answer that came at once."""
+        self.computed_tokens += record.prefill_tokens
+        self._ended_tokens += max(0, output_tokens - record.emitted_tokens)
 
     def close(self, lease_id: LeaseId) -> LeaseRecord | None:
         """Gives everything back; None if it has been given back before."""
@@ -176,6 +202,8 @@ class Ledger:
                 self.batch_prefill_tokens += sign * record.prefill_tokens
         # A sum of floats that must not creep: nothing outstanding is exactly nothing.
         self.prefill_s = max(0.0, self.prefill_s + sign * record.prefill_s) if self.prefill_tokens else 0.0
-        self.held_tokens += sign * (request.prompt_tokens + record.emitted_tokens)
+        tokens = sign * (request.prompt_tokens + record.emitted_tokens)
+        self.held_tokens += tokens
+        self._ended_tokens -= tokens
         self.held_blocks += sign * record.held_blocks
         self.reserved_blocks += sign * record.reserved_blocks

@@ -3,7 +3,7 @@
 Counts what waits and enforces nothing: the bounds are admission's. Knows no replicas. Who is next is the lane's business.
 """
 
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import inf
@@ -44,7 +44,7 @@ def leave_time(request: Request, now: float, max_wait_s: float) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueueStatistics:
-    """What waits for one model in one service tier."""
+    """What waits for one model in one service tier, of all tenants or of one."""
 
     model: str
     service_tier: ServiceTier
@@ -52,6 +52,7 @@ class QueueStatistics:
     tokens: int
     bytes: int
     oldest_age_s: float
+    tenant: str | None = None
 
 
 class _Group:
@@ -316,6 +317,25 @@ class WaitingQueue:
                 oldest_age_s=max(0.0, now - next((w.ticket.queued_s for w in group.members.values()), now)),
             )
             for (model, tier), group in sorted(self._groups.items())
+        )
+
+    def by_tenant(self, now: float) -> tuple[QueueStatistics, ...]:
+        """Of every model, tier and tenant of which anything waits. O(queue)."""
+        waiting: defaultdict[tuple[str, ServiceTier, str], list[Waiting]] = defaultdict(list)
+        for one in self._members.values():
+            request = one.ticket.request
+            waiting[request.model, request.service_tier, request.tenant].append(one)
+        return tuple(
+            QueueStatistics(
+                model=model,
+                service_tier=tier,
+                tenant=tenant,
+                depth=len(group),
+                tokens=sum(one.ticket.request.prompt_tokens for one in group),
+                bytes=sum(one.ticket.request.body_bytes for one in group),
+                oldest_age_s=max(0.0, now - min(one.ticket.queued_s for one in group)),
+            )
+            for (model, tier, tenant), group in sorted(waiting.items())
         )
 
     def depth(self, model: str, worst: ServiceTier) -> int:

@@ -21,7 +21,7 @@ from batching.fleet import Fleet
 from batching.hedging import Hedging, Refusal
 from batching.lane import Waiting
 from batching.leaving import Leaving
-from batching.ledger import LeaseRecord
+from batching.ledger import Counts, LeaseRecord
 from batching.overload import Overload, Refused
 from batching.policies.policy import Policy
 from batching.queue import OUTPUT_TOKEN_WEIGHT, QueueStatistics, WaitingQueue
@@ -189,6 +189,7 @@ class Scheduler:
         self._charge_output(record, output_tokens or 0)
         if outcome is Outcome.COMPLETED:
             output = output_tokens or record.emitted_tokens
+            self._fleet[record.lease.replica].ledger.completed(record, output)
             self._audit(record, now, cached_tokens, -(-output // record.lease.request.sequences))
             self._learn(record, prompt_tokens, cached_tokens, output)
         if self._hedging is not None:
@@ -298,8 +299,12 @@ class Scheduler:
         """Who serves it, ready or not."""
         return frozenset(live.profile.id for live in self._fleet.serving(model))
 
-    def queue_statistics(self, now: float) -> tuple[QueueStatistics, ...]:
-        return self._queue.statistics(now)
+    def queue_statistics(self, now: float, *, by_tenant: bool = False) -> tuple[QueueStatistics, ...]:
+        return self._queue.by_tenant(now) if by_tenant else self._queue.statistics(now)
+
+    def counts(self) -> dict[ReplicaId, Counts]:
+        """What rates are differences of. O(replicas), without a look at any lease."""
+        return {live.profile.id: live.ledger.counts() for live in self._fleet if not live.retired}
 
     def prompt_tokens(self, model: str, chars: int) -> int:
         """The estimate for `Request.prompt_tokens`, by the characters per token learned of this model."""

@@ -1,4 +1,4 @@
-"""`/admin/*`: what the gateway decided and why, and what becomes of its replicas; for whom `router.admin_access` says."""
+"""`/admin/*`: what the gateway decided and why, what becomes of its replicas, and all of it live; for whom `router.admin_access` says."""
 
 from typing import Final
 
@@ -7,6 +7,7 @@ from fastapi import APIRouter, Depends, FastAPI, Request, Response
 
 from router.admin_access import refuse_strangers
 from router.admin_replicas import add_replicas
+from router.board.routes import add_board
 from router.decision_documents import Document
 from router.decision_log import Asked
 from router.gateway import Gateway
@@ -25,6 +26,7 @@ def add_admin(api: FastAPI, gateway: Gateway) -> None:
     admin = APIRouter(prefix="/admin", tags=["admin"], dependencies=[Depends(allowed)])
     _add_decisions(admin, gateway)
     add_replicas(admin, gateway)
+    add_board(admin, gateway)
     api.include_router(admin)
 
 

@@ -20,7 +20,7 @@ from metrics.catalog import Metrics
 from metrics.exposition import render
 from metrics.pages import merged, write
 from router.admin import add_admin
-from router.board.page import add_board
+from router.board.page import add_page
 from router.gateway import Gateway
 from router.health import readiness
 from router.inbound import request_id
@@ -57,7 +57,7 @@ def build_api(gateway: Gateway, hot: HotPath, version: str) -> FastAPI:
     _add_models(api, gateway)
     _add_health(api, gateway)
     add_admin(api, gateway)
-    add_board(api, gateway)
+    add_page(api, gateway)
     _add_hot_paths(api, hot)
     return api
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from metrics.pages import Page
+from router.board.part import Part, Wanted
 from router.decision_documents import Document
 from router.decision_log import Asked
 from router.standing import Left, Word
@@ -33,6 +34,10 @@ class Crew(Protocol):
 
     async def decisions(self, asked: Asked) -> list[Document]:
         """Everybody's, newest first."""
+        ...
+
+    async def parts(self, wanted: Wanted) -> Sequence[Part]:
+        """Everybody's part of the board, this one's too."""
         ...
 
     async def tell(self, word: Word) -> Left:

@@ -43,11 +43,12 @@ Fleet = Callable[[], Sequence[ReplicaProfile]]
 class DecisionLog:
     """`ledger` is the scheduler's; None: the configuration has it off."""
 
-    def __init__(self, config: Config, metrics: Metrics) -> None:
+    def __init__(self, config: Config, metrics: Metrics, names: Pseudonyms | None = None) -> None:
+        """`names`: those of all workers, where there are several."""
         wanted = config.decisions
         self._config = config
         self._metrics = metrics
-        self._names = Pseudonyms()
+        self._names = Pseudonyms() if names is None else names
         self._unix_at_zero: float | None = None
         self._pending: list[DecisionRecord] = []
         self._file: DecisionFile | None = None

@@ -13,6 +13,7 @@ import httpx
 from prometheus_client import CollectorRegistry
 
 from backends.backend import Backend
+from backends.breaker import BreakerState
 from batching.policies import BASELINES
 from batching.replica import ReplicaProfile
 from batching.request import ReplicaId
@@ -23,8 +24,10 @@ from config.gpus import gpu_table
 from config.schema import Config, ReplicaConfig
 from metrics.catalog import Metrics
 from router.admission import Admission
+from router.board.board import Board, Sources
 from router.body_budget import BodyBudget
 from router.crew import Crew
+from router.decision_documents import Pseudonyms
 from router.decision_log import DecisionLog
 from router.dispatch import Dispatcher
 from router.engines import build_backend
@@ -48,7 +51,16 @@ BackendFactory = Callable[[ReplicaConfig, Config, httpx.AsyncClient], Backend]
 class Gateway:
     """One gateway: `async with gateway.running()` while it serves."""
 
-    def __init__(self, config: Config, *, version: str, backend_factory: BackendFactory = build_backend) -> None:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        version: str,
+        backend_factory: BackendFactory = build_backend,
+        names: Pseudonyms | None = None,
+    ) -> None:
+        """`names`: those of all workers, where there are several."""
+        names = Pseudonyms() if names is None else names
         self.config = config
         self.draining = False
         self.crew: Crew | None = None  # the other workers, where there are any; set before `running`
@@ -61,7 +73,7 @@ class Gateway:
         # The pure core, and the shell that gives it the loop's clock.
         name = config.scheduling.policy
         self._policy = None if name == OWN_POLICY else BASELINES[name](_POLICY_SEED)
-        self.decisions = DecisionLog(config, self.metrics)
+        self.decisions = DecisionLog(config, self.metrics, names)
         self.scheduler = Scheduler(
             config.scheduling,
             config.queue,
@@ -87,6 +99,8 @@ class Gateway:
         self.farewells = Farewells(config.spot, self.admission, self.streams, self.metrics)
         self.bodies = BodyBudget(config.server.max_held_body_bytes)
         self.gauges = Gauges(self.metrics, self.scheduler, self.bodies)
+        # What people see of it.
+        self.board = Board(self._sources(version, names))
         self._backend_factory = backend_factory
         self._retired: list[Backend] = []  # removed or replaced by a reload; closed after their last stream
         self._http: httpx.AsyncClient | None = None
@@ -115,10 +129,12 @@ class Gateway:
                     housekeeping = tasks.create_task(self._housekeep(), name="housekeeping")
                     ledger = tasks.create_task(self.decisions.run(self._fleet), name="decisions")
                     farewells = tasks.create_task(self.farewells.run(), name="farewells")
+                    board = tasks.create_task(self.board.run(), name="board")
                     yield
                     housekeeping.cancel()
                     ledger.cancel()
                     farewells.cancel()
+                    board.cancel()
                     self.dispatcher.moves.close()
                     self.watch.close()
                     self.kv_watch.close()
@@ -172,6 +188,24 @@ class Gateway:
 
     def watched(self) -> list[Watched]:
         return list(self.watch.replicas.values()) if self.watch is not None else []
+
+    def _sources(self, version: str, names: Pseudonyms) -> Sources:
+        return Sources(
+            version=version,
+            started_unix_s=self.started_unix_s,
+            scheduler=self.scheduler,
+            metrics=self.metrics,
+            decisions=self.decisions,
+            farewells=self.farewells,
+            names=names,
+            watched=self.watched,
+            circuit=self._circuit,
+            draining=lambda: self.draining,
+            crew=lambda: self.crew,
+        )
+
+    def _circuit(self, replica: ReplicaId) -> str:
+        return BreakerState.CLOSED if self.watch is None else self.watch.suspicion.circuit(replica)
 
     def _add(self, replica: ReplicaConfig) -> None:
         if replica.gpu.type != "unknown" and replica.gpu.type not in gpu_table():

@@ -176,6 +176,7 @@ class PenstockServer(uvicorn.Server):
         try:
             while self._gateway.dispatcher.active and not self.force_exit:  # noqa: ASYNC110 - signals only set flags
                 await asyncio.sleep(_DRAIN_LOOK_S)
+            self._gateway.board.feed.end()  # watched to the end of the drain, and no longer
             await super().shutdown(sockets)
         finally:
             deadline.cancel()

@@ -151,6 +151,10 @@ class Suspicion:
             for state in BreakerState:
                 gauge.labels(replica, state.value).set(case.breaker.state is state)
 
+    def circuit(self, replica: ReplicaId) -> BreakerState:
+        case = self._cases.get(replica)
+        return BreakerState.CLOSED if case is None else case.breaker.state
+
     # -- time --------------------------------------------------------------------------------------------------------
 
     async def _tick_on(self) -> None:

@@ -1,8 +1,10 @@
 """What the board, `penstock top` and `GET /admin/live` are told: the shape, and nothing of how it comes about.
 
 The first event of a stream is `Live` with every replica; each later one, a second apart, has in `replicas` only those whose card has
-changed, and in `gone` those that are no longer there. Everything else is always whole. Times are seconds, `*_unix_s` on the wall's
-clock; None: nobody knows. Sizes are KV blocks unless the name says tokens.
+changed, and in `gone` those that are no longer there; of pulses and placements it has the new ones, and those placements again whose
+end is known since (`request_id`, `unix_s` and `replica` tell one from another). Everything else is always whole. An event may be whole
+at any time. Times are seconds, `*_unix_s` on a clock of the gateway's that agrees with the document's own `unix_s`: what is left until
+a deadline is their difference. None: nobody knows. Sizes are KV blocks unless the name says tokens.
 """
 
 import msgspec
@@ -38,7 +40,9 @@ class ReplicaCard(msgspec.Struct, kw_only=True, frozen=True):
     output_tokens_per_s: float = 0.0  # over the last seconds
     input_tokens_per_s: float = 0.0  # prompt tokens computed, cached ones left out
     usd_per_million_output_tokens: float | None = None  # at that rate
-    figures_age_s: float | None = None  # of what the engine says
+    figures_age_s: float | None = (
+        None  # of what the engine says, in steps of five seconds: a card changes only with news
+    )
 
 
 class QueueRow(msgspec.Struct, kw_only=True, frozen=True):
@@ -102,7 +106,7 @@ class PlacementLine(msgspec.Struct, kw_only=True, frozen=True):
     queued_s: float
     candidates: tuple[Candidate, ...] = ()  # the chosen one first
     outcome: str | None = None  # None: it runs
-    ttft_s: float | None = None
+    ttft_s: float | None = None  # from the request's arrival, its queue included
 
 
 class Live(msgspec.Struct, kw_only=True, frozen=True):
@@ -118,6 +122,6 @@ class Live(msgspec.Struct, kw_only=True, frozen=True):
     replicas: tuple[ReplicaCard, ...] = ()
     gone: tuple[str, ...] = ()
     queue: tuple[QueueRow, ...] = ()
-    pulses: tuple[Pulse, ...] = ()  # the whole: up to two minutes, oldest first; later: the last second's
+    pulses: tuple[Pulse, ...] = ()  # the whole: up to two minutes, oldest first; later: those since the last event
     money: Money = Money()
-    placements: tuple[PlacementLine, ...] = ()  # the whole: the last twenty; later: those since the last event
+    placements: tuple[PlacementLine, ...] = ()  # the whole: the last twenty; later: of them, those with news

@@ -62,7 +62,7 @@ def assets() -> dict[str, Asset]:
     return {entry.name: Asset(entry.name, entry.read_bytes()) for entry in folder.iterdir()}
 
 
-def add_board(api: FastAPI, gateway: Gateway) -> None:
+def add_page(api: FastAPI, gateway: Gateway) -> None:
     """`/`, `/board` and the files below it."""
     found = assets()
 

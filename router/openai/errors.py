@@ -41,6 +41,7 @@ __all__ = [
     "shed",
     "stream_error_event",
     "too_late",
+    "too_many_viewers",
     "total_timeout",
     "upstream_failed",
     "upstream_garbled",
@@ -51,6 +52,7 @@ __all__ = [
 
 # Where a gateway that drains is replaced by another: the time a load balancer needs to look again.
 _DRAIN_RETRY_S = 1.0
+_VIEWERS_RETRY_S = 30.0  # somebody may have closed one by then
 _DROPPED = "x-penstock-dropped-reason"
 
 
@@ -183,6 +185,12 @@ def flex_shed(reason: Reason, retry_after_s: float | None) -> ApiError:
 def draining(retry_after_s: float = _DRAIN_RETRY_S) -> ApiError:
     message = "This gateway is shutting down; retry, and another one will answer."
     return ApiError(Case.DRAINING, message, headers=_dropped(Reason.DRAINING, retry_after_s))
+
+
+def too_many_viewers(limit: int) -> ApiError:
+    """Of the board, all live streams together."""
+    message = f"The fleet is watched by {limit} already; close a board or a `penstock top`, or ask GET /admin/fleet, which has no such limit."
+    return ApiError(Case.RATE_LIMITED, message, code="too_many_viewers", headers=retry_headers(_VIEWERS_RETRY_S))
 
 
 def upstream_timeout() -> ApiError:

@@ -17,6 +17,7 @@ import msgspec
 from batching.request import ReplicaId
 from batching.shares import Claim, Share
 from metrics.pages import Page, packed, unpacked
+from router.board.part import Part, Wanted
 from router.decision_documents import Document
 from router.decision_log import Asked
 from router.standing import Left, Word
@@ -54,6 +55,7 @@ class Orders:
     answer: Callable[[int, Mapping[ReplicaId, Share]], None]  # shares
     page: Callable[[], Page]  # the figures of now
     decisions: Callable[[Asked], list[Document]]  # the last placements
+    board: Callable[[Wanted], bytes]  # this worker's part of the board, packed
     left: Callable[[], Left]  # what runs on the replicas
     told: Callable[[Word], None]  # of a replica; its deadline counts from now
 
@@ -117,6 +119,11 @@ class Link:
         found.sort(key=lambda entry: str(entry["at"]), reverse=True)
         return found[: asked.limit]
 
+    async def parts(self, wanted: Wanted) -> list[Part]:
+        """Of all workers; without a supervisor nobody's, and the board makes do with this one's."""
+        bodies = await self._ask(Topic.BOARD, msgspec.msgpack.encode(wanted))
+        return [msgspec.msgpack.decode(body, type=Part) for body in bodies or ()]
+
     async def tell(self, word: Word) -> Left:
         """All workers. Without a supervisor: this one."""
         bodies = await self._ask(Topic.FAREWELL, msgspec.json.encode(word))
@@ -165,6 +172,8 @@ class Link:
             case Question(number, Topic.DECISIONS, question):
                 asked = msgspec.json.decode(question, type=Asked)
                 self._send(Reply(number, msgspec.json.encode(orders.decisions(asked))))
+            case Question(number, Topic.BOARD, question):
+                self._send(Reply(number, orders.board(msgspec.msgpack.decode(question, type=Wanted))))
             case Question(number, Topic.LEFT):
                 self._send(Reply(number, msgspec.json.encode(orders.left())))
             case Question(number, Topic.FAREWELL, question):

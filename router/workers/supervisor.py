@@ -7,6 +7,7 @@ a worker that ends is not replaced for ever: when all have ended, so does this.
 import asyncio
 import logging
 import multiprocessing
+import secrets
 import signal
 import sys
 import tempfile
@@ -78,6 +79,7 @@ class Supervisor:
         self._reload = reload
         self._port, self._admin_port = ports
         self._path = path
+        self._secret = secrets.token_bytes(16)
         self._chairs = [_Chair(number + 1) for number in range(config.server.workers)]
         self._hub = Hub(len(self._chairs), self._ready)
         self._context = multiprocessing.get_context("spawn")  # a fork would copy threads' locks
@@ -114,6 +116,7 @@ class Supervisor:
             port=self._port,
             admin_port=self._admin_port,
             path=self._path,
+            secret=self._secret,
         )
         chair.ready, chair.started_s, chair.timer = False, loop.time(), None
         chair.process = self._context.Process(target=work, args=(seat,), name=f"worker-{chair.number}", daemon=True)

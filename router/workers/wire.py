@@ -23,6 +23,7 @@ class Topic(StrEnum):
     PAGE = "page"  # their metrics
     DECISIONS = "decisions"  # their last placements
     LEFT = "left"  # what runs on their replicas
+    BOARD = "board"  # their part of the board
     FAREWELL = "farewell"  # the same, after a word about one of them that holds for all
 
 

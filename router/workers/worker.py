@@ -17,6 +17,7 @@ from types import FrameType
 from batching.request import ReplicaId
 from config.schema import Config
 from metrics.pages import Page, read
+from router.decision_documents import Pseudonyms
 from router.gateway import Gateway
 from router.server import CannotListenError, Doors, PenstockServer, configure_logging, open_doors
 from router.standing import Word
@@ -34,6 +35,7 @@ class Seat:
     port: int  # the one that all share
     admin_port: int | None  # as well, if there is one
     path: Path  # of the supervisor's socket
+    secret: bytes  # of the pseudonyms: a tenant has one name in all workers
 
 
 def work(seat: Seat) -> None:
@@ -46,7 +48,7 @@ def work(seat: Seat) -> None:
         sys.exit(str(error))
     config = of_worker(seat.config, seat.number)
     version = installed_version("penstock")
-    gateway = Gateway(config, version=version)
+    gateway = Gateway(config, version=version, names=Pseudonyms(seat.secret))
     WorkerServer(gateway, doors, version, seat).run(sockets=doors.sockets)
 
 
@@ -79,6 +81,7 @@ class WorkerServer(PenstockServer):
             answer=shares.take,
             page=self._page,
             decisions=self._gateway.decisions.recent,
+            board=self._gateway.board.told,
             left=self._gateway.farewells.left,
             told=self._told,
         )

@@ -124,7 +124,7 @@ class Answer {
       this.homes.push({ replica: response.headers.get("x-penstock-replica") ?? "the gateway", tier: response.headers.get("x-penstock-cost-tier") ?? "", from_unix_s: 0 });
       await this.read(response.body, asked);
     } catch (error) {
-      if (this.cut.signal.aborted) this.note("stopped here; the engine was told to stop, too");
+      if (this.cut.signal.aborted) this.stopped = true;
       else this.fail({ message: `The connection broke: ${error.message}` });
     }
     this.draw();
@@ -207,7 +207,10 @@ class Answer {
 
   /** Where its tokens come from, and how fast. */
   tell() {
-    if (!this.homes.length) return;
+    if (!this.homes.length) {
+      if (this.stopped) setText(this.from, "stopped before it had a place");
+      return;
+    }
     const found = [];
     this.homes.forEach((home, i) => {
       if (i) found.push(make("span", "quiet", "then"));
@@ -221,6 +224,7 @@ class Answer {
     if (tokens > 1 && took_s > 0) words.push(`${count((tokens - 1) / took_s)} tok/s`);
     if (tokens) words.push(`${count(tokens)} tokens`);
     if (this.finish === "length") words.push("cut at the bound");
+    if (this.stopped) words.push("stopped, and so was the engine");
     found.push(make("span", "quiet", words.join(" · ")));
     this.from.replaceChildren(...found);
   }
@@ -236,10 +240,6 @@ class Answer {
     } catch {
       // never placed, or no decisions are kept: nothing to add
     }
-  }
-
-  note(text) {
-    this.why.replaceChildren(text);
   }
 
   fail(error) {

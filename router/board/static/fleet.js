@@ -174,7 +174,7 @@ export class Fleet {
     add(kvLine, "span", "used");
     add(kvLine, "span", "room");
     const figures = add(node, "dl", "numbers");
-    for (const [name, label] of [["running", "running"], ["engine", "in its queue"], ["rate", "tokens/s"], ["mtok", "$ per Mtok"]]) {
+    for (const [name, label] of [["running", "running"], ["engine", "engine queue"], ["rate", "tokens/s"], ["mtok", "$ per Mtok"]]) {
       const pair = make("div");
       pair.append(make("dt", "", label));
       add(pair, "dd", name);

@@ -60,9 +60,9 @@ export class Placements {
     where.firstChild.ariaHidden = "true";
     node.ttft = make("span");
     node.outcome = make("span", "outcome");
-    const figures = make("span", "how");
-    figures.append(make("span", "", `queued ${time(line.queued_s)}`), node.ttft, node.outcome);
-    summary.append(when, make("span", "what", `${line.model} · ${line.service_tier}`), where, make("span", "why", reason(line)), figures);
+    const how = make("span", "how");
+    how.append(make("span", "", line.model), make("span", "", `${line.service_tier} tier`), make("span", "", `queued ${time(line.queued_s)}`), node.ttft);
+    summary.append(when, where, make("span", "why", reason(line)), node.outcome, how);
     details.append(summary);
     details.addEventListener("toggle", () => details.open && details.childElementCount === 1 && details.append(this.more(line)));
     details.addEventListener("keydown", (event) => {
@@ -135,9 +135,10 @@ export function paintQueue(state) {
   while (body.rows.length > rows.length) body.lastElementChild.remove();
   rows.forEach((row, i) => {
     const line = body.rows[i] ?? body.insertRow();
-    [row.service_tier, row.tenant, row.model, count(row.depth), count(row.tokens), time(row.oldest_s)].forEach((text, j) => {
+    [row.service_tier, row.tenant, row.model, count(row.depth), time(row.oldest_s)].forEach((text, j) => {
       const cell = line.cells[j] ?? line.insertCell();
       if (j > 2) cell.className = "number";
+      else if (cell.title !== text) cell.title = text; // it may be cut
       setText(cell, text);
     });
   });

@@ -16,7 +16,8 @@ export const rate = (value) => (!known(value) ? NONE : value > 0 && value < 10 ?
 export function short(value) {
   if (!known(value)) return NONE;
   if (value < 10_000) return whole.format(value);
-  return value < 1e6 ? `${one.format(value / 1e3)}k` : `${one.format(value / 1e6)}M`;
+  const [scaled, unit] = value < 999_500 ? [value / 1e3, "k"] : [value / 1e6, "M"];
+  return `${(scaled < 100 ? one : whole).format(scaled)}${unit}`;
 }
 
 export const percent = (ratio) => (known(ratio) ? `${ratio > 0 && ratio < 0.0095 ? "<1" : whole.format(ratio * 100)}%` : NONE);
@@ -87,14 +88,14 @@ export function stateOf(card, now_unix_s) {
 export function reason(line) {
   const chosen = line.candidates[0];
   const free = chosen && chosen.usd === 0;
-  const paid = free && line.cost_tier === "reserved" ? "paid for anyway, so it adds $0: " : "";
+  const paid = free && line.cost_tier === "reserved" ? ": paid for anyway, it adds $0" : "";
   switch (line.reason) {
     case "prefix_hit":
       return chosen?.cached_tokens ? `has ${count(chosen.cached_tokens)} tokens of this prompt cached` : "has the beginning of this prompt cached";
     case "cost":
-      return `${paid}cheapest that meets the objective`;
+      return `cheapest that meets the objective${paid}`;
     case "kv_headroom":
-      return `${paid}as cheap as others, and sooner or with more room`;
+      return `as cheap as others, and sooner or with more room${paid}`;
     case "fallback":
       return "none would meet the objective: the earliest first token";
     case "policy":
