@@ -352,7 +352,7 @@ async def test_chat_streams_text_and_names_its_replica() -> None:
         assert "reserved" in head
         assert "queued 12 ms" in head
         await found.until_text(
-            ".theirs .why", "big: cheapest that meets the objective: paid for anyway, it adds $0 · 3 had room"
+            ".theirs .why", "big: cheapest that meets the objective (paid for anyway: adds $0) · 3 had room"
         )
         await say(found, "again")
         await found.until(

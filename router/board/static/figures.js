@@ -103,8 +103,9 @@ function pair(pulses, low, high) {
 
 const SVG = "http://www.w3.org/2000/svg";
 const WIDTH = KEPT, HEIGHT = 28;
+const GAP = 10; // seconds of which nothing is known that a line bridges
 
-/** Lines over two minutes, the newest at the right edge; a gap where nothing is known. The first is drawn lighter. */
+/** Lines over two minutes, the newest at the right edge; broken where nothing was known for long. The first is drawn lighter. */
 function spark(id, what, lines, say, top) {
   const svg = by(id);
   while (svg.childElementCount < lines.length) {
@@ -121,16 +122,13 @@ function spark(id, what, lines, say, top) {
 }
 
 function path(line, most) {
-  let drawn = "", joined = false;
+  let drawn = "", before = -Infinity;
   line.forEach((value, i) => {
-    if (!known(value)) {
-      joined = false;
-      return;
-    }
+    if (!known(value)) return;
     const x = WIDTH - line.length + i + 0.5, y = HEIGHT - 1.5 - (value / most) * (HEIGHT - 4);
-    drawn += `${joined ? "L" : "M"}${x} ${y.toFixed(1)}`;
-    if (!joined && !known(line[i + 1])) drawn += "h1"; // a second alone
-    joined = true;
+    drawn += `${i - before <= GAP ? "L" : "M"}${x} ${y.toFixed(1)}`;
+    if (i - before > GAP) drawn += "h.5"; // seen, also where it is alone
+    before = i;
   });
   return drawn;
 }

@@ -88,7 +88,7 @@ export function stateOf(card, now_unix_s) {
 export function reason(line) {
   const chosen = line.candidates[0];
   const free = chosen && chosen.usd === 0;
-  const paid = free && line.cost_tier === "reserved" ? ": paid for anyway, it adds $0" : "";
+  const paid = free && line.cost_tier === "reserved" ? " (paid for anyway: adds $0)" : "";
   switch (line.reason) {
     case "prefix_hit":
       return chosen?.cached_tokens ? `has ${count(chosen.cached_tokens)} tokens of this prompt cached` : "has the beginning of this prompt cached";
