@@ -88,7 +88,8 @@ async def test_drain_is_shown_and_ended() -> None:
         await gateway.listens()
         async with tab(gateway.url) as found:
             await is_live(found)
-            where = next(name for name in NAMES if name in await ask_in_chat(found, "Hello"))
+            foot = await ask_in_chat(found, "Hello")
+            where = next(name for name in NAMES if name in foot)
             await post(gateway, f"/admin/replicas/{where}/drain", {"deadline_s": 300})
             await found.until_card(where, "word", "draining")
             assert "left" in (await found.card(where))["more"]
@@ -102,7 +103,7 @@ async def test_drain_is_shown_and_ended() -> None:
 
 async def test_dead_engine_is_shown_and_answers_go_on(tmp_path: Path) -> None:
     """An engine's process is killed under a stream: its card says down, and the answer's other half is the other replica's, marked so."""
-    with EngineProcess(speed=0.5) as first, EngineProcess(speed=0.5, seed=1) as second:
+    with EngineProcess(speed=0.25) as first, EngineProcess(speed=0.25, seed=1) as second:
         await first.ready()
         await second.ready()
         engines = {"one": first, "two": second}
@@ -124,7 +125,6 @@ async def test_dead_engine_is_shown_and_answers_go_on(tmp_path: Path) -> None:
             await found.until("!document.querySelector('#send').hidden")
             assert await found.page.locator(".theirs .failure").count() == 0
             assert len(await found.text(".theirs .text .mark-1")) > 10
-            assert "400 tokens" in await found.text(".theirs .from")
             await found.until_text(".theirs .why", "placed 2 times")
             assert "down" in await found.text("#counts")
 

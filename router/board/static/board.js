@@ -14,7 +14,7 @@ const by = (id) => document.getElementById(id);
 const state = {
   cards: new Map(), queue: [], pulses: [], placements: [], money: {},
   live: null, // the last document's own fields
-  ahead_s: 0, // of the server's clock, to this one's
+  ahead_s: -Infinity, // of the server's clock, to this one's
   now: () => Date.now() / 1e3 + state.ahead_s,
 };
 let changed = false; // replicas came, went or, in a whole document, may have
@@ -49,13 +49,19 @@ function event(live) {
   state.placements = keepPlacements(state.placements, live.placements);
   state.money = live.money;
   state.live = live;
-  state.ahead_s = live.unix_s - Date.now() / 1e3;
+  setClock(live.unix_s - Date.now() / 1e3);
   chat.placed(live.placements);
   document.body.classList.remove("waiting");
   by("key-form").hidden = true;
   if (live.draining) tell("draining", "the gateway drains: running answers end, new requests are sent away");
   else tell("live", "live");
   soon();
+}
+
+/** The server's clock by ours. A document that came late says too little, so the most that was said counts, and fades. */
+function setClock(ahead_s) {
+  const off_s = Math.abs(ahead_s - state.ahead_s);
+  state.ahead_s = off_s > 30 ? ahead_s : Math.max(ahead_s, state.ahead_s - 0.02);
 }
 
 function soon() {

@@ -14,6 +14,7 @@ export class Chat {
     this.clock = clock; // the server's time, in Unix seconds
     this.messages = [];
     this.running = null; // the answer under way
+    this.answers = []; // the last ones: where they came from may be told after their end
     this.by = (id) => document.getElementById(id);
     this.by("chat-form").addEventListener("submit", (event) => {
       event.preventDefault();
@@ -38,9 +39,9 @@ export class Chat {
     if (models.includes(chosen)) picker.value = chosen;
   }
 
-  /** New lines of the feed: an answer that is placed again goes on elsewhere from then on. */
+  /** New lines of the feed, the newest first: an answer that is placed again goes on elsewhere from then on. */
   placed(lines) {
-    for (const line of lines) if (line.request_id === this.running?.id) this.running.moved(line);
+    for (const line of [...lines].reverse()) for (const answer of this.answers) if (line.request_id === answer.id) answer.moved(line);
   }
 
   stop() {
@@ -63,6 +64,7 @@ export class Chat {
     this.by("talk").append(mine, answer.node);
     this.by("forget").hidden = false;
     this.by("say").value = "";
+    this.answers = [...this.answers.slice(-3), answer];
     this.busy(answer);
     const messages = this.messages;
     messages.push({ role: "user", content: said });
