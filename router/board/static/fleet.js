@@ -39,7 +39,11 @@ export class Fleet {
     this.filter.addEventListener("input", again);
     this.sort.addEventListener("change", again);
     this.region.addEventListener("scroll", () => this.soon(), { passive: true });
-    new ResizeObserver(() => this.soon()).observe(this.region);
+    this.size = null; // measured when it is next needed
+    new ResizeObserver(() => {
+      this.size = null;
+      this.soon();
+    }).observe(this.region);
     this.counts.addEventListener("click", (event) => {
       const word = event.target.closest("button")?.dataset.word;
       if (word === undefined) return;
@@ -62,7 +66,7 @@ export class Fleet {
     this.drawing = true;
     requestAnimationFrame(() => {
       this.drawing = false;
-      this.draw();
+      this.draw(false);
     });
   }
 
@@ -103,31 +107,40 @@ export class Fleet {
     }));
   }
 
-  /** The cards in sight, and room for the others. */
-  draw() {
+  /** The cards in sight, and room for the others. `fresh`: there is news also for those that are there already. */
+  draw(fresh = true) {
     const many = this.order.length;
-    this.region.classList.toggle("many", many > 12);
+    if (this.region.classList.contains("many") !== many > 12) {
+      this.region.classList.toggle("many", many > 12);
+      this.size = null;
+    }
     if (!many) {
       this.place([], 0);
       this.list.style.padding = "0";
       return;
     }
     if (!this.list.firstElementChild) this.place(this.order.slice(0, 1), 0); // whose height all have
-    const probe = this.list.firstElementChild;
-    const style = getComputedStyle(this.list);
-    const gap = parseFloat(style.rowGap) || 0;
-    const height = probe.offsetHeight + gap;
-    const columns = Math.max(1, style.gridTemplateColumns.split(" ").length);
+    this.size ??= this.measure();
+    const { height, columns, sight } = this.size;
     const rows = Math.ceil(many / columns);
-    const sight = Math.min(this.region.clientHeight || innerHeight, innerHeight);
     const first = Math.max(0, Math.min(Math.floor(this.region.scrollTop / height) - OVERSCAN, rows));
     const end = Math.min(rows, Math.ceil((this.region.scrollTop + Math.max(sight, many > 12 ? 0 : innerHeight * 4)) / height) + OVERSCAN);
-    this.place(this.order.slice(first * columns, end * columns), first * columns);
+    this.place(this.order.slice(first * columns, end * columns), first * columns, fresh);
     this.list.style.paddingTop = `${first * height}px`;
     this.list.style.paddingBottom = `${Math.max(0, rows - end) * height}px`;
   }
 
-  place(wanted, from) {
+  /** What only a change of the window's or the region's size can change; to ask makes the browser lay out. */
+  measure() {
+    const style = getComputedStyle(this.list);
+    return {
+      height: this.list.firstElementChild.offsetHeight + (parseFloat(style.rowGap) || 0),
+      columns: Math.max(1, style.gridTemplateColumns.split(" ").length),
+      sight: Math.min(this.region.clientHeight || innerHeight, innerHeight),
+    };
+  }
+
+  place(wanted, from, fresh = true) {
     const kept = new Set(wanted);
     for (const [name, node] of this.shown) {
       if (kept.has(name)) continue;
@@ -138,12 +151,14 @@ export class Fleet {
     let at = this.list.firstElementChild;
     wanted.forEach((name, i) => {
       let node = this.shown.get(name);
-      if (node === undefined) {
+      const there = node !== undefined;
+      if (!there) {
         node = this.spare.pop() ?? this.node();
         this.shown.set(name, node);
       }
       if (node === at) at = at.nextElementSibling;
       else this.list.insertBefore(node, at);
+      if (there && !fresh) return;
       node.ariaPosInSet = String(from + i + 1);
       node.ariaSetSize = String(this.order.length);
       fill(node, this.state.cards.get(name), this.marks, this.state.now());

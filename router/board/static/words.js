@@ -2,6 +2,8 @@
 
 const whole = new Intl.NumberFormat("en-US", { maximumFractionDigits: 0 });
 const one = new Intl.NumberFormat("en-US", { maximumFractionDigits: 1 });
+const cents = new Intl.NumberFormat("en-US", { minimumFractionDigits: 2, maximumFractionDigits: 2 });
+const fine = new Intl.NumberFormat("en-US", { minimumFractionDigits: 4, maximumFractionDigits: 4 });
 const clock = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit", second: "2-digit" });
 
 export const NONE = "–"; // nobody knows
@@ -25,8 +27,7 @@ export const percent = (ratio) => (known(ratio) ? `${ratio > 0 && ratio < 0.0095
 export function usd(value) {
   if (!known(value)) return NONE;
   if (value === 0) return "$0";
-  const digits = value >= 1000 ? 0 : value >= 0.1 ? 2 : 4;
-  return `$${value.toLocaleString("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits })}`;
+  return `$${(value >= 1000 ? whole : value >= 0.1 ? cents : fine).format(value)}`;
 }
 
 /** As people say it. */
