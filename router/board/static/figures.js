@@ -60,7 +60,7 @@ export function paintFigures(state) {
   put("spend", known(money.usd_per_hour) ? `${usd(money.usd_per_hour)}/h` : NONE);
   const demand = money.on_demand_usd_per_hour;
   const saved = demand ? 1 - money.usd_per_hour / demand : 0;
-  put("spend-more", !known(demand) ? "all on demand: prices not told"
+  put("spend-more", !known(demand) ? "on-demand prices not told"
     : `${usd(demand)}/h all on demand${Math.abs(saved) < 0.005 ? "" : saved > 0 ? `: ${percent(saved)} saved` : `: ${percent(-saved)} more`}`);
 
   const last = pulses.slice(-SMOOTH);
