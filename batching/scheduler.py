@@ -280,8 +280,9 @@ class Scheduler:
         """How many of a prompt's leading chunks each replica is believed to hold."""
         return self._fleet.prefixes.match(hashes)
 
-    def states(self, now: float) -> tuple[ReplicaState, ...]:
-        return self._fleet.states(now)
+    def states(self, now: float, *, briefly: bool = False) -> tuple[ReplicaState, ...]:
+        """`briefly`: without what predictions have been worth, which takes most of the time."""
+        return self._fleet.states(now, briefly=briefly)
 
     def leases_on(self, replica: ReplicaId) -> int:
         """Requests placed there and not finished; 0 of one that is not there."""

@@ -14,6 +14,7 @@ import msgspec
 
 from router.board.changes import changes
 from router.board.document import Live
+from router.board.pulse import until_next
 from router.openai.errors import draining, too_many_viewers
 
 log = logging.getLogger("penstock")
@@ -89,14 +90,14 @@ class Feed:
         loop = asyncio.get_running_loop()
         while True:
             await self._watched.wait()
-            await asyncio.sleep(1 - loop.time() % 1)
-            if self._viewers and not self.over:
+            await asyncio.sleep(until_next(loop.time()))
+            if not self._viewers:
+                self._watched.clear()
+            elif self._state is not None:  # else who watches has not begun yet
                 try:
-                    await self._go_on()
+                    await self._go_on(self._state)
                 except Exception:  # an error of ours costs a picture, not the gateway
                     log.exception("the board could not be brought up to date")
-            else:
-                self._watched.clear()
 
     def join(self) -> Viewer:
         """Raises ApiError where too many watch already, or the gateway is about to end."""
@@ -137,14 +138,11 @@ class Feed:
             self._encoded = b"retry: %d\n" % RETRY_MS + event(self._state)
         return self._encoded
 
-    async def _go_on(self) -> None:
+    async def _go_on(self, before: Live) -> None:
         async with self._looking:
-            before = self._state
-            if before is None:
-                return  # who watches has not begun yet
             after = await self._look(before)
-            if self._state is None:
-                return  # and nobody does any more
+            if self._state is not before:
+                return  # who watched has left; whoever has come since begins anew
             self._state, self._encoded = after, None
         told = event(changes(before, after))
         for viewer in self._viewers:

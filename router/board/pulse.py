@@ -133,6 +133,11 @@ def second_of(now: float) -> int:
     return int(now + _EARLY_S)
 
 
+def until_next(now: float) -> float:
+    """Seconds until the next whole one."""
+    return second_of(now) + 1 - now
+
+
 def totals(metrics: Metrics, replicas: Mapping[ReplicaId, Counts], queue_depth: int) -> Totals:
     """As they are now. O(series)."""
     requests = errors = 0

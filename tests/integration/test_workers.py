@@ -6,75 +6,22 @@ import os
 import re
 import signal
 import socket
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-import uvicorn
 
 from backends.simulated.bodies import chat_text
-from backends.simulated.options import EngineOptions
-from backends.simulated.server import create_engine_app
 from backends.simulated.tokens import expected_text
 from tests.support.asgi import chat
 from tests.support.gateway_process import GatewayProcess, serving, started
 from tests.support.raw_http import RawClient, ask, connected, get, post
 from tests.support.scrape import from_page
-from tests.support.servers import in_this_loop
+from tests.support.two_workers import PATIENCE_S, engine, one_each, seat, two_workers, write
 
 CHAT = "/v1/chat/completions"
 SEQUENCES = 4  # of the engine
-PATIENCE_S = 30.0
-
-
-@asynccontextmanager
-async def engine(**options: object) -> AsyncIterator[str]:
-    """A simulated engine behind HTTP, which both workers send to; yields its URL."""
-    values: dict[str, object] = {
-        "model": "m",
-        "kv_blocks": 4096,
-        "max_model_len": 32_768,
-        "max_num_seqs": 256,
-        **options,
-    }
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        app = create_engine_app(EngineOptions(**values))  # type: ignore[arg-type]
-        async with in_this_loop(uvicorn.Server(uvicorn.Config(app, log_level="warning")), listener):
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-
-
-def write(folder: Path, url: str, *, name: str = "sim", max_num_seqs: int = 256, **server: object) -> Path:
-    path = folder / "penstock.yaml"
-    capacity = {"max_num_seqs": max_num_seqs}  # which no engine tells
-    replicas = [{"name": name, "url": url, "gpu": {"type": "H100-80G"}, "capacity": capacity}]
-    path.write_text(json.dumps({"server": server, "replicas": replicas, "probe": {"interval_s": 0.1}}))
-    return path
-
-
-@asynccontextmanager
-async def two_workers(folder: Path, **options: object) -> AsyncIterator[GatewayProcess]:
-    async with engine(**options) as url, serving(write(folder, url, drain_timeout_s=60), "--workers", "2") as gateway:
-        yield gateway
-    assert "Traceback" not in gateway.log
-
-
-async def seat(client: RawClient) -> int:
-    """Which worker has this connection."""
-    found: int = (await client.ask(get("/readyz"))).json()["workers"]["answered_by"]
-    return found
-
-
-async def one_each(stack: AsyncExitStack, url: str) -> dict[int, RawClient]:
-    """A connection to each worker; the kernel chooses, so that it may take some."""
-    found: dict[int, RawClient] = {}
-    async with asyncio.timeout(PATIENCE_S):
-        while len(found) < 2:
-            client = await stack.enter_async_context(connected(url))
-            found.setdefault(await seat(client), client)
-    return found
 
 
 async def page(url: str) -> str:

@@ -11,6 +11,7 @@ from starlette.types import ASGIApp
 from backends.backend import Backend
 from config.schema import Config
 from router.app import create_app, hot_plane
+from router.decision_documents import Pseudonyms
 from router.engines import build_backend
 from router.gateway import Gateway
 from router.protocol import protocol_with
@@ -70,6 +71,7 @@ async def gateway_over(
     engines: Mapping[str, Backend],
     config: Config | None = None,
     capacity: Mapping[str, Any] | None = None,
+    names: Pseudonyms | None = None,
     **sections: Any,
 ) -> AsyncIterator[Running]:
     """A gateway whose replicas are the given backends; the lifespan runs, no socket is opened."""
@@ -78,7 +80,7 @@ async def gateway_over(
     def factory(replica: Any, _config: Any, _http: Any) -> Backend:
         return engines[replica.name] if replica.name in engines else build_backend(replica, _config, _http)
 
-    gateway = Gateway(config, version="test", backend_factory=factory)
+    gateway = Gateway(config, version="test", backend_factory=factory, names=names)
     async with gateway.running():
         yield Running(gateway, create_app(gateway, "test"))
 
