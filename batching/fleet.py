@@ -286,8 +286,8 @@ class Fleet:
         ]
         return min(waits)[1] if waits else None
 
-    def states(self, now: float) -> tuple[ReplicaState, ...]:
-        return tuple(live.state(now, self._stale_after_s) for live in self._replicas.values())
+    def states(self, now: float, *, briefly: bool = False) -> tuple[ReplicaState, ...]:
+        return tuple(live.state(now, self._stale_after_s, briefly=briefly) for live in self._replicas.values())
 
     def ledger_only(self, replica: ReplicaId, now: float) -> bool:
         """Whether nothing of what its engine says of its KV cache is gone by now."""

@@ -364,7 +364,7 @@ class LiveReplica:
         told = load is not None and load.kv_usage_ratio is not None and now < load.observed_s + stale_after_s
         return not told or self.profile.kv_blocks is None
 
-    def state(self, now: float, stale_after_s: float) -> ReplicaState:
+    def state(self, now: float, stale_after_s: float, *, briefly: bool = False) -> ReplicaState:
         ledger, profile = self.ledger, self.profile
         overrun = 0 if profile.kv_blocks is None else max(0, -self.offer.free_blocks)
         return ReplicaState(
@@ -380,8 +380,10 @@ class LiveReplica:
             load=self.load,
             load_age_s=None if self.load is None else max(0.0, now - self.load.observed_s),
             ledger_only=self.ledger_only(now, stale_after_s),
-            audit=self.audit.errors(),
-            extras={
+            audit={} if briefly else self.audit.errors(),
+            extras={}
+            if briefly
+            else {
                 "overrun_blocks": overrun,  # into the watermark, by growth that was not forecast
                 "ttft_factor": self.speed.ttft_factor,
                 "tpot_factor": self.speed.tpot_factor,

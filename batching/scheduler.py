@@ -306,8 +306,9 @@ class Scheduler:
         """The batch that whoever was placed there last has joined. Raises KeyError for a replica that is gone."""
         return Joined.of(self._fleet[replica])
 
-    def states(self, now: float) -> tuple[ReplicaState, ...]:
-        return self._fleet.states(now)
+    def states(self, now: float, *, briefly: bool = False) -> tuple[ReplicaState, ...]:
+        """`briefly`: without what predictions have been worth, which takes most of the time."""
+        return self._fleet.states(now, briefly=briefly)
 
     def leases_on(self, replica: ReplicaId) -> int:
         """Requests placed there and not finished; 0 of one that is not there."""

@@ -104,6 +104,13 @@ class Server(Section):
         repr=False,
         description="asked of whoever calls /admin, from anywhere; null: only this machine may. `env:NAME` or `file:/path`",
     )
+    admin_host: str = Field("127.0.0.1", min_length=1, description="of the admin's own listener, if admin_port is set")
+    admin_port: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="/admin and the board are there, and not at `port`; 0: any free one; null: both at `port`",
+    )
     trusted: bool = Field(
         False, description="pass on the request fields that are stripped for strangers (see docs/api.md)"
     )
@@ -115,6 +122,13 @@ class Server(Section):
         if problems:
             raise refusal("cors_origins", problems)
         return origins
+
+    @model_validator(mode="after")
+    def _two_ports(self) -> Self:
+        if self.admin_port and self.admin_port == self.port:
+            text = "the same as `port`; choose another, or null for no listener of the admin's own"
+            raise refusal("server", [(("admin_port",), text)])
+        return self
 
 
 class Upstream(Section):

@@ -21,6 +21,7 @@ from metrics.catalog import Metrics
 from metrics.exposition import render
 from metrics.pages import merged, write
 from router.admin import add_admin
+from router.board.page import add_page
 from router.gateway import Gateway
 from router.health import readiness
 from router.inbound import request_id
@@ -66,6 +67,7 @@ def build_api(gateway: Gateway, hot: HotPath, version: str) -> FastAPI:
     _add_models(api, gateway)
     _add_health(api, gateway)
     add_admin(api, gateway)
+    add_page(api, gateway)
     _add_hot_paths(api, hot)
     return api
 
@@ -133,23 +135,6 @@ def _add_health(api: FastAPI, gateway: Gateway) -> None:
             write(merged(await gateway.crew.pages()), Metrics.create(registry))
         body, content_type = render(registry, request.headers.get("accept", ""))
         return Response(body, media_type=None, headers={"content-type": content_type})
-
-    @api.get("/", include_in_schema=False)
-    async def landing() -> dict[str, object]:
-        return {
-            "name": "penstock",
-            "version": api.version,
-            "docs": "/docs",
-            "endpoints": [
-                "/v1/chat/completions",
-                "/v1/completions",
-                "/v1/embeddings",
-                "/v1/models",
-                "/livez",
-                "/readyz",
-                "/metrics",
-            ],
-        }
 
 
 class TakenOver(Response):

@@ -16,6 +16,7 @@ from router import explain as explanation
 from router import operator_commands as operating
 from router import replay_command as replaying
 from router import spot_command as listening
+from router import top_command as watching
 from router import usage_command as accounting
 from router.simulation import command as simulation
 
@@ -41,6 +42,8 @@ Examples:
       a simulated vLLM server to try a gateway against
   penstock simulate --trace requests.csv --fleet penstock.yaml
       what this fleet would have made of these requests
+  penstock top
+      the fleet live in a terminal: KV, tokens, money, the last placements and why
   penstock drain h100 --deadline 60
       before you stop an engine: its requests finish or move, then it is released
 
@@ -113,6 +116,7 @@ def build_app() -> typer.Typer:
     app.command("drain", epilog=operating.DRAIN_EXAMPLES)(operating.drain)
     app.command("restore", epilog=operating.RESTORE_EXAMPLES)(operating.restore)
     app.command("usage", epilog=accounting.EXAMPLES)(accounting.usage)
+    app.command("top", epilog=watching.EXAMPLES)(watching.top)
     app.command("spot-agent", epilog=listening.EXAMPLES)(listening.spot_agent)
     app.command("check-config", epilog=_CHECK_EXAMPLES)(check_config)
     app.command("schema", epilog=_SCHEMA_EXAMPLES)(schema)

@@ -78,6 +78,7 @@ class Gateway:
         self.config = config
         self.draining = False
         self.crew: Crew | None = None  # the other workers, where there are any; set before `running`
+        self.admin_at: tuple[str, int] | None = None  # the admin's own listener, where there is one; set as `crew` is
         self.started_unix_s = int(datetime.now(UTC).timestamp())  # `created` of the models: when they became known here
         self.registry = CollectorRegistry()
         self.metrics = Metrics.create(self.registry)

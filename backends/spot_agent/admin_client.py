@@ -104,7 +104,7 @@ class AdminClient:
         except (ValueError, RecursionError):
             document = None
         if answer.status_code != HTTPStatus.OK:
-            raise AdminError(f"{self.url}: {_refusal(answer.status_code, document)}", answer.status_code)
+            raise AdminError(f"{self.url}: {refusal(answer.status_code, document)}", answer.status_code)
         if not isinstance(document, dict):
             raise self._strange(answer.text)
         return document
@@ -150,7 +150,8 @@ def _path(name: str) -> str:
     return quote(name, safe="")
 
 
-def _refusal(status: int, document: object) -> str:
+def refusal(status: int, document: object) -> str:
+    """What a gateway said as it refused, and what to do about it where that is known."""
     error = document.get("error") if isinstance(document, dict) else None
     message = error.get("message") if isinstance(error, dict) else None
     said = message if isinstance(message, str) and message else "it does not say why"

@@ -78,9 +78,9 @@ class Board:
         if known is not None and known.pulses:
             since_s = round(known.pulses[-1].unix_s - self._unix_at_zero)
         wanted, crew = Wanted(since_s), self._from.crew()
-        parts = [self.part(wanted)] if crew is None else await crew.parts(wanted)
-        states = self._from.scheduler.states(now)
-        whole = together(parts or [self.part(wanted)])
+        parts = [] if crew is None else await crew.parts(wanted)
+        states = self._from.scheduler.states(now, briefly=True)
+        whole = together(parts or [self.part(wanted, states)])
         shown = cards(states, self._facts(), whole.held)
         blocks = sum(card.kv_blocks or 0 for card in shown)
         new = (pulse(second, unix_at_zero=self._unix_at_zero, kv_blocks=blocks) for second in whole.seconds)
@@ -106,11 +106,11 @@ class Board:
             made_s, asked, data = self._told
             if asked == wanted and 0 <= now - made_s < _SAME_S and int(now) == int(made_s):
                 return data
-        data = msgspec.msgpack.encode(self.part(wanted))
+        data = msgspec.msgpack.encode(self.part(wanted, self._from.scheduler.states(now, briefly=True)))
         self._told = now, wanted, data
         return data
 
-    def part(self, wanted: Wanted) -> Part:
+    def part(self, wanted: Wanted, states: Sequence[ReplicaState]) -> Part:
         """Of this worker, up to the second that has ended by now."""
         now, source, recorder = asyncio.get_running_loop().time(), self._from, self._recorder
         rates: dict[ReplicaId, Rate] = {}
@@ -120,7 +120,7 @@ class Board:
         return Part(
             started_unix_s=source.started_unix_s,
             draining=source.draining(),
-            held=self._held(source.scheduler.states(now), rates),
+            held=self._held(states, rates),
             queue=self._queue(now),
             seconds=() if recorder is None else recorder.seconds(wanted.since_s),
             placements=self._lines.last(source.decisions.ledger, self._unix_at_zero),
@@ -160,14 +160,13 @@ class Board:
     def _facts(self) -> dict[str, Facts]:
         found: dict[str, Facts] = {}
         for watched in self._from.watched():
-            standing = self._from.farewells.standing(watched.id)
-            deadline_s = None if standing is None else standing.deadline_s
-            found[watched.id] = Facts(
-                backend=watched.config.backend.value,
-                why=watched.why,
-                reason=None if standing is None else standing.kind.value,
-                deadline_unix_s=None if deadline_s is None else round(self._unix_at_zero + deadline_s, 1),
-            )
+            replica = watched.id
+            standing, reason, deadline_unix_s = self._from.farewells.standing(replica), None, None
+            if standing is not None:
+                reason = standing.kind.value
+                if standing.deadline_s is not None:
+                    deadline_unix_s = round(self._unix_at_zero + standing.deadline_s, 1)
+            found[replica] = Facts(str(watched.config.backend), watched.why, reason, deadline_unix_s)
         return found
 
     def _totals(self) -> Totals:

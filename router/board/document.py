@@ -12,7 +12,7 @@ import msgspec
 VERSION = 1
 
 
-class ReplicaCard(msgspec.Struct, kw_only=True, frozen=True):
+class ReplicaCard(msgspec.Struct, kw_only=True, frozen=True, gc=False):
     """One replica now."""
 
     name: str

@@ -26,7 +26,7 @@ class Wanted(msgspec.Struct, array_like=True, frozen=True):
     since_s: int | None = None
 
 
-class Held(msgspec.Struct, array_like=True, frozen=True):
+class Held(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """What one worker has on one replica; or all of them."""
 
     running: int = 0
