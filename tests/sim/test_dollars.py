@@ -10,7 +10,8 @@ from config.schema import Config
 from tests.support.asgi import Call, chat, post
 from tests.support.breaking_engine import breaking_simulated
 from tests.support.conditions import at_rest
-from tests.support.gateways import Running, gateway_over
+from tests.support.fake_engine import FakeEngine, Script, whole_stream
+from tests.support.gateways import Running, fake_config, gateway_over
 from tests.support.simulated_fleet import CHAT, fleet, fleet_config
 from tests.support.virtual_time import run_virtual
 
@@ -191,3 +192,42 @@ def test_an_embedding_pays_too():
             assert (await usage(running))["totals"]["usd"] == pytest.approx(running.metric(CHARGED))
 
     run_virtual(main())
+
+
+def test_both_replicas_of_a_hedged_request_are_paid_by_it():
+    """The one that was left, for as long as it had it, and the one that answered."""
+    engines = {name: FakeEngine(default=lambda: Script(whole_stream(), head_s=0.01)) for name in ("a", "b")}
+    told = fake_config(engines, scheduling={"hedge": {"floor_s": 0.5}}).model_dump()
+    for replica in told["replicas"]:
+        replica["cost"] = {"usd_per_hour": USD_PER_HOUR[replica["name"]]}
+
+    async def main() -> None:
+        async with gateway_over(engines, Config.model_validate(told)) as running:
+            for _ in range(25):  # its predictions are worth something
+                await post(running.app, CHAT, chat(stream=True, max_tokens=20)).run()
+            before = {name: running.metric(CHARGED, replica=name) for name in engines}
+            assert before["b"] == 0
+            engines["a"].scripts = [Script(hang=True)]
+            call = await post(running.app, CHAT, chat(stream=True, max_tokens=20)).run()
+            assert call.header("x-penstock-replica") == "b"
+            await asyncio.sleep(1)
+            hedge_s = (running.metric(CHARGED, replica="a") - before["a"]) / USD_PER_HOUR["a"] * 3600
+            assert hedge_s == pytest.approx(0.5, rel=0.05)
+            rows = {row["replica"]: row for row in (await usage(running, "?group_by=replica"))["data"]}
+            assert {name: row["requests"] for name, row in rows.items()} == {"a": 25, "b": 1}
+            for name, row in rows.items():
+                assert row["usd"] == pytest.approx(running.metric(CHARGED, replica=name)) > 0
+
+    run_virtual(main())
+
+
+def test_prices_on_demand_are_told_where_somebody_has_said_them():
+    """A reserved machine's is that of an on-demand one like it; without such a one there is no figure."""
+
+    async def main(*names: str) -> dict[str, float]:
+        async with fleet(priced(*names)) as all_of_it:
+            running = all_of_it.running
+            return {name: running.metric("penstock_replica_on_demand_usd_per_hour", replica=name) for name in names}
+
+    assert run_virtual(main("a", "r")) == {"a": 3.6, "r": 3.6}
+    assert run_virtual(main("r")) == {"r": 0.0}
