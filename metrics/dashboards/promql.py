@@ -152,7 +152,10 @@ def gauge(name: str, *by: str, fold: str = "sum", **where: str) -> Expr:
 
 def recorded(name: str, *by: str, fold: str = "max") -> Expr:
     """A series of metrics/rules; those that have a model or service tier are filtered by the variables."""
-    labels = recorded_labels(name)
+    try:
+        labels = recorded_labels(name)
+    except ValueError as error:
+        raise UnknownName(str(error)) from None
     if missing := set(by) - set(labels):
         raise UnknownName(f"{name} has the labels {labels}, not {sorted(missing)}")
     matchers = ['job=~"$job"'] if "job" in labels else []
