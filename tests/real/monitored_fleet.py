@@ -17,10 +17,12 @@ from tests.support.fault_proxy import Fault, FaultProxy, Plan
 from tests.support.faults import at_token, cut, hang_before_head, status_500
 from tests.support.gateway_process import GatewayProcess, serving
 from tests.support.kv_engine import KvEngine, kv_engine, replica_of
+from tests.support.scrape import from_page
 
 KEY = "the-operators-key-0123456789abcdef"
 ADMIN = {"authorization": f"Bearer {KEY}"}
 SYSTEM = "You are an assistant that answers in plain words, shortly, and says so where it does not know something. " * 8
+_PATIENCE_S = 30
 _TAUGHT = 40  # answers, until predictions are worth something
 
 
@@ -62,6 +64,17 @@ class Scene:
         answer = await self._http.post(f"/admin/replicas/{path}", json=document, headers=ADMIN)
         assert answer.is_success, answer.text
 
+    async def until(self, name: str, **labels: str) -> None:
+        """A figure is more than nothing."""
+        async with asyncio.timeout(_PATIENCE_S):
+            while from_page((await self._http.get("/metrics")).text, f"penstock_{name}", **labels) <= 0:
+                await asyncio.sleep(0.1)
+
+    async def ready(self) -> None:
+        """Both of the large model's replicas: what comes next needs one to break, and one to go to."""
+        for name in ("spot", "steady"):
+            await self.until("replica_up", replica=name)
+
     async def traffic(self, until_s: float) -> None:
         """Ordinary requests of all tiers, streamed and not, until this moment of the loop."""
         loop, number = asyncio.get_running_loop(), 0
@@ -92,6 +105,7 @@ class Scene:
 
     async def cut_streams(self) -> None:
         """Some go on elsewhere; one has nowhere to go, as each of its engines breaks."""
+        await self.ready()
         await asyncio.gather(*(self.ask(f"moves {i}", 60, at_token(20, cut)) for i in range(4)))
         await self.ask("ends", 60, *[at_token(3, cut)] * 20, n=2)
 
@@ -110,6 +124,7 @@ class Scene:
 
     async def notices(self) -> None:
         """One machine is reclaimed with work on it; another is drained; both come back."""
+        await self.ready()
         async with asyncio.TaskGroup() as tasks:
             for i in range(4):
                 tasks.create_task(self.ask(f"long {i}", 1500))
@@ -118,17 +133,18 @@ class Scene:
             await asyncio.sleep(3.5)
             await self.admin("spot/restore")
             await self.admin("steady/drain", deadline_s=3)
-            await asyncio.sleep(1.5)
+            await asyncio.sleep(2.5)
             await self.admin("steady/restore")
 
     async def freeze(self) -> None:
-        """An engine stops in the middle of its streams, and comes back."""
+        """An engine stops in the middle of its streams, is found out, and comes back."""
+        await self.ready()
         async with asyncio.TaskGroup() as tasks:
-            for i in range(8):
-                tasks.create_task(self.ask(f"frozen {i}", 800))
+            for i in range(12):
+                tasks.create_task(self.ask(f"frozen {i}", 1500))
             await asyncio.sleep(0.3)
             self._engines[0].freeze()
-            await asyncio.sleep(4)
+            await self.until("replica_ejections_total")
             self._engines[0].thaw()
 
     async def cached(self, engine: KvEngine) -> None:

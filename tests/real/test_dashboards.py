@@ -52,21 +52,23 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     folder = tmp_path_factory.mktemp("watched")
     rules = sorted((ROOT / "metrics/rules").glob("*.yml"))
     with asyncio.Runner() as runner:
-
-        async def play(prometheus_of: Any) -> None:
-            async with scene(folder) as (fleet, engine):
-                prometheus_of(fleet.gateway.url.removeprefix("http://"))
-                await fleet.play(engine, SECONDS)
-                await asyncio.sleep(2)  # a last scrape, and what the rules make of it
-
         started: list[Prometheus] = []
-        start_s = wall_s()
 
         def begin(target: str) -> None:
             started.append(Prometheus(folder, target, rules).__enter__())
 
+        async def play() -> None:
+            async with scene(folder) as (fleet, engine):
+                begin(fleet.gateway.url.removeprefix("http://"))
+                async with asyncio.timeout(60):  # it looks for targets every five seconds
+                    while not started[0].at("up", wall_s()):
+                        await asyncio.sleep(0.1)
+                await fleet.play(engine, SECONDS)
+                await asyncio.sleep(2)  # a last scrape, and what the rules make of it
+
+        start_s = wall_s()
         try:
-            runner.run(play(begin))
+            runner.run(play())
             yield Watched(started[0], start_s, wall_s())
         finally:
             for prometheus in started:
