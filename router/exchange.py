@@ -77,9 +77,9 @@ class Exchange:
         return ENDPOINTS[self.inbound.path]
 
     @property
-    def usd(self) -> float:
-        """Of machines' time so far, all attempts and moves; whole once its leases are given back (docs/cost.md)."""
-        return 0.0 if self.bill is None else self.bill.usd
+    def usd(self) -> float | None:
+        """Of machines' time so far, all attempts and moves; whole once its leases are given back (docs/cost.md). None: not read yet."""
+        return None if self.bill is None else self.bill.usd
 
     def decision_headers(self) -> list[tuple[bytes, bytes]]:
         """Where it went and how long it waited, for whoever debugs a client."""

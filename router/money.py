@@ -1,4 +1,4 @@
-"""Writes what machines have cost into counters: to whom it was charged, what was idle, and the prices themselves.
+"""Writes what machines have cost into counters - to whom it was charged, what was idle - and what they would cost on demand.
 
 Decides nothing about money: `batching.meter` splits it. Asked before a scrape, so that the dollars of a stream come while it runs;
 each dollar is taken from the till once.
@@ -46,12 +46,9 @@ class Money:
         self._prices(list(replicas))
 
     def _prices(self, replicas: list[ReplicaConfig]) -> None:
-        m = self._metrics
-        m.replica_price_usd_per_hour.clear()
-        m.replica_on_demand_usd_per_hour.clear()
+        gauge = self._metrics.replica_on_demand_usd_per_hour
+        gauge.clear()
         on_demand = on_demand_usd_per_hour(replicas)
         for replica in replicas:
-            labels = (replica.name, replica.gpu.type, replica.cost.tier.value)
-            m.replica_price_usd_per_hour.labels(*labels).set(replica.cost.usd_per_hour)
             if (usd := on_demand[replica.name]) is not None:
-                m.replica_on_demand_usd_per_hour.labels(*labels).set(usd)
+                gauge.labels(replica.name, replica.gpu.type, replica.cost.tier.value).set(usd)

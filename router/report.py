@@ -220,7 +220,7 @@ class Report:
             placed.placement.replica if placed else "-", exchange.attempts, round(exchange.queue_s * 1e3),
             "-" if timeline.ttft_s is None else round(timeline.ttft_s * 1e3), round((timeline.e2e_s or 0.0) * 1e3),
             exchange.usage.prompt_tokens if exchange.usage else "-",
-            (exchange.usage.completion_tokens if exchange.usage else None) or timeline.output_tokens, exchange.usd,
+            (exchange.usage.completion_tokens if exchange.usage else None) or timeline.output_tokens, exchange.usd or 0.0,
             error.label if error else "-",
         )  # fmt: skip
 

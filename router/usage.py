@@ -4,7 +4,6 @@ What has ended is pending until the book takes it: at once where somebody asks, 
 supervisor's, and what is pending goes there with its metrics.
 """
 
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Final
 
@@ -50,32 +49,30 @@ class UsageLog:
         return answer(self._book, asked)
 
 
-def entries_of(exchange: Exchange, unix_s: float) -> Iterator[Entry]:
+def entries_of(exchange: Exchange, unix_s: float) -> list[Entry]:
     """One with the request and its tokens, where it was answered last; one for each other replica that it cost money at.
 
     Nothing of what was never read: there is nobody to count it for.
     """
-    if exchange.labels is None or exchange.spec is None:
-        return
-    hour = int(unix_s) // HOUR_S * HOUR_S
-    tenant = exchange.spec.tenant or ANONYMOUS
-    here = Group(tenant, *exchange.labels, "", "")
-    used = Used(requests=1)
+    labels, spec, bill = exchange.labels, exchange.spec, exchange.bill
+    if labels is None or spec is None:
+        return []
+    hour, tenant, (model, tier) = int(unix_s) // HOUR_S * HOUR_S, spec.tenant or ANONYMOUS, labels
+    used, where = Used(requests=1), ("", "")
     setattr(used, _COUNTED[exchange.outcome], 1)
     if exchange.placed is not None:
         placement = exchange.placed.placement
-        here = here._replace(cost_tier=placement.cost_tier.value, replica=placement.replica)
+        where = (str(placement.cost_tier), placement.replica)
         _count_tokens(exchange, used)
-    elsewhere: dict[Group, float] = {}
-    for machine, usd in () if exchange.bill is None else exchange.bill.parts.items():
-        group = here._replace(cost_tier=machine.cost_tier.value, replica=machine.replica)
-        if group == here:
-            used.usd += usd
-        else:
-            elsewhere[group] = elsewhere.get(group, 0.0) + usd
-    yield Entry(hour, here, used)
-    for group, usd in elsewhere.items():
-        yield Entry(hour, group, Used(usd=usd))
+    found = [Entry(hour, Group(tenant, model, tier, *where), used)]
+    if bill is not None:
+        for machine, usd in bill.parts.items():
+            there = (str(machine.cost_tier), machine.replica)
+            if there == where:
+                used.usd += usd
+            else:
+                found.append(Entry(hour, Group(tenant, model, tier, *there), Used(usd=usd)))
+    return found
 
 
 def _count_tokens(exchange: Exchange, used: Used) -> None:

@@ -19,7 +19,7 @@ TIMES: Final = ("day", "hour")
 DIMENSIONS: Final = Group._fields
 KEYS: Final = (*TIMES, *DIMENSIONS)  # what can be grouped by, in the columns' order
 MAX_ROWS: Final = 10_000
-_FOREVER: Final = 1 << 40
+_FOREVER: Final = 1 << 37  # Unix seconds: the year 6325
 _FORMULAS: Final = ("=", "+", "-", "@", "\t", "\r", "\n")  # what spreadsheets run, where a cell begins with it
 
 
@@ -143,15 +143,14 @@ def moment_of(start: int, resolution: str) -> str:
 
 def unix_s(text: str) -> int:
     """Of `2026-01-31`, `2026-01-31T08:00:00Z` or Unix seconds; raises ValueError."""
-    if text.isascii() and text.isdigit() and len(text) > 8:
+    if text.isascii() and text.isdigit() and len(text) > len("20260131"):
         seconds = int(text)
-        if seconds > _FOREVER:
-            raise ValueError("beyond all clocks")
-        return seconds
-    moment = datetime.fromisoformat(text)
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    return int(moment.timestamp())
+    else:
+        moment = datetime.fromisoformat(text)
+        seconds = int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
+    if not 0 <= seconds < _FOREVER:
+        raise ValueError("no clock will show that")
+    return seconds
 
 
 def _cell(text: str) -> str:
