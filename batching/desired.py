@@ -61,14 +61,15 @@ class Desired:
         busy = dict.fromkeys(self._worths, 0.0)
         for live in self._fleet:
             for model, part in self._parts(live):
-                key = model, live.profile.cost_tier
-                busy[key] = busy.get(key, 0.0) + part / _TARGET_RATIO
+                of = model, live.profile.cost_tier
+                busy[of] = busy.get(of, 0.0) + part / _TARGET_RATIO
         for model, waiting in self._waiting().items():
-            key = self._grows(model)
-            busy[key] += self._needed(waiting, self._worths[key]) / _TARGET_RATIO
-        for model, missed_s in self._missed_s.items():
-            if now - missed_s < _MISSED_S and not any(part for (of, _), part in busy.items() if of == model):
-                busy[self._grows(model)] = _SOMETHING
+            if (key := self._grows(model)) is not None:
+                busy[key] += self._needed(waiting, self._worths[key]) / _TARGET_RATIO
+        at_work = {model for (model, _), parts in busy.items() if parts}
+        for model in [model for model, missed_s in self._missed_s.items() if now - missed_s < _MISSED_S]:
+            if model not in at_work and (key := self._grows(model)) is not None:
+                busy[key] = _SOMETHING
         return busy
 
     def _learn(self) -> None:
@@ -124,11 +125,11 @@ class Desired:
             (batch if one.ticket.request.service_tier is ServiceTier.BATCH else watched).add(one)
         return watched.replicas + min(1.0, batch.replicas)
 
-    def _grows(self, model: str) -> Key:
-        """The cheapest tier for a sequence; what is reserved is there or not, so only where nothing else is known."""
+    def _grows(self, model: str) -> Key | None:
+        """The cheapest tier for a sequence; what is reserved is there or not, so only where nothing else is known. None: nobody looked while it had a replica."""
         known = {key: worth for key, worth in self._worths.items() if key[0] == model}
         elastic = {key: worth for key, worth in known.items() if key[1] is not CostTier.RESERVED} or known
-        return min(elastic, key=lambda key: (elastic[key].usd_per_sequence, key[1] is CostTier.SPOT))
+        return min(elastic, default=None, key=lambda key: (elastic[key].usd_per_sequence, key[1] is CostTier.SPOT))
 
 
 class _Sum:

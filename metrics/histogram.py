@@ -4,7 +4,7 @@ Every token of every stream is observed, so it counts (docs/decisions/0008 has t
 """
 
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from math import inf
 
@@ -65,6 +65,13 @@ class Histogram(Collector):
     def series(self) -> Iterable[tuple[tuple[str, ...], Series]]:
         """By their labels."""
         return self._series.items()
+
+    def remove_by_labels(self, labels: Mapping[str, str]) -> None:
+        """As the library's: every series that has these; whoever holds one of them observes into nothing."""
+        wanted = [(self._labelnames.index(name), value) for name, value in labels.items()]
+        gone = [values for values in self._series if all(values[place] == value for place, value in wanted)]
+        for values in gone:
+            del self._series[values]
 
     def describe(self) -> Iterable[HistogramMetricFamily]:
         return [HistogramMetricFamily(self._name, self._documentation, labels=self._labelnames)]

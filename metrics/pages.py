@@ -4,9 +4,10 @@ Counters and histograms are added up; what a worker had counted before it died i
 now, each has its rule. Decides nothing about when pages are made or how they travel.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import fields
 from enum import StrEnum
+from functools import cache
 from math import ceil
 from typing import Final, get_args, get_type_hints
 
@@ -121,7 +122,8 @@ def unpacked(data: bytes) -> Page:
 def read(metrics: Metrics) -> Page:
     """All figures of now."""
     page = Page({}, {}, {})
-    for name, labels in _instruments():
+    for name, spec in instruments():
+        labels = spec.labels
         instrument = getattr(metrics, name)
         if isinstance(instrument, Histogram):
             page.histograms[name] = {
@@ -174,13 +176,50 @@ def whole(parts: float) -> int:
     return ceil(parts - _ROUNDING) if parts > 1 else ceil(parts)
 
 
-def _instruments() -> list[tuple[str, Labels]]:
+@cache
+def instruments() -> tuple[tuple[str, Spec], ...]:
+    """Of the catalog, in its order."""
     hints = get_type_hints(Metrics, include_extras=True)
-    found: list[tuple[str, Labels]] = []
-    for declared in fields(Metrics):
-        spec: Spec = get_args(hints[declared.name])[1]
-        found.append((declared.name, spec.labels))
-    return found
+    return tuple((declared.name, get_args(hints[declared.name])[1]) for declared in fields(Metrics))
+
+
+def forget(metrics: Metrics, replica: str) -> None:
+    """Every series of it."""
+    for name, _ in _by_replica():
+        getattr(metrics, name).remove_by_labels({"replica": replica})
+
+
+def of_crew(pages: Iterable[Page]) -> Page:
+    """One page of all workers and of what those who are gone had counted, which no longer tells of replicas that nobody else tells of.
+
+    A worker lets go of a replica that has long left (router.departed); one that has ended cannot.
+    """
+    found = list(pages)
+    living = [page for page in found if page.gauges]
+    known = {replica for page in living for replica in _replicas(page)}
+    return merged([*living, *(_only(page, known) for page in found if not page.gauges)])
+
+
+def _replicas(page: Page) -> Iterable[str]:
+    for name, place in _by_replica():
+        for part in (page.counters, page.gauges, page.histograms):
+            for labels in part.get(name, ()):
+                yield labels[place]
+
+
+def _only(page: Page, replicas: Container[str]) -> Page:
+    counters, histograms = dict(page.counters), dict(page.histograms)
+    for name, place in _by_replica():
+        if name in counters:
+            counters[name] = {k: v for k, v in counters[name].items() if k[place] in replicas}
+        elif name in histograms:
+            histograms[name] = {k: v for k, v in histograms[name].items() if k[place] in replicas}
+    return Page(counters, {}, histograms)
+
+
+def _by_replica() -> list[tuple[str, int]]:
+    """Which instruments tell replicas apart, and by which label."""
+    return [(name, spec.labels.index("replica")) for name, spec in instruments() if "replica" in spec.labels]
 
 
 def _names(parts: Iterable[Iterable[str]]) -> list[str]:

@@ -23,11 +23,13 @@ from config.gpus import gpu_table
 from config.schema import Config, ReplicaConfig
 from metrics.catalog import Metrics
 from metrics.overhead import Overhead
+from metrics.pages import forget
 from metrics.process import ProcessFigures
 from router.admission import Admission
 from router.body_budget import BodyBudget
 from router.crew import Crew
 from router.decision_log import DecisionLog
+from router.departed import Departed
 from router.dispatch import Dispatcher
 from router.engines import build_backend
 from router.exchange import Exchange
@@ -36,6 +38,7 @@ from router.fleet_watch import FleetWatch
 from router.gauges import Gauges
 from router.kv_watch import KvWatch
 from router.lag import Lag
+from router.model_labels import ModelLabels
 from router.money import Money
 from router.openai.errors import draining
 from router.report import Report, Wait
@@ -73,6 +76,7 @@ class Gateway:
             policy=self._policy,
             decisions=self.decisions.ledger,
         )
+        self.models = ModelLabels(self.scheduler.models)
         self.overhead = Overhead(self.metrics)
         self.admission = Admission(
             self.scheduler,
@@ -86,13 +90,21 @@ class Gateway:
         self.kv_watch: KvWatch | None = None
         self.usage = UsageLog(config.usage, self.started_unix_s)
         # One request's life.
+        self._report = Report(
+            self.metrics,
+            self.scheduler,
+            self.models,
+            self._gpu_of,
+            self._attempted,
+            self._judge,
+            on_ended=self.usage.ended,
+        )
+        self._departed = Departed(self._forget, lambda replica: self.scheduler.leases_on(replica) > 0)
         self.dispatcher = Dispatcher(
             config=config,
             admission=self.admission,
             backends=self.backends,
-            report=Report(
-                self.metrics, self.scheduler, self._gpu_of, self._attempted, self._judge, on_ended=self.usage.ended
-            ),
+            report=self._report,
             overhead=self.overhead,
             on_suspect=self._suspect,
         )
@@ -100,7 +112,7 @@ class Gateway:
         # Replicas that are drained or taken away.
         self.farewells = Farewells(config.spot, self.admission, self.streams, self.metrics)
         self.bodies = BodyBudget(config.server.max_held_body_bytes)
-        self.gauges = Gauges(self.metrics, self.scheduler, self.bodies)
+        self.gauges = Gauges(self.metrics, self.scheduler, self.models, self.bodies)
         self.money = Money(self.metrics, self.scheduler)
         self._process = ProcessFigures(self.metrics)
         self._lag = Lag()
@@ -215,6 +227,7 @@ class Gateway:
             self.scheduler.pay(ReplicaId(replica.name), 0, asyncio.get_running_loop().time())
         self.kv_watch.add(replica)
         self.farewells.added(ReplicaId(replica.name))
+        self._departed.came(ReplicaId(replica.name))
 
     def _retire(self, name: str) -> None:
         """Its streams run on."""
@@ -224,6 +237,8 @@ class Gateway:
         self.kv_watch.remove(watched.id)
         self._retired.append(self.backends.pop(watched.id))
         self.farewells.removed(watched.id)
+        self._departed.left(watched.id, asyncio.get_running_loop().time())
+        self.metrics.replica_kv_believed_blocks.remove_by_labels({"replica": watched.id})
 
     def _change(self, before: ReplicaConfig, after: ReplicaConfig) -> None:
         assert self.watch is not None
@@ -241,6 +256,10 @@ class Gateway:
 
     def _fleet(self) -> list[ReplicaProfile]:
         return [state.profile for state in self.scheduler.states(0.0)]
+
+    def _forget(self, replica: str) -> None:
+        forget(self.metrics, replica)
+        self._report.forget(replica)
 
     def _gpu_of(self, replica: ReplicaId) -> str:
         """For labels; a replica that was retired while it answered is `unknown`."""
@@ -266,11 +285,12 @@ class Gateway:
             self.watch.suspect(replica)
 
     async def _housekeep(self) -> None:
-        """Twice a second: which retired backends have served their last stream."""
+        """Twice a second: which retired backends have served their last stream, and which replicas are long gone."""
         while True:
             await asyncio.sleep(_HOUSEKEEPING_S)
             if self.crew is None:
                 self.usage.settle()
+            self._departed.look(asyncio.get_running_loop().time())
             for backend in [b for b in self._retired if not self.dispatcher.in_use[id(b)]]:
                 self._retired.remove(backend)
                 del self.dispatcher.in_use[id(backend)]

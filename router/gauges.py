@@ -6,19 +6,24 @@ from collections.abc import Iterable
 from batching.hedging import Refusal
 from batching.overload import Refused
 from batching.replica import Lifecycle, ReplicaState
+from batching.request import ServiceTier
 from batching.scheduler import Scheduler
 from batching.shares import WHOLE
 from metrics.catalog import Metrics
 from metrics.pages import whole
 from router.body_budget import BodyBudget
+from router.model_labels import ModelLabels
 
 
 class Gauges:
     """Refreshed by `/metrics`; nothing on the request path pays for it."""
 
-    def __init__(self, metrics: Metrics, scheduler: Scheduler, bodies: BodyBudget | None = None) -> None:
+    def __init__(
+        self, metrics: Metrics, scheduler: Scheduler, models: ModelLabels, bodies: BodyBudget | None = None
+    ) -> None:
         self._metrics = metrics
         self._scheduler = scheduler
+        self._models = models
         self._bodies = bodies
         self._bodies_refused = 0
         self._dropped: Counter[Refused] = Counter()  # as `_told`
@@ -42,29 +47,36 @@ class Gauges:
         m = self._metrics
         for gauge in (m.queue_depth, m.queue_tokens, m.queue_bytes, m.oldest_queued_seconds, m.queue_utilization_ratio):
             gauge.clear()
+        oldest_s: dict[tuple[str, str], float] = dict.fromkeys(
+            ((model, ServiceTier.DEFAULT.label) for model in self._models.told()), 0.0
+        )  # of a model that nobody waits for, too: an autoscaler looks before anybody has come
         for row in self._scheduler.queue_statistics(now):
-            labels = (row.model, row.service_tier.label)
-            m.queue_depth.labels(*labels).set(row.depth)
-            m.queue_tokens.labels(*labels).set(row.tokens)
-            m.queue_bytes.labels(*labels).set(row.bytes)
-            m.oldest_queued_seconds.labels(*labels).set(row.oldest_age_s)
-            m.queue_utilization_ratio.labels(*labels).set(row.depth / limit)
+            labels = (self._models.of(row.model), row.service_tier.label)
+            oldest_s[labels] = max(row.oldest_age_s, oldest_s.get(labels, 0.0))
+            m.queue_depth.labels(*labels).inc(row.depth)
+            m.queue_tokens.labels(*labels).inc(row.tokens)
+            m.queue_bytes.labels(*labels).inc(row.bytes)
+            m.queue_utilization_ratio.labels(*labels).inc(row.depth / limit)
+        for labels, age_s in oldest_s.items():
+            m.oldest_queued_seconds.labels(*labels).set(age_s)
+            for gauge in (m.queue_depth, m.queue_tokens, m.queue_bytes, m.queue_utilization_ratio):
+                gauge.labels(*labels)
 
     def _hedges(self) -> None:
         """Refusals are the scheduler's own; what became of the seconds that were sent is reported where it happens."""
         self._metrics.retry_budget_requests.set(self._scheduler.retry_budget.left)
         for (model, why), count in self._scheduler.hedges_refused().items():
-            self._metrics.hedges_total.labels(model, why.value).inc(count - self._told[model, why])
+            self._metrics.hedges_total.labels(self._models.of(model), why.value).inc(count - self._told[model, why])
             self._told[model, why] = count
 
     def _overload(self, now: float) -> None:
         m, scheduler = self._metrics, self._scheduler
-        for model in scheduler.models():
+        m.overloaded.clear()
+        for model in self._models.told():
             m.overloaded.labels(model).set(scheduler.flooded(model, now))
         for dropped, count in scheduler.refusals().items():
-            m.requests_dropped_total.labels(dropped.model, dropped.service_tier.label, dropped.reason.value).inc(
-                count - self._dropped[dropped]
-            )
+            labels = (self._models.of(dropped.model), dropped.service_tier.label, dropped.reason.value)
+            m.requests_dropped_total.labels(*labels).inc(count - self._dropped[dropped])
             self._dropped[dropped] = count
         if self._bodies is not None:
             m.bodies_bytes.set(self._bodies.held)
@@ -73,7 +85,8 @@ class Gauges:
 
     def _desired(self, now: float, *, alone: bool) -> None:
         for (model, cost_tier), parts in self._scheduler.desired.replicas(now).items():
-            self._metrics.desired_replicas.labels(model, cost_tier.value).set(whole(parts) if alone else parts)
+            if (label := self._models.of(model)) == model:  # of many models together it would say nothing
+                self._metrics.desired_replicas.labels(label, cost_tier.value).set(whole(parts) if alone else parts)
 
     def _clear_replicas(self) -> None:
         """Figures that an engine no longer tells must vanish, not freeze."""
@@ -115,7 +128,8 @@ class Gauges:
                 self._served.add(served := (model, state.profile.cost_tier.value))
                 ready[served] += state.lifecycle is Lifecycle.READY
         for served in self._served:
-            self._metrics.ready_replicas.labels(*served).set(ready[served])
+            if self._models.of(served[0]) == served[0]:
+                self._metrics.ready_replicas.labels(*served).set(ready[served])
 
     def _audit(self, state: ReplicaState) -> None:
         """How far each learned signal is believed, and why."""

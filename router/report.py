@@ -1,6 +1,6 @@
 """Turns what happened to a request into metrics and one log line at its end; decides nothing.
 
-Label values are bounded: models by the names that replicas serve (else `other`), the rest by enums.
+Label values are bounded: models by `router.model_labels`, the rest by enums.
 """
 
 import logging
@@ -13,6 +13,7 @@ from metrics.catalog import Metrics
 from metrics.handles import Children, HandleCache, StreamHandles, TokenKind, TokenSource
 from metrics.labels import OTHER
 from router.exchange import ENDPOINTS, Exchange
+from router.model_labels import ModelLabels
 from router.openai.errors import ApiError, Case
 from router.openai.journal import Mode
 
@@ -45,6 +46,7 @@ class Report:
         self,
         metrics: Metrics,
         scheduler: Scheduler,
+        models: ModelLabels,
         gpu_of: Callable[[ReplicaId], str],
         on_attempt: Callable[[Exchange], None] = lambda _exchange: None,
         on_outcome: Callable[[ReplicaId, str, Wait | None], None] = lambda _replica, _outcome, _wait: None,
@@ -56,6 +58,7 @@ class Report:
         self._on_ended = on_ended
         self._metrics = metrics
         self._scheduler = scheduler
+        self._models = models
         self._gpu_of = gpu_of
         self._handles = HandleCache(metrics)
         self._requests = Children(metrics.requests_total.labels)
@@ -66,6 +69,12 @@ class Report:
         self._durations = Children(metrics.request_duration_seconds.labels)
         self._reasons = Children(metrics.finish_reasons_total.labels)
 
+    def forget(self, replica: str) -> None:
+        """Its series are no more: none of them is to be held on to."""
+        self._handles.forget(replica)
+        for children in (self._routed, self._attempts, self._durations):
+            children.forget(replica)
+
     def refused(self, path: str, error: ApiError) -> None:
         """It ended before it was read."""
         self._requests.get(ENDPOINTS[path], OTHER, "default", str(error.status), error.label).inc()
@@ -74,7 +83,7 @@ class Report:
         """It was read: from now on it has a model and a tier."""
         spec = exchange.spec
         assert spec is not None
-        model = spec.model if spec.model in self._scheduler.models() else OTHER
+        model = self._models.of(spec.model)
         exchange.labels = (model, spec.service_tier.label)
         self._phases.get(*exchange.labels, exchange.phase).inc()
         again = exchange.inbound.headers.get("x-stainless-retry-count", "")  # OpenAI's SDKs count from 0

@@ -12,6 +12,7 @@ from batching.scheduler import Scheduler
 from metrics.catalog import Metrics
 from router.body_budget import BodyBudget
 from router.gauges import Gauges
+from router.model_labels import ModelLabels
 from tests.support.scheduling import leases, profile, request, scheduler, unknown_profile
 
 A = ReplicaId("a")
@@ -21,7 +22,7 @@ class Scraped:
     def __init__(self, replica: ReplicaProfile, **changes: Any) -> None:
         self.scheduler: Scheduler = scheduler(replica, **changes)
         self._registry = CollectorRegistry()
-        self._gauges = Gauges(Metrics.create(self._registry), self.scheduler)
+        self._gauges = Gauges(Metrics.create(self._registry), self.scheduler, ModelLabels(self.scheduler.models))
 
     def figure(self, name: str, now: float, **changes: str | None) -> float | None:
         self._gauges.refresh(now, 100)
@@ -72,7 +73,8 @@ def test_a_flood_is_told():
 def test_bytes_of_bodies_are_told():
     """What is held now, and how many were refused for it."""
     registry, bodies = CollectorRegistry(), BodyBudget(100)
-    gauges = Gauges(Metrics.create(registry), scheduler(), bodies)
+    built = scheduler()
+    gauges = Gauges(Metrics.create(registry), built, ModelLabels(built.models), bodies)
     assert bodies.take(60)
     assert not bodies.take(50)
     assert [bodies.refusal().headers()[1][1] for _ in range(9)] == [*(b"%d" % n for n in range(1, 9)), b"1"]
