@@ -128,7 +128,8 @@ class Gauges:
                 self._served.add(served := (model, state.profile.cost_tier.value))
                 ready[served] += state.lifecycle is Lifecycle.READY
         for served in self._served:
-            self._metrics.ready_replicas.labels(*served).set(ready[served])
+            if self._models.of(served[0]) == served[0]:
+                self._metrics.ready_replicas.labels(*served).set(ready[served])
 
     def _audit(self, state: ReplicaState) -> None:
         """How far each learned signal is believed, and why."""

@@ -4,7 +4,7 @@ from metrics.dashboards import shared
 from metrics.dashboards.dashboard import Dashboard, Row
 from metrics.dashboards.panels import Stat, TimeSeries
 from metrics.dashboards.parts import Color, Query, Step, Unit
-from metrics.dashboards.promql import events, gauge, quantile, rate, ratio
+from metrics.dashboards.promql import events, gauge, quantile_of_events, rate, ratio
 
 _HOUR_S = 3600.0
 
@@ -157,14 +157,12 @@ def _notices() -> Row:
                 bars=True,
             ),
             TimeSeries(
-                title="Until a replica was empty, p95",
-                description="From the first word of a drain or notice until nothing of ours was on the replica, over the time shown.",
+                title="Until a replica was empty",
+                description="From the first word of a drain or notice until nothing of ours was on the replica; the slowest twentieth where there were several. A cloud gives 30 to 120 s: near that, lower spot.rebalance_longest_s.",
                 queries=[
-                    Query(
-                        quantile(0.95, "spot_drain_seconds", "provider", "kind", per="$__range"),
-                        "{{provider}} {{kind}}",
-                    )
+                    Query(quantile_of_events(0.95, "spot_drain_seconds", "provider", "kind"), "{{provider}} {{kind}}")
                 ],
+                points=True,
                 unit=Unit.SECONDS,
             ),
             TimeSeries(
@@ -202,11 +200,7 @@ def _seams() -> Row:
                 unit=Unit.COUNT,
                 bars=True,
             ),
-            shared.percentiles(
-                "The pause that clients saw",
-                "From the last token of the lost or left engine to the next one of its successor. Seconds: no replica had room, or the whole prompt had to be prefilled again.",
-                "stream_seam_seconds",
-            ),
+            shared.pauses(),
             TimeSeries(
                 title="Tokens prefilled again",
                 description="Prompt and answer so far that another engine had to read again, as an answer moved: what a reclaim costs in work. Beside all input tokens it is small, or spot is too restless here.",

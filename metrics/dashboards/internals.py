@@ -96,7 +96,7 @@ def _engines() -> Row:
         [
             TimeSeries(
                 title="Attempts, by outcome",
-                description="ok; connect_error, 5xx, timeout, stream_cut: the engine failed; rejected: it refused the request; hedged, cancelled: nobody needed it any more.",
+                description="ok; connect_error, 5xx, timeout, stream_cut: the engine failed; rejected: it refused the request; moved: the answer went on elsewhere, as the replica goes; hedged, cancelled: nobody needed it any more.",
                 queries=[Query(rate("upstream_attempts_total", "outcome"), "{{outcome}}")],
                 unit=Unit.PER_SECOND,
                 stacked=True,
@@ -106,7 +106,7 @@ def _engines() -> Row:
                 description="One replica alone: look at its engine's log. All: the network, or a model that crashes its engines.",
                 queries=[
                     Query(
-                        rate("upstream_attempts_total", "replica", "outcome", outcome="!~ok|cancelled|hedged"),
+                        rate("upstream_attempts_total", "replica", "outcome", outcome="!~ok|cancelled|hedged|moved"),
                         "{{replica}} {{outcome}}",
                     )
                 ],

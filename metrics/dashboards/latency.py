@@ -160,8 +160,7 @@ def _second_chances() -> Row:
                 unit=Unit.COUNT,
                 bars=True,
             ),
-            _percentiles("A stream's pause when it changes replicas", "stream_seam_seconds",
-                         "From the last token of the lost or left engine to the next one of its successor (docs/migration.md). Clients see it as one long gap.", (), 8),
+            shared.pauses("A stream's pause when it changes replicas"),
             TimeSeries(
                 title="Predictions that were wrong, p90",
                 description="What was predicted against what happened, over the greater of both; 50 % is off by a factor of two. Placement, hedges and refusals rest on these. High for a new replica, then falling.",

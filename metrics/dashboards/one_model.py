@@ -29,7 +29,7 @@ def _now() -> Row:
                  steps=(Step(float("-inf"), Color.RED), Step(1, Color.GREEN)), width=4),
             Stat(title="Overloaded", description="1: more comes than can be answered in time, and who would be late is refused (docs/overload.md).",
                  query=Query(gauge("overloaded", fold="max")), unit=Unit.COUNT, steps=(Step(1, Color.RED),), width=4),
-            Stat(title="First token, p95", description="The queue included.", query=Query(quantile(0.95, "time_to_first_token_seconds")), unit=Unit.SECONDS,
+            Stat(title="First token, p95", description="19 of 20 requests had their first token within this time, the queue included. High: see Latency below, by replica.", query=Query(quantile(0.95, "time_to_first_token_seconds")), unit=Unit.SECONDS,
                  steps=(Step(1, Color.YELLOW), Step(2.5, Color.RED)), width=4, empty="no tokens"),
             Stat(title="Dollars a million tokens", description="Machine time that its requests used, over all their tokens.",
                  query=Query(shared.usd_per_million_tokens()), unit=Unit.USD, decimals=3, width=4, empty="no tokens"),

@@ -26,15 +26,17 @@ class TimeSeries:
     model_links: bool = False  # its series have the label `model`
     decimals: int | None = None
     bars: bool = False  # of `events`, a bar a step
+    points: bool = False  # of `quantile_of_events`, a point where there were any
     width: int = 8
     height: int = 8
 
     def document(self) -> Json:
         custom: Json = {
-            "drawStyle": "bars" if self.bars else "line",
+            "drawStyle": "bars" if self.bars else "points" if self.points else "line",
             "lineWidth": 1,
+            "pointSize": 7,
             "fillOpacity": 60 if self.bars else 30 if self.stacked else 8,
-            "showPoints": "never",
+            "showPoints": "always" if self.points else "never",
             "spanNulls": False,
             "stacking": {"mode": "normal" if self.stacked else "none", "group": "A"},
             "scaleDistribution": {"type": "log", "log": 10} if self.log else {"type": "linear"},
@@ -54,7 +56,7 @@ class TimeSeries:
             "tooltip": {"mode": "multi", "sort": "desc"},
         }
         document = panel("timeseries", self, targets(self.queries), defaults, options)
-        if self.bars:
+        if self.bars or self.points:
             document["interval"] = _BAR  # the least step
         return document
 

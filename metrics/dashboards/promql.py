@@ -97,14 +97,9 @@ def family(name: str) -> Family:
     return found
 
 
-def rate(name: str, *by: str, per: str = RATE, **where: str) -> Expr:
+def rate(name: str, *by: str, **where: str) -> Expr:
     """Of a counter, per second."""
-    return _summed(f"rate({selector(name, Counter, where)}[{per}])", name, by)
-
-
-def increase(name: str, *by: str, over: str = RANGE, **where: str) -> Expr:
-    """Of a counter that counts all the time."""
-    return _summed(f"increase({selector(name, Counter, where)}[{over}])", name, by)
+    return _summed(f"rate({selector(name, Counter, where)}[{RATE}])", name, by)
 
 
 def events(name: str, *by: str, over: str = STEP, **where: str) -> Expr:
@@ -112,14 +107,18 @@ def events(name: str, *by: str, over: str = STEP, **where: str) -> Expr:
 
     Over a step, so that bars beside each other count each event once.
     """
-    series = selector(name, Counter, where)
-    return _summed(f"(({series} unless {series} offset {over}) or increase({series}[{over}]))", name, by)
+    return _summed(_born(selector(name, Counter, where), over), name, by)
 
 
-def quantile(which: float, name: str, *by: str, per: str = RATE, **where: str) -> Expr:
+def quantile(which: float, name: str, *by: str, **where: str) -> Expr:
     """Of a histogram."""
-    buckets = selector(name, Histogram, where, "_bucket")
-    inner = _summed(f"rate({buckets}[{per}])", name, by, "le")
+    inner = _summed(f"rate({selector(name, Histogram, where, '_bucket')}[{RATE}])", name, by, "le")
+    return Expr(f"histogram_quantile({which:g}, {inner.text})", by)
+
+
+def quantile_of_events(which: float, name: str, *by: str, over: str = STEP, **where: str) -> Expr:
+    """Of a histogram that is observed seldom; as `events`."""
+    inner = _summed(_born(selector(name, Histogram, where, "_bucket"), over), name, by, "le")
     return Expr(f"histogram_quantile({which:g}, {inner.text})", by)
 
 
@@ -128,9 +127,9 @@ def buckets(name: str, **where: str) -> Expr:
     return _summed(f"increase({selector(name, Histogram, where, '_bucket')}[{RATE}])", name, (), "le")
 
 
-def observed(name: str, *by: str, per: str = RATE, **where: str) -> Expr:
+def observed(name: str, *by: str, **where: str) -> Expr:
     """How often a histogram was observed, per second."""
-    return _summed(f"rate({selector(name, Histogram, where, '_count')}[{per}])", name, by)
+    return _summed(f"rate({selector(name, Histogram, where, '_count')}[{RATE}])", name, by)
 
 
 def mean(name: str, *by: str, **where: str) -> Expr:
@@ -153,7 +152,10 @@ def gauge(name: str, *by: str, fold: str = "sum", **where: str) -> Expr:
 
 def recorded(name: str, *by: str, fold: str = "max") -> Expr:
     """A series of metrics/rules; those that have a model or service tier are filtered by the variables."""
-    labels = recorded_labels(name)
+    try:
+        labels = recorded_labels(name)
+    except ValueError as error:
+        raise UnknownName(str(error)) from None
     if missing := set(by) - set(labels):
         raise UnknownName(f"{name} has the labels {labels}, not {sorted(missing)}")
     matchers = ['job=~"$job"'] if "job" in labels else []
@@ -200,6 +202,10 @@ def labels_of_legend(legend: str) -> set[str]:
 def _summed(inner: str, name: str, by: tuple[str, ...], *more: str) -> Expr:
     wanted = _checked(family(name), by)
     return Expr(f"{_by('sum', (*more, *wanted))}({inner})", wanted)
+
+
+def _born(series: str, over: str) -> str:
+    return f"(({series} unless {series} offset {over}) or increase({series}[{over}]))"
 
 
 def _by(how: str, labels: tuple[str, ...]) -> str:

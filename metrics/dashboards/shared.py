@@ -2,7 +2,7 @@
 
 from metrics.dashboards.panels import Heatmap, TimeSeries
 from metrics.dashboards.parts import Query, Step, Unit
-from metrics.dashboards.promql import Expr, buckets, folded, gauge, quantile, rate, ratio
+from metrics.dashboards.promql import Expr, buckets, folded, gauge, quantile, quantile_of_events, rate, ratio
 
 PERCENTILES = (0.5, 0.95, 0.99)
 MACHINE = ("replica", "gpu", "cost_tier")
@@ -20,6 +20,20 @@ def percentiles(
     """p50, p95, p99 of a histogram over all that the variables choose."""
     queries = [Query(quantile(which, metric), f"p{which * 100:g}") for which in PERCENTILES]
     return TimeSeries(title=title, description=description, queries=queries, unit=unit, steps=steps, width=width)
+
+
+def pauses(title: str = "The pause that clients saw") -> TimeSeries:
+    """Few, so each of them is shown as a point."""
+    return TimeSeries(
+        title=title,
+        description="From the last token of a lost or left engine to the next one of its successor, median and worst twentieth (docs/migration.md). Seconds: no replica had room, or the whole prompt had to be prefilled again.",
+        queries=[
+            Query(quantile_of_events(which, "stream_seam_seconds", "mode"), f"p{which * 100:g} {{{{mode}}}}")
+            for which in (0.5, 0.95)
+        ],
+        unit=Unit.SECONDS,
+        points=True,
+    )
 
 
 def ttft_heatmap(width: int = 12) -> Heatmap:
