@@ -5,7 +5,7 @@ from importlib.util import find_spec
 from config.schema import Config
 from router.tracing.tracer import SpanSink
 
-_WANTED = ("opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.http.trace_exporter")
+_WANTED = "opentelemetry.sdk.trace"
 
 
 def problem(config: Config) -> str | None:
@@ -13,7 +13,7 @@ def problem(config: Config) -> str | None:
     if not config.tracing.enabled:
         return None
     try:
-        there = all(find_spec(name) is not None for name in _WANTED)
+        there = find_spec(_WANTED) is not None
     except ModuleNotFoundError:
         there = False
     if there:
