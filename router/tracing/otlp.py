@@ -1,6 +1,6 @@
 """OTLP's protobuf, written by hand: a batch of finished traces as the bytes of one export. Pure.
 
-The generated classes take ten times as long (`python -m benchmarks.telling`), in a thread that shares the interpreter with the loop;
+The generated classes take four times as long (`python -m benchmarks.telling`), in a thread that shares the interpreter with the loop;
 that they read what is written here is what the tests check. Numbers are of opentelemetry-proto's trace.proto and common.proto, 1.x.
 """
 
