@@ -1,11 +1,12 @@
 """The extra `otel`: whether it is there, and the one place that loads it - where traces are on, and nowhere else."""
 
 from importlib.util import find_spec
+from ssl import create_default_context
 
 from config.schema import Config
 from router.tracing.tracer import SpanSink
 
-_WANTED = ("opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.http.trace_exporter")
+_WANTED = "opentelemetry.sdk.trace"
 
 
 def problem(config: Config) -> str | None:
@@ -13,14 +14,24 @@ def problem(config: Config) -> str | None:
     if not config.tracing.enabled:
         return None
     try:
-        there = all(find_spec(name) is not None for name in _WANTED)
+        there = find_spec(_WANTED) is not None
     except ModuleNotFoundError:
         there = False
     if there:
-        return None
+        return _certificate_problem(config.tracing.certificate)
     return (
         "tracing.enabled: OpenTelemetry is not installed; pip install 'penstock[otel]', or set tracing.enabled to false"
     )
+
+
+def _certificate_problem(path: str | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        create_default_context(cafile=path)
+    except OSError as error:  # SSLError is one
+        return f"tracing.certificate: {path} can't be used ({error.strerror or error}); give a file of PEM certificates"
+    return None
 
 
 def exporter(config: Config, version: str) -> SpanSink:

@@ -5,6 +5,7 @@ It listens from the first moment; `status` says what it answers with, and `hold`
 
 import gzip
 import threading
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -64,6 +65,7 @@ class OtlpCollector:
         self.status = 200
         self.release = threading.Event()  # cleared: nothing is answered
         self.release.set()
+        self.arrived = threading.Event()  # an export is here, answered or not
         self.url = ""
         self._changed = threading.Condition()
 
@@ -108,6 +110,13 @@ class OtlpCollector:
         return sum(span.kind == "server" for span in self.spans)
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *args: Any) -> None:
+        """A gateway that was killed leaves its connection as it is."""
+
+
 @contextmanager
 def collecting() -> Iterator[OtlpCollector]:
     """A collector on a free port of this machine."""
@@ -118,8 +127,9 @@ def collecting() -> Iterator[OtlpCollector]:
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["content-length"]))
-            if self.headers.get("content-encoding") == "gzip":
-                body = gzip.decompress(body)
+            encoding = self.headers.get("content-encoding", "")
+            body = {"gzip": gzip.decompress, "deflate": zlib.decompress}.get(encoding, bytes)(body)
+            collector.arrived.set()
             assert collector.release.wait(_PATIENCE_S)
             collector.take({name.lower(): value for name, value in self.headers.items()} | {":path": self.path}, body)
             answer = ExportTraceServiceResponse().SerializeToString()
@@ -132,8 +142,7 @@ def collecting() -> Iterator[OtlpCollector]:
         def log_message(self, *args: Any) -> None:
             """Nobody reads it."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
+    server = _Server(("127.0.0.1", 0), Handler)
     collector.url = f"http://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
