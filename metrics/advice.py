@@ -83,6 +83,7 @@ ADVICE: Final[Mapping[str, Mapping[str, str]]] = {
         "replica_waiting": "Above 0 for more than a moment: somebody else sends to the engine, or capacity.max_num_seqs is declared too high.",
         "replica_batch_occupancy_ratio": "Low on all with desired_replicas below what is up: scale in. High on all: scale out.",
         "replica_metrics_age_seconds": "Above probe.stale_after_s its figures are not believed any more; its metrics page hangs.",
+        "discovered_replicas": "Fewer than there are: the log says what a source could not read; it keeps what it knew (docs/discovery.md).",
         "replica_share_ratio": "How the workers divide it; not 1 in sum for more than seconds is a fault of ours.",
     },
     "Machines that go": {

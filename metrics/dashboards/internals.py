@@ -209,6 +209,12 @@ def _beliefs() -> Row:
                 queries=[Query(gauge("replica_share_ratio", "replica"), _REPLICA)],
                 unit=Unit.RATIO,
             ),
+            TimeSeries(
+                title="Discovered replicas",
+                description="What each source of `discovery` names now. A source that cannot be asked keeps what it said last; the log says which (docs/discovery.md).",
+                queries=[Query(gauge("discovered_replicas", "source"), "{{source}}")],
+                unit=Unit.NUMBER,
+            ),
             shared.percentiles("Tokens of an engine's step", "Tokens that the batch joined by a placement computes in its next step: prefill admitted and a token a sequence. Steps of max_num_batched_tokens are full.",
                                "batch_tokens", unit=Unit.TOKENS),
         ],

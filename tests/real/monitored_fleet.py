@@ -238,6 +238,7 @@ def _config(folder: Path, spot: str, steady: str, with_events: KvEngine) -> dict
         "queue": {"max_requests": 24, "max_wait_s": 6},
         "upstream": {"connect_timeout_s": 5.0},
         "probe": {"interval_s": 0.3},
+        "discovery": {"registration": {"enabled": True}},
         "decisions": {"file": str(folder / "decisions.jsonl")},
         "log_level": "warning",
     }
