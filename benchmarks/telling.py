@@ -26,8 +26,8 @@ from tests.support.sdk_spans import sdk_spans
 from tests.support.traces import KeptTraces
 from tests.support.virtual_time import run_virtual
 
-_REQUESTS: Final = 1000
-_ROUNDS: Final = 7
+_REQUESTS: Final = 300
+_ROUNDS: Final = 15
 _INNER: Final = 2000
 _TOKENS: Final = 8
 _CHAT: Final = "/v1/chat/completions"
