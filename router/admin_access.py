@@ -1,5 +1,6 @@
-"""Who may call `/admin`: whoever has the key, where there is one; else whoever sits at the machine.
+"""Who may call `/admin`: whoever has the key, where there is one; else whoever sits at the machine. And who is given the board's page.
 
+Judged by the listener that a request came in at: where the admin has one of its own (`server.admin_port`), the other serves neither.
 Without a key it is served only where the gateway itself listens on loopback, and only to who asks it by a loopback name: a web page
 that resolves its own name to 127.0.0.1 or posts there, or a proxy that says for whom it asks, is somebody else.
 """
@@ -14,28 +15,29 @@ from config.schema import Server
 from router.openai.errors import ApiError, Case, wrong_admin_key
 
 _FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
+_ANY_ADDRESS = frozenset({"0.0.0.0", "::"})  # noqa: S104 - read, not bound
 _OWN_SITE = frozenset({"same-origin", "none"})  # of Sec-Fetch-Site; none: typed by the user
 
 
-def refuse_strangers(server: Server, request: Request) -> None:
-    """Raises ApiError for whoever may not."""
+Address = tuple[str, int]
+
+
+def refuse_strangers(server: Server, request: Request, admin_at: Address | None = None) -> None:
+    """Raises ApiError for whoever may not. `admin_at`: where the admin's own listener is, if it has one."""
+    host = _listener(server, request, admin_at)
     if server.admin_key is not None:
         _refuse_without_key(server.admin_key, request)
         return
-    if not is_loopback(server.host):
-        raise ApiError(
-            Case.NOT_FOUND,
-            f"/admin asks for no key, so it is served only where the gateway listens on loopback, and this one listens on {server.host}; "
-            "set server.admin_key, or server.host to 127.0.0.1, or read the file that decisions.file names.",
-        )
-    asked = request.url.hostname
-    if (asked is not None and not is_loopback(asked)) or any(name in request.headers for name in _FORWARDED):
-        raise ApiError(
-            Case.NOT_FOUND,
-            "/admin answers only who asks this machine by its loopback address, not through a proxy; server.admin_key changes that.",
-        )
+    _refuse_from_afar(host, request)
     if _is_of_another_page(request):
         raise ApiError(Case.NOT_FOUND, "/admin answers no other site's pages; server.admin_key changes that.")
+
+
+def refuse_board(server: Server, request: Request, admin_at: Address | None = None) -> None:
+    """Raises ApiError where the page would be of no use. It holds no data and asks for the key itself, so anybody may have it who reaches `/admin`."""
+    host = _listener(server, request, admin_at)
+    if server.admin_key is None:
+        _refuse_from_afar(host, request)
 
 
 def who(server: Server, request: Request) -> str:
@@ -52,6 +54,34 @@ def is_loopback(host: str) -> bool:
         return ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
+
+
+def _listener(server: Server, request: Request, admin_at: Address | None) -> str:
+    """The host of the listener that the request came in at; raises ApiError where that is not the admin's."""
+    if admin_at is None:
+        return server.host
+    host, port = request.scope.get("server") or ("", 0)
+    if port != admin_at[1] or (admin_at[0] not in _ANY_ADDRESS and host != admin_at[0]):
+        raise ApiError(
+            Case.NOT_FOUND,
+            "/admin and the board have a listener of their own here: server.admin_host and server.admin_port.",
+        )
+    return server.admin_host
+
+
+def _refuse_from_afar(host: str, request: Request) -> None:
+    if not is_loopback(host):
+        raise ApiError(
+            Case.NOT_FOUND,
+            f"/admin asks for no key, so it is served only where the gateway listens on loopback, and this one listens on {host}; "
+            "set server.admin_key, or server.host to 127.0.0.1, or server.admin_port for a listener of its own, or read the file that decisions.file names.",
+        )
+    asked = request.url.hostname
+    if (asked is not None and not is_loopback(asked)) or any(name in request.headers for name in _FORWARDED):
+        raise ApiError(
+            Case.NOT_FOUND,
+            "/admin answers only who asks this machine by its loopback address, not through a proxy; server.admin_key changes that.",
+        )
 
 
 def _refuse_without_key(key: str, request: Request) -> None:

@@ -13,15 +13,18 @@ import socket
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from importlib.metadata import version as installed_version
 from types import FrameType
 
 import uvicorn
 
 from config.load import ConfigError
-from config.schema import Config
+from config.schema import Config, Server
+from router.admin_access import is_loopback
 from router.app import create_app, hot_plane
 from router.gateway import Gateway
+from router.logs import announce, configure_logging
 from router.protocol import KEEP_ALIVE_IDLE_S, protocol_with
 
 log = logging.getLogger("penstock")
@@ -36,17 +39,56 @@ _FORCED_GRACE_S = 1.0  # the same after a second signal, which asks not to wait
 
 def run(config: Config, *, reload: Callable[[], Config] | None = None) -> int:
     """Serve until a signal; returns the exit code (1: the address could not be bound)."""
-    configure_logging(config.log_level)
+    configure_logging(config.log_level, config.log_format)
+    server = config.server
     try:
-        listener = bind(config.server.host, config.server.port)
-    except OSError as error:
-        print(bind_message(config, error), file=sys.stderr)  # noqa: T201 - the one line a user must see
+        doors = open_doors(server, server.port, server.admin_port)
+    except CannotListenError as error:
+        print(error, file=sys.stderr)  # noqa: T201 - the one line a user must see
         return 1
     version = installed_version("penstock")
     gateway = Gateway(config, version=version)
-    server = PenstockServer(gateway, listener, version, reload)
-    server.run(sockets=[listener])
+    PenstockServer(gateway, doors, version, reload).run(sockets=doors.sockets)
     return 0
+
+
+class CannotListenError(Exception):
+    """An address that can't be had; its text says what to do about it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Doors:
+    """The sockets of one gateway."""
+
+    main: socket.socket
+    admin: socket.socket | None  # /admin and the board are there, if there is one
+
+    @property
+    def sockets(self) -> list[socket.socket]:
+        return [self.main] if self.admin is None else [self.main, self.admin]
+
+    @property
+    def admin_port(self) -> int | None:
+        return None if self.admin is None else self.admin.getsockname()[1]
+
+
+def open_doors(server: Server, port: int, admin_port: int | None, *, shared: bool = False) -> Doors:
+    """Listens at both addresses, or at neither; raises CannotListenError."""
+    main = _open(server.host, port, "server.port", shared=shared)
+    if admin_port is None:
+        return Doors(main, None)
+    try:
+        return Doors(main, _open(server.admin_host, admin_port, "server.admin_port", shared=shared))
+    except CannotListenError:
+        main.close()
+        raise
+
+
+def _open(host: str, port: int, setting: str, *, shared: bool) -> socket.socket:
+    try:
+        return bind(host, port, shared=shared)
+    except OSError as error:
+        raise CannotListenError(bind_message(host, port, setting, error)) from None
 
 
 def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
@@ -67,27 +109,26 @@ def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
     return listener
 
 
-def bind_message(config: Config, error: OSError) -> str:
+def bind_message(host: str, port: int, setting: str, error: OSError) -> str:
     """What to do about an address that can't be had."""
-    where = f"{config.server.host}:{config.server.port}"
+    where = f"{host}:{port}"
+    instead = "with --port, or PORT= with make serve" if setting == "server.port" else f"as {setting}"
     if error.errno == errno.EADDRINUSE:
-        return (
-            f"penstock: {where} is in use by another process; choose another port with --port, or PORT= with make serve"
-        )
+        return f"penstock: {where} is in use by another process; choose another port {instead}"
     if error.errno in (errno.EACCES, errno.EPERM):
-        return (
-            f"penstock: not allowed to listen on {where}; ports below 1024 need privileges, choose another with --port"
-        )
-    return f"penstock: cannot listen on {where}: {error.strerror or error}; check server.host and server.port"
+        instead = "with --port" if setting == "server.port" else instead
+        return f"penstock: not allowed to listen on {where}; ports below 1024 need privileges, choose another {instead}"
+    check = f"{setting.removesuffix('port')}host and {setting}"
+    return f"penstock: cannot listen on {where}: {error.strerror or error}; check {check}"
 
 
 class PenstockServer(uvicorn.Server):
     """uvicorn's server with our signals."""
 
-    def __init__(
-        self, gateway: Gateway, listener: socket.socket, version: str, reload: Callable[[], Config] | None
-    ) -> None:
+    def __init__(self, gateway: Gateway, doors: Doors, version: str, reload: Callable[[], Config] | None) -> None:
         server = gateway.config.server
+        if doors.admin is not None:
+            gateway.admin_at = doors.admin.getsockname()[:2]
         super().__init__(
             uvicorn.Config(
                 create_app(gateway, version),
@@ -108,7 +149,7 @@ class PenstockServer(uvicorn.Server):
             )
         )
         self._gateway = gateway
-        self._listener = listener
+        self._doors = doors
         self._version = version
         self._reload = reload
 
@@ -123,7 +164,10 @@ class PenstockServer(uvicorn.Server):
 
     def announce(self) -> None:
         """Connections are accepted from now on."""
-        print(banner(self._gateway, self._listener.getsockname(), self._version), flush=True)  # noqa: T201 - what a newcomer copies
+        announce(self.banner(), self._gateway.config.log_format)
+
+    def banner(self) -> str:
+        return banner(self._gateway, self._doors.main.getsockname()[:2], self._version)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """The door stays open while streams finish: whoever asks is told 503 and when to come back, `/readyz` says why."""
@@ -171,9 +215,7 @@ class PenstockServer(uvicorn.Server):
 
 def banner(gateway: Gateway, address: tuple[str, int], version: str) -> str:
     """The URL, a curl and the SDK lines, ready to copy."""
-    host, port = address[0], address[1]
-    shown = "127.0.0.1" if host in {"0.0.0.0", "::"} else host  # noqa: S104 - read, not bound
-    url = f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
+    url = _url(address)
     model = next(iter(sorted(gateway.scheduler.models())), "MODEL")
     replicas = "\n".join(
         f"  {r.name:<16} {r.backend:<10} {r.gpu.type:<10} {r.cost.tier:<10} ${r.cost.usd_per_hour:g}/h"
@@ -191,14 +233,20 @@ Try it:
   client = OpenAI(base_url="{url}/v1", api_key="none")
   print(client.chat.completions.create(model="{model}", messages=[{{"role": "user", "content": "Hello"}}]).choices[0].message.content)
 
-Metrics: {url}/metrics   API: {url}/docs   Stop with Ctrl-C.
+{_board(gateway, url)}Metrics: {url}/metrics   API: {url}/docs   Stop with Ctrl-C.
 """
 
 
-def configure_logging(level: str) -> None:
-    """Of the process, to standard error."""
-    logging.basicConfig(
-        level=level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)-7s %(name)s %(message)s"
-    )
-    for noisy in ("httpx", "httpcore", "uvicorn.error"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+def _url(address: tuple[str, int]) -> str:
+    host, port = address
+    shown = "127.0.0.1" if host in {"0.0.0.0", "::"} else host  # noqa: S104 - read, not bound
+    return f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
+
+
+def _board(gateway: Gateway, url: str) -> str:
+    """Where the fleet can be seen, if anywhere."""
+    server = gateway.config.server
+    if gateway.admin_at is not None:
+        url = _url(gateway.admin_at)
+    host = server.host if gateway.admin_at is None else server.admin_host
+    return f"Board: {url}/   " if server.admin_key is not None or is_loopback(host) else ""

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Final
 
 from batching.replica import Lifecycle, ReplicaState
-from config.schema import CostTier
 from router.board.document import Money, Pulse, ReplicaCard
 from router.board.part import NOTHING, Held
 
@@ -25,6 +24,7 @@ class Facts:
     why: str = ""
     reason: str | None = None
     deadline_unix_s: float | None = None
+    on_demand_usd_per_hour: float | None = None
 
 
 GONE: Final = Facts(backend="", why="no longer in the configuration; its last requests run on")
@@ -47,8 +47,7 @@ def card(state: ReplicaState, facts: Facts, held: Held) -> ReplicaCard:
         gpus=profile.gpu_count,
         cost_tier=str(profile.cost_tier),  # as `.value`, which takes longer than all the rest
         usd_per_hour=profile.usd_per_hour,
-        # Whoever pays by the hour pays just that.
-        on_demand_usd_per_hour=profile.usd_per_hour if profile.cost_tier is CostTier.ON_DEMAND else None,
+        on_demand_usd_per_hour=facts.on_demand_usd_per_hour,
         lifecycle=str(state.lifecycle),
         why=facts.why,
         reason=facts.reason,

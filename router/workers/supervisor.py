@@ -12,13 +12,17 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
+from datetime import UTC, datetime
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Final
 
 from config.load import ConfigError
 from config.schema import Config
-from router.server import ABORT_GRACE_S, bind, bind_message, configure_logging
+from router.logs import announce, configure_logging
+from router.server import ABORT_GRACE_S, CannotListenError, Doors, open_doors
+from router.usage_book import UsageBook
 from router.workers.hub import Hub
 from router.workers.wire import Reload, Stop
 from router.workers.worker import Seat, work
@@ -32,17 +36,28 @@ _KILL_GRACE_S: Final = 5.0  # beyond every deadline of the worker itself
 
 def supervise(config: Config, *, reload: Callable[[], Config] | None = None) -> int:
     """Serve with `server.workers` processes until a signal; returns the exit code (1: the address can't be had, or nobody starts)."""
-    configure_logging(config.log_level)
+    configure_logging(config.log_level, config.log_format)
     server = config.server
-    try:
-        with bind(server.host, server.port) as alone:  # who shares a port never hears that another has it
-            port = alone.getsockname()[1]
-        held = bind(server.host, port, shared=True)  # never listens: it keeps the port while workers come and go
-    except OSError as error:
-        print(bind_message(config, error), file=sys.stderr)  # noqa: T201 - the one line a user must see
-        return 1
-    with held, tempfile.TemporaryDirectory(prefix="penstock-") as folder:
-        return asyncio.run(Supervisor(config, reload, port, Path(folder) / "hub").run())
+    with ExitStack() as stack:
+        try:
+            with ExitStack() as alone:  # who shares a port never hears that another has it
+                doors = open_doors(server, server.port, server.admin_port)
+                _stay(alone, doors)
+                ports = doors.main.getsockname()[1], doors.admin_port
+            _stay(
+                stack, open_doors(server, *ports, shared=True)
+            )  # never listens: it keeps the ports while workers come and go
+        except CannotListenError as error:
+            print(error, file=sys.stderr)  # noqa: T201 - the one line a user must see
+            return 1
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="penstock-"))
+        return asyncio.run(Supervisor(config, reload, ports, Path(folder) / "hub").run())
+
+
+def _stay(stack: ExitStack, doors: Doors) -> None:
+    """Open until the stack ends."""
+    for opened in doors.sockets:
+        stack.enter_context(opened)
 
 
 class _Chair:
@@ -60,14 +75,17 @@ class _Chair:
 class Supervisor:
     """`run` once."""
 
-    def __init__(self, config: Config, reload: Callable[[], Config] | None, port: int, path: Path) -> None:
+    def __init__(
+        self, config: Config, reload: Callable[[], Config] | None, ports: tuple[int, int | None], path: Path
+    ) -> None:
         self._config = config
         self._reload = reload
-        self._port = port
+        self._port, self._admin_port = ports
         self._path = path
         self._secret = secrets.token_bytes(16)
         self._chairs = [_Chair(number + 1) for number in range(config.server.workers)]
-        self._hub = Hub(len(self._chairs), self._ready)
+        book = UsageBook(config.usage, int(datetime.now(UTC).timestamp()))
+        self._hub = Hub(len(self._chairs), self._ready, book)
         self._context = multiprocessing.get_context("spawn")  # a fork would copy threads' locks
         self._ended = asyncio.Event()
         self._banner_printed = False
@@ -99,8 +117,8 @@ class Supervisor:
             number=chair.number,
             config=self._config,
             reload=self._reload,
-            host=self._config.server.host,
             port=self._port,
+            admin_port=self._admin_port,
             path=self._path,
             secret=self._secret,
         )
@@ -115,7 +133,7 @@ class Supervisor:
         log.info("worker %d serves (pid %s)", number, None if chair.process is None else chair.process.pid)
         if not self._banner_printed and all(chair.ready for chair in self._chairs):
             self._banner_printed = True
-            print(f"{banner}Workers: {len(self._chairs)}", flush=True)  # noqa: T201 - what a newcomer copies
+            announce(f"{banner}Workers: {len(self._chairs)}", self._config.log_format)
 
     def _gone(self, chair: _Chair) -> None:
         loop, process = asyncio.get_running_loop(), chair.process
