@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.live import Live as Screen
 
 from router.board.document import Live
-from router.board.frame import Sort, View, frame
+from router.board.frame import View, frame
+from router.board.replica_table import Sort
 from router.board.watching import Away, Watching
 
 _SORTS: Final[dict[str, Sort]] = {"n": "name", "k": "kv", "p": "price", "t": "tokens"}

@@ -19,7 +19,7 @@ def state(
     )  # fmt: skip
 
 
-FACTS = Facts(backend="vllm", why="", reason="reclaim", deadline_unix_s=1000.0)
+FACTS = Facts(backend="vllm", why="", reason="reclaim", deadline_unix_s=1000.0, on_demand_usd_per_hour=4.8)
 
 
 def test_a_card_shows_all_workers_and_what_the_engine_says():
@@ -29,6 +29,7 @@ def test_a_card_shows_all_workers_and_what_the_engine_says():
     assert (found.output_tokens_per_s, found.input_tokens_per_s, found.circuit) == (100.0, 30.0, "half_open")
     assert (found.waiting, found.kv_usage_ratio, found.kv_blocks, found.max_num_seqs) == (2, 0.1235, 1000, 8)
     assert (found.reason, found.deadline_unix_s, found.lifecycle, found.backend) == ("reclaim", 1000.0, "ready", "vllm")
+    assert (found.usd_per_hour, found.on_demand_usd_per_hour) == (3.6, 4.8)
     assert found.usd_per_million_output_tokens == 10.0  # 3.6 dollars an hour are 1e-3 a second, for 100 tokens
 
 
