@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from batching.blocks import UNBOUNDED
+from batching.desired import Desired
 from batching.fleet import Fleet
 from batching.live_replica import LiveReplica
 from batching.placement import could_ever_hold
@@ -23,8 +24,8 @@ _EMBEDDING: Final = (
 _SHORTEST_RETRY_S, _LONGEST_RETRY_S = 1.0, 60.0  # Retry-After is whole seconds; a prediction beyond a minute is a guess
 
 
-def refuse_unservable(request: Request, fleet: Fleet) -> None:
-    """Raises `Rejected` where no replica could ever, or none can soon, take it."""
+def refuse_unservable(request: Request, fleet: Fleet, desired: Desired, now: float) -> None:
+    """Raises `Rejected` where no replica could ever, or none can soon, take it; `desired` is told of the latter."""
     if request.model not in fleet.known_models:
         raise Rejected(Reason.UNKNOWN_MODEL)
     minimum = 0 if request.kind is _EMBEDDING else 1
@@ -33,6 +34,7 @@ def refuse_unservable(request: Request, fleet: Fleet) -> None:
             return
     serving = fleet.serving(request.model)
     if not serving:
+        desired.missed(request.model, now)
         raise Rejected(Reason.NO_REPLICA)
     allowed = [
         live
@@ -42,6 +44,7 @@ def refuse_unservable(request: Request, fleet: Fleet) -> None:
     ]
     hopeful = [live for live in allowed if live.lifecycle in HOPEFUL]
     if not hopeful:
+        desired.missed(request.model, now)
         raise Rejected(Reason.NO_REPLICA, retry_after_s=RECOVERY_S)
     _refuse_long(request, hopeful, minimum)
 

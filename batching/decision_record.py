@@ -26,7 +26,7 @@ _MAX_CHUNKS: Final = 1024  # of a prompt's hashes, as in the prefix index: a rec
 _OFFER_EXTRAS: Final = frozenset({"epoch", "wanted_due_s", "forecast", "told"})
 OFFER_FIELDS: Final = tuple(f.name for f in fields(Offer) if f.name not in _OFFER_EXTRAS)
 NEED_FIELDS: Final = tuple(f.name for f in fields(Need) if f.name not in {"request", "lengths", "cached_tokens"})
-REQUEST_FIELDS: Final = tuple(f.name for f in fields(Request) if f.name != "prefix_hashes")
+REQUEST_FIELDS: Final = tuple(f.name for f in fields(Request) if f.name not in {"prefix_hashes", "bill"})
 
 offer_values = attrgetter(*OFFER_FIELDS)
 need_values = attrgetter(*NEED_FIELDS)

@@ -103,7 +103,7 @@ class Dispatching:
         self._fleet.open(record, None if request.streaming else now)
         self._estimators.note_placed(request.model, now)
         self.policy.placed(request, replica, now)
-        return Placed(ticket=waiting.ticket, placement=placement, lease=record.lease)
+        return Placed(ticket=waiting.ticket, placement=placement, lease=record.lease, decided_s=now)
 
 
 def _placement(replica: ReplicaId, cost_tier: CostTier, considered: int) -> Placement:

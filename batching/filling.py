@@ -305,7 +305,7 @@ class Filling:
         if protected_at is not None:
             self._fleet.protect(protected_at, None)
         self._note_passed(placement, request.tenant, now)
-        return Placed(ticket, placement, lease)
+        return Placed(ticket, placement, lease, None, now)
 
     def _note(self, waiting: Waiting, placement: Placement, offers: Collection[Offer], record: LeaseRecord) -> None:
         if self._decisions is not None:

@@ -5,13 +5,16 @@ that way stays empty. Here the total at a horizon of h tokens is a sum of indepe
 prompt + emitted + h tokens, one that has ended holds nothing - whose mean and variance add up.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from statistics import NormalDist
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
 from batching.blocks import UNBOUNDED
+
+if TYPE_CHECKING:
+    from batching.ledger import LeaseRecord
 
 # Output tokens ahead. Beyond the last nearly everything that runs now has ended; between them the total changes smoothly.
 HORIZONS: Final = (0, 16, 64, 160, 384, 1024)
@@ -30,6 +33,21 @@ class Holder(NamedTuple):
     sequences: int
     survival: Sequence[float]
     most: int = UNBOUNDED
+
+
+def holders_of(records: Iterable["LeaseRecord"], block_size: int) -> list[Holder]:
+    """Of leases whose answers' lengths are known; the last block of a sequence is half empty on average."""
+    half_block = block_size // 2
+    return [
+        Holder(
+            record.held_tokens + half_block * record.lease.request.sequences,
+            record.lease.request.sequences,
+            record.lengths.survival(record.emitted_per_sequence, record.output_bound),
+            max(0, record.output_bound - record.emitted_per_sequence),
+        )
+        for record in records
+        if record.lengths is not None
+    ]
 
 
 class KvRisk:

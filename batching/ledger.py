@@ -55,6 +55,8 @@ class LeaseRecord:
     held_blocks: int = 0
     reserved_blocks: int = 0
     sized_to: int = 0  # tokens emitted up to which none of these change
+    weight: int = 0  # by which it pays for the replica (`batching.meter`), and since when it has not been billed
+    since_usd_per_weight: float = 0.0
 
     @property
     def emitted_per_sequence(self) -> int:

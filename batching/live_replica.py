@@ -10,8 +10,9 @@ from batching.blocks import DEFAULT_BLOCK_SIZE, UNBOUNDED
 from batching.capacity import LearnedSequences, prior_sequences
 from batching.estimators import ReplicaSpeed
 from batching.kv_audit import KvAudit
-from batching.kv_forecast import Holder, KvRisk, free_tokens, normal_quantile
+from batching.kv_forecast import KvRisk, free_tokens, holders_of, normal_quantile
 from batching.ledger import LeaseRecord, Ledger
+from batching.meter import Meter
 from batching.offer import Offer
 from batching.outlook import PrefillLimit, seconds_until_borne, seconds_until_fit, seconds_until_prefilled
 from batching.pace import Pace
@@ -50,6 +51,7 @@ class LiveReplica:
         self.foreign_blocks = 0
         self.share: Share = ALONE  # of its budgets, where other gateways use it, too
         self.ledger = Ledger()
+        self.meter = Meter(profile)
         self.learned = LearnedSequences(prior_sequences(profile.gpu, profile.gpu_count))
         self.speed = ReplicaSpeed()
         self.audit = Audit(doubting=Mechanism.AUDIT not in scheduling.without)
@@ -105,6 +107,7 @@ class LiveReplica:
         binds_late = Mechanism.LATE_BINDING not in self._scheduling.without
         steps = self._scheduling.prefill_chunks if binds_late else None
         self._prefill_limit = PrefillLimit.of_engine(profile.max_num_batched_tokens, steps)
+        self.meter.weigh_by(step, batch=min(self.max_num_seqs, _TYPICAL_BATCH), chunk_tokens=offer.chunk_tokens)
         watermark = ceil(self._scheduling.kv_watermark_ratio * (profile.kv_blocks or 0))
         self._usable_blocks = None if profile.kv_blocks is None else profile.kv_blocks - watermark
         if not self.ledger.leases:
@@ -131,6 +134,7 @@ class LiveReplica:
         """One more request is on its way there."""
         record.alone = not self.ledger.prefill_tokens
         self.ledger.open(record)
+        self.meter.open(record, record.placed_s)
         self._now = record.placed_s
         self._prefill_end_s = max(self._prefill_end_s, record.placed_s) + record.prefill_s
         request = record.lease.request
@@ -141,6 +145,7 @@ class LiveReplica:
     def prefilled(self, record: LeaseRecord, now: float) -> None:
         """Its first token is out, or taken for so."""
         self.ledger.prefilled(record)
+        self.meter.weigh(record, now)
         self._now = now
         self._prefill_end_s = now + self.ledger.prefill_s
         self._stepped = None
@@ -175,7 +180,8 @@ class LiveReplica:
 
     def grew(self, record: LeaseRecord, emitted_tokens: int, now: float) -> bool | None:
         """Some tokens more, and what they change of its offer: None, nothing; True, what did not fit before may fit now."""
-        changed = self.ledger.grow(record, emitted_tokens)
+        if changed := self.ledger.grow(record, emitted_tokens):
+            self.meter.weigh(record, now)
         stepped = record.first_token_s is not None and self.pace.advance(record)
         self._now = now
         if not stepped and not changed:  # most streams of a batch only follow the first of them
@@ -202,6 +208,7 @@ class LiveReplica:
         if record.prefill_s:
             self._prefill_end_s -= record.prefill_s
         self.ledger.close(record.lease.id)
+        self.meter.close(record, now)
         self.pace.end(record)
         self._stepped = None
 
@@ -337,17 +344,7 @@ class LiveReplica:
             or Mechanism.KV_FORECAST in self._scheduling.without
         ):
             return None
-        half_block = self.block_size // 2  # the last block of a sequence is half empty on average
-        holders = [
-            Holder(
-                record.held_tokens + half_block * record.lease.request.sequences,
-                record.lease.request.sequences,
-                record.lengths.survival(record.emitted_per_sequence, record.output_bound),
-                max(0, record.output_bound - record.emitted_per_sequence),
-            )
-            for record in self.ledger.leases.values()
-            if record.lengths is not None
-        ]
+        holders = holders_of(self.ledger.leases.values(), self.block_size)
         usable = self.share.of(self.usable_blocks or 0)
         return free_tokens(usable * self.block_size, holders, self.kv_risk.margin)
 

@@ -3,11 +3,14 @@
 Decides nothing: these are the values that pass between the front door and the scheduler.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
-from typing import NewType
+from typing import TYPE_CHECKING, NewType
 
 from config.schema import CostTier, ModelKind
+
+if TYPE_CHECKING:
+    from batching.bill import Bill
 
 RequestId = NewType("RequestId", str)
 ReplicaId = NewType("ReplicaId", str)
@@ -54,6 +57,9 @@ class Request:
     )
     fingerprint: int = 0  # of the body: who was refused and comes back is known by it; 0: nobody is
     streaming: bool = True  # False: the first token is never seen, so its time is taken from the prediction
+    bill: "Bill | None" = field(
+        default=None, compare=False, repr=False
+    )  # of the call: all its attempts and moves write on it
 
 
 class Outcome(StrEnum):

@@ -11,18 +11,22 @@ from math import inf
 
 from batching.admission import refuse_unservable
 from batching.arrears import end_s, next_step_s, overdue, patience_s, predictions_known
-from batching.audit import judge
 from batching.claims import claims
 from batching.decisions import Decisions
+from batching.desired import Desired
 from batching.dispatching import Dispatching
 from batching.estimators import Estimators
 from batching.filling import Filling
 from batching.fleet import Fleet
 from batching.hedging import Hedging, Refusal
+from batching.joined import Joined
 from batching.lane import Waiting
 from batching.leaving import Leaving
 from batching.ledger import Counts, LeaseRecord
+from batching.lessons import learn
+from batching.meter import Till
 from batching.overload import Overload, Refused
+from batching.payers import Payer
 from batching.policies.policy import Policy
 from batching.queue import OUTPUT_TOKEN_WEIGHT, QueueStatistics, WaitingQueue
 from batching.replica import CACHE_LOST, EngineLoad, Lifecycle, ReplicaProfile, ReplicaState
@@ -74,7 +78,9 @@ class Scheduler:
                 )
         else:
             self._filling = Dispatching(policy, self._queue, self._fleet, self._estimators, decisions)
+        self.desired = Desired(scheduling, self._fleet, self._queue)
         self._leaving = Leaving(self._queue, self._fleet, self._filling, self._overload, self._estimators)
+        self.till = Till()  # who paid for the machines' time
         self._ticket_ids = count(1)
         self._draining = False
 
@@ -87,7 +93,7 @@ class Scheduler:
         """
         if self._draining and not request.resumes:
             raise Rejected(Reason.DRAINING)
-        refuse_unservable(request, self._fleet)
+        refuse_unservable(request, self._fleet, self.desired, now)
         ticket = self._ticket(request, now)
         if request.resumes:
             self._queue.add(ticket, self._filling.need(request, ticket.id))
@@ -189,9 +195,9 @@ class Scheduler:
         self._charge_output(record, output_tokens or 0)
         if outcome is Outcome.COMPLETED:
             output = output_tokens or record.emitted_tokens
-            self._fleet[record.lease.replica].ledger.completed(record, output)
-            self._audit(record, now, cached_tokens, -(-output // record.lease.request.sequences))
-            self._learn(record, prompt_tokens, cached_tokens, output)
+            live = self._fleet[record.lease.replica]
+            live.ledger.completed(record, output)
+            learn(record, live, self._estimators, now, prompt=prompt_tokens, cached=cached_tokens, output=output)
         if self._hedging is not None:
             if outcome is Outcome.COMPLETED:
                 self._hedging.answered(record, now)
@@ -219,26 +225,33 @@ class Scheduler:
 
     # -- replicas ----------------------------------------------------------------------------------------------------
 
-    def add_replica(self, profile: ReplicaProfile, lifecycle: Lifecycle, now: float) -> None:  # noqa: ARG002
+    def add_replica(self, profile: ReplicaProfile, lifecycle: Lifecycle, now: float) -> None:
         """Raises ValueError for an id that is there and was not removed."""
         self._fleet.add(profile, lifecycle)
+        live = self._fleet[profile.id]
+        live.meter.begin(profile, lifecycle, live.ledger.leases.values(), now)
+        self.till.add(live.meter)
         self._note_grown(profile.id)
 
-    def remove_replica(self, replica: ReplicaId, now: float) -> None:  # noqa: ARG002
+    def remove_replica(self, replica: ReplicaId, now: float) -> None:
         """Takes no more work; gone with its last lease. Raises KeyError for one that is not there."""
+        self._fleet[replica].meter.leave(now)
         self._fleet.remove(replica)
         self._queue.let_go_of(replica)
         if self._policy is not None:
             self._policy.forget(replica)
 
-    def update_profile(self, profile: ReplicaProfile, now: float) -> None:  # noqa: ARG002
+    def update_profile(self, profile: ReplicaProfile, now: float) -> None:
         """Price, capacity or models have changed or become known."""
+        live = self._fleet[profile.id]
+        live.meter.reprice(profile, live.ledger.leases.values(), now)
         self._fleet.update(profile)
 
-    def set_lifecycle(self, replica: ReplicaId, lifecycle: Lifecycle, now: float) -> None:  # noqa: ARG002
+    def set_lifecycle(self, replica: ReplicaId, lifecycle: Lifecycle, now: float) -> None:
         """Raises ValueError for what TRANSITIONS forbids; repeating the present state is no transition."""
         before = self._fleet[replica].lifecycle
         self._fleet.set_lifecycle(replica, lifecycle)
+        self._fleet[replica].meter.move(lifecycle, now)
         if lifecycle is not before:
             self._note_grown(replica)
         if lifecycle is not Lifecycle.READY:
@@ -262,6 +275,15 @@ class Scheduler:
         """What this scheduler may use of a replica that others use, too; all of it until somebody says so."""
         self._fleet.allot(replica, share)
 
+    def pay(self, replica: ReplicaId, parts: int, now: float) -> None:
+        """Of `meter.WHOLE_PRICE`, that this scheduler splits among its requests from now on, where others use the replica, too."""
+        if replica in self._fleet:
+            self._fleet[replica].meter.pay(parts, now)
+
+    def payers(self) -> Mapping[ReplicaId, Payer]:
+        """What it splits of each replica's price, and among how much."""
+        return {live.profile.id: Payer(live.meter.parts, live.meter.weight) for live in self._fleet}
+
     def claims(self) -> Mapping[ReplicaId, Claim]:
         """What it has of each replica, and what those who wait would need."""
         return claims(self._fleet, self._queue)
@@ -279,6 +301,10 @@ class Scheduler:
     def matched_prefixes(self, hashes: Sequence[int]) -> Mapping[ReplicaId, int]:
         """How many of a prompt's leading chunks each replica is believed to hold."""
         return self._fleet.prefixes.match(hashes)
+
+    def joined(self, replica: ReplicaId) -> Joined:
+        """The batch that whoever was placed there last has joined. Raises KeyError for a replica that is gone."""
+        return Joined.of(self._fleet[replica])
 
     def states(self, now: float, *, briefly: bool = False) -> tuple[ReplicaState, ...]:
         """`briefly`: without what predictions have been worth, which takes most of the time."""
@@ -373,26 +399,3 @@ class Scheduler:
             record.charged_tokens = output_tokens
             request = record.lease.request
             self._queue.lanes[request.model].charge(record.rank, request.tenant, OUTPUT_TOKEN_WEIGHT * more)
-
-    def _audit(self, record: LeaseRecord, now: float, cached: int | None, tokens: int) -> None:
-        if record.forecast is not None:
-            found = judge(
-                record.forecast,
-                placed_s=record.placed_s,
-                first_token_s=record.first_token_s,
-                last_token_s=record.last_token_s,
-                finished_s=now,
-                tokens=tokens,
-                cached_tokens=cached,
-            )
-            self._fleet[record.lease.replica].audit.observe(found)
-
-    def _learn(self, record: LeaseRecord, prompt: int | None, cached: int | None, output: int) -> None:
-        request, speed = record.lease.request, self._fleet[record.lease.replica].speed
-        if request.resumes:
-            return  # half an answer says nothing about whole ones
-        if prompt is not None and request.prompt_chars is not None:
-            self._estimators.chars.learn(request.model, chars=request.prompt_chars, tokens=prompt)
-        if cached is not None:
-            speed.learn_cached(reported_tokens=cached, expected_tokens=record.believed_cached_tokens)
-        self._estimators.outputs.learn(request.model, request.max_output_tokens, -(-output // request.sequences))

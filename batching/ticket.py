@@ -54,6 +54,7 @@ class Placed:
     placement: Placement
     lease: Lease
     hedges: Lease | None = None  # which the caller owns already: the first of the two to give a token is to win
+    decided_s: float = 0.0  # when, on the clock of whoever asked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

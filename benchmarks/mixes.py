@@ -63,7 +63,7 @@ def played(fleet: Path, calls: Iterable[Call], policy_name: str, seed: int) -> P
         max_wait_s=config.queue.max_wait_s,
         clairvoyant=policy_name == ORACLE,
         probe_interval_s=(policy and policy.scrape_interval_s) or PROBE_INTERVAL_S,
-        tells_pace=ours,
+        ours=ours,
         watcher=ends,
     ).run()
     requests = [

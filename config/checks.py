@@ -14,7 +14,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from config.gpus import kv_bytes
 
 if TYPE_CHECKING:
-    from config.schema import ReplicaConfig
+    from config.replica import ReplicaConfig
 
 Problem = tuple[tuple[str | int, ...], str]  # where, below the section that refuses; what is wrong and what to change
 
@@ -165,7 +165,7 @@ def fleet_problems(replicas: Sequence["ReplicaConfig"]) -> Iterator[Problem]:
             what = f"{replica.name!r} is taken by replicas[{first}]; names tell replicas apart in metrics"
             yield ("replicas", i, "name"), what
         if replica.url is not None:
-            first = engines.setdefault(_engine(replica.url), i)
+            first = engines.setdefault(engine_address(replica.url), i)
             if first != i:
                 yield ("replicas", i, "url"), f"is replicas[{first}]'s too; an engine counted twice would be overfilled"
         if replica.kv_events is not None:
@@ -213,7 +213,7 @@ def policy_problems(policy: str) -> Iterator[Problem]:
         yield (), f"{policy!r} is no policy; {meant}there are {', '.join(known)}"
 
 
-def _engine(url: str) -> str:
+def engine_address(url: str) -> str:
     """Two spellings of one address are equal; OpenAI base URLs may or may not end in /v1."""
     parts = urlsplit(url)
     if parts.scheme == "unix":

@@ -7,7 +7,7 @@ Secrets (`api_key: env:NAME` or `file:/path`) are resolved here and shown nowher
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_origin
@@ -17,8 +17,9 @@ from pydantic import BaseModel, ValidationError
 from pydantic_settings import BaseSettings, EnvSettingsSource
 
 from config.backend_flag import parse_backend_flag
-from config.problems import SECRET_KEYS, ConfigError, KeyPath, dotted, explain
+from config.problems import SECRET_HEADERS, SECRET_KEYS, ConfigError, KeyPath, dotted, explain
 from config.schema import BackendKind, Config, Cost, CostTier, Gpu, ModelSpec, ReplicaConfig
+from config.tracing import from_environment, wanted
 from config.yaml_file import read_mapping
 
 __all__ = [
@@ -41,6 +42,17 @@ _SERVICE_LINK = re.compile(
 _SERVICE_ADDRESS = re.compile(r"(tcp|udp|sctp)://")
 _MAX_SECRET_BYTES = 16 * 1024  # more than any header may hold
 _REDACTED = "***"
+_EACH = "*"
+# Where sections are that may hold one of SECRET_KEYS. Not looked for elsewhere: a file of aliases of aliases has no end.
+_SECRET_PLACES: tuple[KeyPath, ...] = (
+    ("server",),
+    ("replicas", _EACH),
+    ("discovery", "dns", _EACH, "replica"),
+    ("discovery", "kubernetes", _EACH, "replica"),
+    SECRET_HEADERS,
+)
+_JSON_TYPES: Mapping[object, str] = {tuple: "list", dict: "object"}
+_Secret = tuple[KeyPath, dict[str, Any], str]  # (key path, the section, key)
 
 
 def load(
@@ -60,9 +72,12 @@ def load(
     _add_flags(said, flags or {}, origins)
     if path is None and "replicas" not in said:
         said["replicas"] = [replica.model_dump() for replica in embedded_default().replicas]
-    elif not said.get("replicas"):
-        problems.append("replicas: empty; describe at least one (config/example.yaml) or give --backend NAME=URL")
+    elif not said.get("replicas") and not said.get("discovery"):
+        problems.append(
+            "replicas: empty; describe at least one (config/example.yaml), give --backend NAME=URL, or say under `discovery` where they are found"
+        )
         said.pop("replicas", None)
+    problems += _add_opentelemetry(said, environ, origins)
     problems += _resolve_secrets(said, environ)
     try:
         config = Config.model_validate(said)
@@ -76,9 +91,9 @@ def load(
 def embedded_default() -> Config:
     """What runs without a word of configuration: one model on three simulated replicas, a tier each, no GPU needed."""
     machines = (
-        ("h100-reserved", "H100-80G", CostTier.RESERVED, 2.50),
-        ("a100-on-demand", "A100-80G", CostTier.ON_DEMAND, 3.00),
-        ("a100-spot", "A100-80G", CostTier.SPOT, 1.20),
+        ("h100-reserved", "H100-80G", CostTier.RESERVED, 2.50, 4.00),
+        ("a100-on-demand", "A100-80G", CostTier.ON_DEMAND, 3.00, None),
+        ("a100-spot", "A100-80G", CostTier.SPOT, 1.20, None),  # on demand it costs what the one above does
     )
     return Config(
         replicas=tuple(
@@ -87,9 +102,9 @@ def embedded_default() -> Config:
                 backend=BackendKind.SIMULATED,
                 models=(ModelSpec(name="sim-8b"),),
                 gpu=Gpu(type=gpu),
-                cost=Cost(tier=tier, usd_per_hour=usd),
+                cost=Cost(tier=tier, usd_per_hour=usd, on_demand_usd_per_hour=on_demand_usd),
             )
-            for name, gpu, tier, usd in machines
+            for name, gpu, tier, usd, on_demand_usd in machines
         )
     )
 
@@ -102,10 +117,8 @@ def is_embedded(config: Config) -> bool:
 def redacted_yaml(config: Config) -> str:
     """The whole configuration, defaults included, as YAML that `load` reads back; secrets are `***`."""
     document = config.model_dump(mode="json")
-    for holder in (document["server"], *document["replicas"]):
-        for key in SECRET_KEYS & holder.keys():
-            if holder[key] is not None:
-                holder[key] = _REDACTED
+    for _, holder, key in list(_secrets(document)):
+        holder[key] = _REDACTED
     return yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
@@ -164,7 +177,7 @@ def _settable(section: type[BaseModel]) -> Iterator[tuple[tuple[str, ...], str |
             yield (name,), "object"
             yield from (((name, *below), json_type) for below, json_type in _settable(field.annotation))
         else:
-            yield (name,), "list" if get_origin(field.annotation) is tuple else None
+            yield (name,), _JSON_TYPES.get(get_origin(field.annotation))
 
 
 def _is_for_others(name: str, value: str) -> bool:
@@ -233,6 +246,19 @@ def _add_flags(said: dict[str, Any], flags: Mapping[str, object], origins: dict[
     said["replicas"] = items
 
 
+def _add_opentelemetry(said: dict[str, Any], environ: Mapping[str, str], origins: dict[KeyPath, str]) -> list[str]:
+    """Puts OpenTelemetry's own variables below what is said, where traces are asked for; returns what is wrong with them."""
+    section = said.get("tracing")
+    if not isinstance(section, dict) or not wanted(section):
+        return []
+    values, names, problems = from_environment(environ)
+    for key, name in names.items():
+        if key not in section:
+            origins["tracing", key] = name
+    said["tracing"] = _merge(values, section)
+    return problems
+
+
 def _leaves(values: Mapping[str, object], above: KeyPath = ()) -> Iterator[KeyPath]:
     for key, value in values.items():
         if isinstance(value, Mapping):
@@ -241,31 +267,40 @@ def _leaves(values: Mapping[str, object], above: KeyPath = ()) -> Iterator[KeyPa
             yield (*above, key)
 
 
-def _secrets(said: Mapping[str, object]) -> Iterator[tuple[KeyPath, dict[str, Any], str]]:
-    """(key path, the section, key) of each secret given as text."""
-    replicas = said.get("replicas")
-    listed = replicas if isinstance(replicas, list | tuple) else ()
-    holders: list[tuple[KeyPath, object]] = [(("server",), said.get("server"))]
-    holders += [(("replicas", index), replica) for index, replica in enumerate(listed)]
-    for path, holder in holders:
-        for key in sorted(SECRET_KEYS):
-            if isinstance(holder, dict) and isinstance(holder.get(key), str):
-                yield (*path, key), holder, key
+def _secrets(value: object, places: Iterable[KeyPath] = _SECRET_PLACES) -> Iterator[_Secret]:
+    """Each that is given as text."""
+    for place in places:
+        yield from _secrets_at(value, place, ())
+
+
+def _secrets_at(value: object, place: KeyPath, above: KeyPath) -> Iterator[_Secret]:
+    if place:
+        items: Iterable[tuple[str | int, object]] = ()
+        if isinstance(value, list | tuple) and place[0] == _EACH:
+            items = enumerate(value)
+        elif isinstance(value, dict) and place[0] in value:
+            items = [(place[0], value[place[0]])]
+        for key, item in items:
+            yield from _secrets_at(item, place[1:], (*above, key))
+    elif isinstance(value, dict):
+        names = [name for name in value if isinstance(name, str)] if above == SECRET_HEADERS else sorted(SECRET_KEYS)
+        for name in names:
+            if isinstance(value.get(name), str):
+                yield (*above, name), value, name
 
 
 def _secret_names(said: Mapping[str, object], environ: Mapping[str, str]) -> frozenset[str]:
     """Variables that secrets are read from: settings of nobody else's."""
     in_file = [holder[key] for _, holder, key in _secrets(said)]
-    variables = (PREFIX + "REPLICAS", PREFIX + "SERVER", PREFIX + "SERVER__ADMIN_KEY")
-    in_variables = (name for variable in variables for name in re.findall(r"env:\w+", environ.get(variable, "")))
+    ours = (value for name, value in environ.items() if name.upper().startswith(PREFIX))
+    in_variables = (name for value in ours for name in re.findall(r"env:\w+", value))
     return frozenset(text.removeprefix("env:") for text in (*in_file, *in_variables) if text.startswith("env:"))
 
 
 def _resolve_secrets(said: dict[str, Any], environ: Mapping[str, str]) -> list[str]:
     """Puts secrets in place of their references; returns what could not be resolved."""
-    if isinstance(said.get("replicas"), list):
-        # Copies: YAML aliases let two replicas share one mapping.
-        said["replicas"] = [dict(item) if isinstance(item, dict) else item for item in said["replicas"]]
+    for place in _SECRET_PLACES:
+        said.update(_copied(said, place))
     problems: list[str] = []
     for path, holder, key in _secrets(said):
         try:
@@ -274,6 +309,17 @@ def _resolve_secrets(said: dict[str, Any], environ: Mapping[str, str]) -> list[s
             problems.append(f"{dotted(path)}: {error}")
             holder[key] = None
     return problems
+
+
+def _copied(value: Any, place: KeyPath) -> Any:
+    """The way to a place is its own: YAML aliases let two replicas share one mapping."""
+    if not place:
+        return dict(value) if isinstance(value, dict) else value
+    if isinstance(value, dict):
+        return {key: _copied(item, place[1:]) if key == place[0] else item for key, item in value.items()}
+    if isinstance(value, list) and place[0] == _EACH:
+        return [_copied(item, place[1:]) for item in value]
+    return value
 
 
 def referenced_secret(reference: str, environ: Mapping[str, str] | None = None) -> str:

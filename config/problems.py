@@ -18,6 +18,7 @@ from config.schema import Config
 KeyPath = tuple[str | int, ...]
 
 SECRET_KEYS = frozenset({"api_key", "admin_key"})
+SECRET_HEADERS = ("tracing", "headers")  # each value below it
 
 _BOUNDS = {
     "greater_than": "{value} is too small; give more than {gt:g}",
@@ -81,7 +82,8 @@ def _wrong(details: ErrorDetails) -> str:
         return "missing; add it"
     if kind == "extra_forbidden":
         return f"unknown key; {_suggestion(path)}"
-    value = "the value" if path[-1:] and path[-1] in SECRET_KEYS else _shown(given)
+    secret = path[:2] == SECRET_HEADERS or (path[-1:] and path[-1] in SECRET_KEYS)
+    value = "the value" if secret else _shown(given)
     if given is None or kind == "string_too_short":
         return "empty; give it a value or remove the line"
     if kind in {"enum", "literal_error"}:

@@ -1,6 +1,6 @@
 """Every instrument, declared once: its name, help, labels and buckets, on a registry that the caller owns.
 
-An attribute is a metric's name without `penstock_`. `service_tier` is the request's class, `cost_tier` the replica's; series of
+An attribute is a metric's name without `penstock_`; those of every process have the names that Prometheus gives them. `service_tier` is the request's class, `cost_tier` the replica's; series of
 tokens, money and latency carry the replica, its GPU and its cost tier, so that they can be compared per machine.
 Label values: models through `metrics.labels`, the rest from enums and the configuration. Never a key, a user or a request id.
 """
@@ -23,21 +23,10 @@ from metrics.buckets import (
     TTFT_BUCKETS_S,
 )
 from metrics.histogram import Histogram
+from metrics.spec import CLASS, MACHINE, PREFIX, STREAM, Spec
 
-PREFIX = "penstock_"
-
-CLASS = ("model", "service_tier")
-MACHINE = ("replica", "gpu", "cost_tier")
-STREAM = (*CLASS, *MACHINE)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Spec:
-    """What an instrument needs beyond its name."""
-
-    help: str
-    labels: tuple[str, ...] = ()
-    buckets: tuple[float, ...] | None = None
+# Of other modules' names those that belong to the catalog, for whoever reads it here.
+__all__ = ["CLASS", "MACHINE", "PREFIX", "STREAM", "Metrics", "Spec"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,7 +178,12 @@ class Metrics:
         ),
     ]
     routing_duration_seconds: Annotated[
-        Histogram, Spec(help="One pass of the scheduler over its queue", buckets=ROUTING_BUCKETS_S)
+        Histogram,
+        Spec(
+            help="One pass of the scheduler over its queue; strategy: scheduling.policy",
+            labels=("strategy",),
+            buckets=ROUTING_BUCKETS_S,
+        ),
     ]
     batch_fill_ratio: Annotated[
         Histogram,
@@ -213,6 +207,10 @@ class Metrics:
             help="Replicas that what runs and waits needs to be in time, told at none, too (docs/autoscaling.md)",
             labels=("model", "cost_tier"),
         ),
+    ]
+    ready_replicas: Annotated[
+        Gauge,
+        Spec(help="Replicas that are ready and serve the model, told at none, too", labels=("model", "cost_tier")),
     ]
     upstream_attempts_total: Annotated[
         Counter, Spec(help="Attempts on a replica, by outcome", labels=("replica", "outcome"))
@@ -335,6 +333,10 @@ class Metrics:
     ]
     replica_metrics_age_seconds: Annotated[Gauge, Spec(help="Age of the engine's last figures", labels=("replica",))]
 
+    discovered_replicas: Annotated[
+        Gauge,
+        Spec(help="Replicas that a source of `discovery` names; kept while it cannot be asked", labels=("source",)),
+    ]
     replica_share_ratio: Annotated[
         Gauge,
         Spec(
@@ -378,7 +380,16 @@ class Metrics:
     config_reloads_total: Annotated[Counter, Spec(help="Reloads by result: applied, rejected", labels=("result",))]
     config_last_reload_success_timestamp_seconds: Annotated[Gauge, Spec(help="Unix time of the last applied reload")]
     build_info: Annotated[Gauge, Spec(help="Always 1; the version is the label", labels=("version",))]
-    event_loop_lag_seconds: Annotated[Gauge, Spec(help="How late the event loop last woke a timer")]
+    event_loop_lag_seconds: Annotated[
+        Gauge, Spec(help="How late the event loop woke a timer, the worst of the last minute")
+    ]
+
+    # Its processes, under the names that every process has; of several workers together
+    process_cpu_seconds_total: Annotated[Counter, Spec(help="CPU time, of workers that are gone, too", prefix="")]
+    process_resident_memory_bytes: Annotated[Gauge, Spec(help="Memory in use", prefix="")]
+    process_open_fds: Annotated[Gauge, Spec(help="Open file descriptors", prefix="")]
+    process_max_fds: Annotated[Gauge, Spec(help="File descriptors that may be open", prefix="")]
+    process_start_time_seconds: Annotated[Gauge, Spec(help="Unix time of its start, the oldest's", prefix="")]
 
     @classmethod
     def create(cls, registry: CollectorRegistry) -> Self:
@@ -388,5 +399,6 @@ class Metrics:
         for declared in fields(cls):
             kind, spec = get_args(hints[declared.name])
             buckets = {} if spec.buckets is None else {"buckets": spec.buckets}
-            made[declared.name] = kind(PREFIX + declared.name, spec.help, spec.labels, registry=registry, **buckets)
+            name = spec.prefix + declared.name
+            made[declared.name] = kind(name, spec.help, spec.labels, registry=registry, **buckets)
         return cls(**made)

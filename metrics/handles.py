@@ -75,6 +75,11 @@ class Children(Generic[Child]):
             child = self._known[values] = self._labels(*values)
         return child
 
+    def forget(self, value: str) -> None:
+        """Those with this value among their labels."""
+        for values in [values for values in self._known if value in values]:
+            del self._known[values]
+
 
 class HandleCache:
     """StreamHandles by their labels, bounded."""
@@ -86,6 +91,10 @@ class HandleCache:
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    def forget(self, replica: str) -> None:
+        for key in [key for key in self._entries if key[2] == replica]:
+            del self._entries[key]
 
     def get(self, model: str, service_tier: str, replica: str, gpu: str, cost_tier: str) -> StreamHandles:
         """Call it at each placement; keep the result for the stream. Model names are folded already (`metrics.labels`)."""

@@ -17,6 +17,11 @@ class LabelGuard:
         self._admitted: set[str] = set()
         self.admit(values)
 
+    @property
+    def full(self) -> bool:
+        """No value is let through any more that was not before."""
+        return len(self._admitted) >= self._cap
+
     def admit(self, values: Iterable[str]) -> None:
         """Let these values through from now on; beyond the cap they stay `other`, so a series never changes its meaning."""
         for value in values:

@@ -4,9 +4,11 @@ Counters and histograms are added up; what a worker had counted before it died i
 now, each has its rule. Decides nothing about when pages are made or how they travel.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import fields
 from enum import StrEnum
+from functools import cache
+from math import ceil
 from typing import Final, get_args, get_type_hints
 
 import msgspec
@@ -25,6 +27,7 @@ class Across(StrEnum):
     MOST = "most"
     LEAST = "least"
     MEAN = "mean"  # each has learned for itself
+    WHOLE = "whole"  # each tells its part of something that comes in whole pieces: the sum, rounded up
 
 
 _S, _M = Across.SUM, Across.MOST
@@ -41,7 +44,8 @@ GAUGES: Final[Mapping[str, Across]] = {
     "replica_price_usd_per_hour": _M,
     "replica_on_demand_usd_per_hour": _M,
     "replica_gpus": _M,
-    "desired_replicas": _S,
+    "desired_replicas": Across.WHOLE,
+    "ready_replicas": _M,
     "signal_error_ratio": Across.MEAN,
     "signal_weight_ratio": Across.MEAN,
     "replica_kv_believed_blocks": _M,
@@ -59,13 +63,19 @@ GAUGES: Final[Mapping[str, Across]] = {
     "replica_waiting": _M,
     "replica_batch_occupancy_ratio": _S,
     "replica_metrics_age_seconds": _M,
+    "discovered_replicas": _M,
     "replica_share_ratio": _S,
     "replica_deadline_seconds": Across.LEAST,
     "config_last_reload_success_timestamp_seconds": Across.LEAST,
     "build_info": _M,
     "event_loop_lag_seconds": _M,
     "workers": _S,
+    "process_resident_memory_bytes": _S,
+    "process_open_fds": _S,
+    "process_max_fds": _S,
+    "process_start_time_seconds": Across.LEAST,
 }
+_ROUNDING: Final = 1e-9  # that a sum of parts may be off
 
 
 class Counts(msgspec.Struct, array_like=True):
@@ -113,7 +123,8 @@ def unpacked(data: bytes) -> Page:
 def read(metrics: Metrics) -> Page:
     """All figures of now."""
     page = Page({}, {}, {})
-    for name, labels in _instruments():
+    for name, spec in instruments():
+        labels = spec.labels
         instrument = getattr(metrics, name)
         if isinstance(instrument, Histogram):
             page.histograms[name] = {
@@ -161,13 +172,55 @@ def merged(pages: Iterable[Page]) -> Page:
     return page
 
 
-def _instruments() -> list[tuple[str, Labels]]:
+def whole(parts: float) -> int:
+    """So many pieces are needed for it; any part at all needs one."""
+    return ceil(parts - _ROUNDING) if parts > 1 else ceil(parts)
+
+
+@cache
+def instruments() -> tuple[tuple[str, Spec], ...]:
+    """Of the catalog, in its order."""
     hints = get_type_hints(Metrics, include_extras=True)
-    found: list[tuple[str, Labels]] = []
-    for declared in fields(Metrics):
-        spec: Spec = get_args(hints[declared.name])[1]
-        found.append((declared.name, spec.labels))
-    return found
+    return tuple((declared.name, get_args(hints[declared.name])[1]) for declared in fields(Metrics))
+
+
+def forget(metrics: Metrics, replica: str) -> None:
+    """Every series of it."""
+    for name, _ in _by_replica():
+        getattr(metrics, name).remove_by_labels({"replica": replica})
+
+
+def of_crew(pages: Iterable[Page]) -> Page:
+    """One page of all workers and of what those who are gone had counted, which no longer tells of replicas that nobody else tells of.
+
+    A worker lets go of a replica that has long left (router.departed); one that has ended cannot.
+    """
+    found = list(pages)
+    living = [page for page in found if page.gauges]
+    known = {replica for page in living for replica in _replicas(page)}
+    return merged([*living, *(_only(page, known) for page in found if not page.gauges)])
+
+
+def _replicas(page: Page) -> Iterable[str]:
+    for name, place in _by_replica():
+        for part in (page.counters, page.gauges, page.histograms):
+            for labels in part.get(name, ()):
+                yield labels[place]
+
+
+def _only(page: Page, replicas: Container[str]) -> Page:
+    counters, histograms = dict(page.counters), dict(page.histograms)
+    for name, place in _by_replica():
+        if name in counters:
+            counters[name] = {k: v for k, v in counters[name].items() if k[place] in replicas}
+        elif name in histograms:
+            histograms[name] = {k: v for k, v in histograms[name].items() if k[place] in replicas}
+    return Page(counters, {}, histograms)
+
+
+def _by_replica() -> list[tuple[str, int]]:
+    """Which instruments tell replicas apart, and by which label."""
+    return [(name, spec.labels.index("replica")) for name, spec in instruments() if "replica" in spec.labels]
 
 
 def _names(parts: Iterable[Iterable[str]]) -> list[str]:
@@ -186,6 +239,8 @@ def _gauge(name: str, parts: list[dict[Labels, float]]) -> dict[Labels, float]:
     rule = GAUGES[name]
     if rule is Across.SUM:
         return _sums(parts)
+    if rule is Across.WHOLE:
+        return {labels: whole(value) for labels, value in _sums(parts).items()}
     values: dict[Labels, list[float]] = {}
     for part in parts:
         for labels, value in part.items():

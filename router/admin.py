@@ -6,7 +6,9 @@ import msgspec
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 
 from router.admin_access import refuse_strangers
+from router.admin_registrations import add_registrations
 from router.admin_replicas import add_replicas
+from router.admin_usage import add_usage
 from router.board.routes import add_board
 from router.decision_documents import Document
 from router.decision_log import Asked
@@ -21,11 +23,18 @@ def add_admin(api: FastAPI, gateway: Gateway) -> None:
     """The routes; refused as a whole to strangers."""
 
     async def allowed(request: Request) -> None:  # async: what is not would wait for a thread
-        refuse_strangers(gateway.config.server, request, gateway.admin_at)
+        try:
+            refuse_strangers(gateway.config.server, request, gateway.admin_at)
+        except ApiError as error:
+            if error.case is Case.UNAUTHORIZED:
+                gateway.metrics.auth_failures_total.labels("admin_key").inc()
+            raise
 
     admin = APIRouter(prefix="/admin", tags=["admin"], dependencies=[Depends(allowed)])
     _add_decisions(admin, gateway)
     add_replicas(admin, gateway)
+    add_registrations(admin, gateway)
+    add_usage(admin, gateway)
     add_board(admin, gateway)
     api.include_router(admin)
 

@@ -15,12 +15,11 @@ from fastapi import APIRouter, Request, Response
 
 from batching.request import ReplicaId
 from router.admin_access import who
+from router.admin_body import admin_body
 from router.gateway import Gateway
 from router.openai.body import parse_object
 from router.openai.checks import out_of_range, wrong
 from router.openai.errors import (
-    body_timeout,
-    body_too_large,
     invalid_request,
     no_such_replica,
     nothing_to_end,
@@ -31,7 +30,6 @@ from router.watched import Watched
 
 log = logging.getLogger("penstock.admin")
 
-_MAX_BODY_BYTES: Final = 16 * 1024  # the longest has five short fields
 _MAX_DEPTH: Final = 4
 _PROVIDERS: Final = ("aws", "gcp", "azure", "kubernetes", "other")
 _NOTICES: Final = tuple(kind.value for kind in Kind if kind is not Kind.DRAIN)
@@ -203,7 +201,7 @@ def _id(fields: Mapping[str, Any]) -> str | None:
 
 async def _fields(gateway: Gateway, request: Request, known: tuple[str, ...]) -> Mapping[str, Any]:
     """The body's; an empty body has none. Raises ApiError for a field that means nothing here: a misspelt deadline is no deadline."""
-    raw = await _body(request, gateway.config.server.body_timeout_s)
+    raw = await admin_body(request, gateway.config.server.body_timeout_s)
     fields: Mapping[str, Any] = parse_object(raw, max_depth=_MAX_DEPTH).fields if raw.strip() else {}
     for name in fields:
         if name not in known:
@@ -211,20 +209,6 @@ async def _fields(gateway: Gateway, request: Request, known: tuple[str, ...]) ->
             hint = f"did you mean `{close[0]}`?" if close else f"known here: {', '.join(known) or 'none'}."
             raise invalid_request(f"`{name[:64]}` is no field of this call; {hint}", param=name, code="unknown_field")
     return fields
-
-
-async def _body(request: Request, timeout_s: float) -> bytes:
-    """Bounded in bytes and time."""
-    raw = b""
-    try:
-        async with asyncio.timeout(timeout_s):
-            async for chunk in request.stream():
-                raw += chunk
-                if len(raw) > _MAX_BODY_BYTES:
-                    raise body_too_large(_MAX_BODY_BYTES)
-    except TimeoutError:
-        raise body_timeout(timeout_s) from None
-    return raw
 
 
 def _named(gateway: Gateway, name: str) -> Watched:

@@ -6,6 +6,7 @@ Invariant: every ticket's future is resolved once; a lease whose waiter has gone
 
 import asyncio
 from collections.abc import Callable, Sequence
+from time import perf_counter
 
 from batching.request import Outcome, Reason, Request
 from batching.scheduler import Scheduler
@@ -24,14 +25,23 @@ class EvictedError(Exception):
 class Admission:
     """Owns the scheduler on one event loop; every method but `place` is a plain state transition."""
 
-    def __init__(self, scheduler: Scheduler, *, on_pass: Callable[[float], None] = lambda _seconds: None) -> None:
-        """`on_pass` is told how long each pass over the queue took, in seconds."""
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        *,
+        on_pass: Callable[[float], None] = lambda _seconds: None,
+        on_route: Callable[[float], None] = lambda _seconds: None,
+        clock: Callable[[], float] = perf_counter,
+    ) -> None:
+        """Told, in seconds of `clock`: `on_pass` how long each pass over the queue took, `on_route` what each placement did (metrics.overhead)."""
         self.scheduler = scheduler
-        self._waiters: dict[TicketId, asyncio.Future[Placed]] = {}
+        self._waiters: dict[TicketId, asyncio.Future[tuple[Placed, float]]] = {}
         self._seconds: dict[LeaseId, Callable[[Placed], None]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._due_s = 0.0  # when it is to wake us; uvloop's handles do not always tell
         self._on_pass = on_pass
+        self._on_route = on_route
+        self._clock = clock
         self.on_waiting: Callable[[], None] | None = None  # called after a pass that leaves somebody waiting
         self._advance_soon = False
 
@@ -40,20 +50,24 @@ class Admission:
 
         Raises `Rejected` (never queued) or `EvictedError` (queued, then removed). Cancelling the wait leaves the queue.
         """
-        loop = asyncio.get_running_loop()
+        loop, came = asyncio.get_running_loop(), self._clock()
         ticket = self.scheduler.submit(request, loop.time())
-        future: asyncio.Future[Placed] = loop.create_future()
+        future: asyncio.Future[tuple[Placed, float]] = loop.create_future()
         self._waiters[ticket.id] = future
         self.advance()
+        waits = not future.done()
         try:
-            return await future
+            placed, began = await future
         except asyncio.CancelledError:
             if future.done() and not future.cancelled() and future.exception() is None:
-                self.finish(future.result().lease, outcome=Outcome.CANCELLED)
+                self.finish(future.result()[0].lease, outcome=Outcome.CANCELLED)
             else:
                 self.scheduler.cancel(ticket, loop.time())
                 self.soon()
             raise
+        else:
+            self._on_route(self._clock() - (began if waits else came))
+            return placed
         finally:
             self._waiters.pop(ticket.id, None)
 
@@ -97,19 +111,20 @@ class Admission:
 
     def advance(self) -> None:
         self._advance_soon = False
-        now = self._now()
-        decisions = self.scheduler.advance(now)
-        self._on_pass(self._now() - now)
-        self._settle(decisions)
+        began = self._clock()
+        decisions = self.scheduler.advance(self._now())
+        self._on_pass(self._clock() - began)
+        self._settle(decisions, began)
         self._rearm()
         if self.on_waiting is not None and self.scheduler.queued:
             self.on_waiting()
 
     def drain(self) -> None:
         """Refuse what is queued and what comes; leases run on."""
-        self._settle(self.scheduler.drain(self._now()))
+        self._settle(self.scheduler.drain(self._now()), self._clock())
 
-    def _settle(self, decisions: Sequence[Decision]) -> None:
+    def _settle(self, decisions: Sequence[Decision], began: float) -> None:
+        """`began`: the pass that decided, on `clock`."""
         for decision in decisions:
             waiter = self._waiters.get(decision.ticket.id)
             if isinstance(decision, Placed) and decision.hedges is not None:
@@ -120,7 +135,7 @@ class Admission:
             elif waiter is None or waiter.done():
                 self._unwanted(decision)
             else:
-                waiter.set_result(decision)
+                waiter.set_result((decision, began))
 
     def _unwanted(self, placed: Placed) -> None:
         self.finish(placed.lease, outcome=Outcome.CANCELLED)

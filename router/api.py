@@ -11,14 +11,11 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
-from prometheus_client import CollectorRegistry
+from fastapi.telemetry import TelemetryConfig
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
-from metrics.catalog import Metrics
-from metrics.exposition import render
-from metrics.pages import merged, write
 from router.admin import add_admin
 from router.board.page import add_page
 from router.gateway import Gateway
@@ -38,6 +35,7 @@ from router.openai.shapes import (
     Model,
     ModelList,
 )
+from router.scrapes import add_scrapes
 
 log = logging.getLogger("penstock")
 
@@ -52,10 +50,20 @@ def build_api(gateway: Gateway, hot: HotPath, version: str) -> FastAPI:
         async with gateway.running():
             yield
 
-    api = FastAPI(title="Penstock", version=version, description=DESCRIPTION, lifespan=lifespan, redirect_slashes=False)
+    # Traces are `router.tracing`'s; FastAPI would read the environment for its own.
+    untold: TelemetryConfig = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
+    api = FastAPI(
+        title="Penstock",
+        version=version,
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        redirect_slashes=False,
+        telemetry=untold,
+    )
     _handle_errors(api)
     _add_models(api, gateway)
     _add_health(api, gateway)
+    add_scrapes(api, gateway)
     add_admin(api, gateway)
     add_page(api, gateway)
     _add_hot_paths(api, hot)
@@ -114,17 +122,6 @@ def _add_health(api: FastAPI, gateway: Gateway) -> None:
         if crew is not None:
             document["workers"] = {"answered_by": crew.seat, "live": crew.live, "configured": crew.seats}
         return JSONResponse(document, status_code=200 if verdict.ready else 503)
-
-    @api.get("/metrics", tags=["health"], response_model=None)
-    async def metrics(request: Request) -> Response:
-        """Prometheus text, or OpenMetrics where the scraper asks for it; of all workers together."""
-        gateway.refresh_gauges()
-        registry = gateway.registry
-        if gateway.crew is not None:
-            registry = CollectorRegistry()
-            write(merged(await gateway.crew.pages()), Metrics.create(registry))
-        body, content_type = render(registry, request.headers.get("accept", ""))
-        return Response(body, media_type=None, headers={"content-type": content_type})
 
 
 class TakenOver(Response):

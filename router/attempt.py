@@ -7,11 +7,12 @@ back on every path, cancellation included.
 import asyncio
 import logging
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 
-from backends.backend import Backend, ConnectFailed, EngineReply, PulledReply, UpstreamError
+from backends.backend import Backend, ConnectFailed, EngineReply, UpstreamError
 from batching.request import Outcome, ReplicaId
 from batching.ticket import Lease, Placed
+from metrics.overhead import Overhead
 from router.admission import Admission
 from router.calls import Calls, CannotGoOn, new_filter
 from router.client import ClientGone
@@ -21,7 +22,7 @@ from router.openai.chunks import Document
 from router.openai.errors import ApiError, upstream_failed, upstream_lost, upstream_timeout
 from router.openai.journal import Mode
 from router.openai.usage import Usage
-from router.race import Opened, Race, Superseded
+from router.race import Opened, Race, Resumed, Superseded
 from router.relay import (
     KeepAlive,
     Relay,
@@ -77,12 +78,14 @@ class Attempts:
         admission: Admission,
         backends: Mapping[ReplicaId, Backend],
         report: Report,
+        overhead: Overhead,
         on_suspect: Callable[[ReplicaId], None],
     ) -> None:
         self._calls = calls
         self._admission = admission
         self._backends = backends
         self._report = report
+        self._overhead = overhead
         self._on_suspect = on_suspect
         self.in_use: Counter[int] = Counter()
         self.running: defaultdict[ReplicaId, set[Exchange]] = defaultdict(set)
@@ -183,6 +186,8 @@ class Attempts:
             self._stays(exchange, lease)
             self._give_back(exchange, lease, outcome)
             self._report.attempted(exchange, attempt)
+            if exchange.trace is not None:
+                exchange.trace.ended(lease, asyncio.get_running_loop().time(), attempt)
             if exchange.move.count and (usage := exchange.engine_usage) is not None and usage.prompt_tokens is not None:
                 self._report.recomputed(exchange, usage.prompt_tokens - (usage.cached_tokens or 0))
             await self._let_go(backend, reply)
@@ -212,12 +217,14 @@ class Attempts:
         opened: Opened | None = None
         backend = self._backends.get(lease.replica)
         self.in_use[id(backend)] += 1
+        if exchange.trace is not None:
+            exchange.trace.placed(placed, asyncio.get_running_loop().time())
         try:
             reply = await self._send(exchange, backend, lease, body)
             assert backend is not None
             if lease.request.streaming:
                 beginning = await read_beginning(reply, new_filter(exchange))
-                opened = Opened(placed, backend, _Resumed(reply, *beginning), None)
+                opened = Opened(placed, backend, Resumed(reply, *beginning), None)
             else:
                 opened = Opened(placed, backend, reply, await read_document(reply, chat=chat))
         except UpstreamError as error:
@@ -234,6 +241,8 @@ class Attempts:
             if opened is None:
                 self._admission.finish(lease, outcome=outcome)
                 self._report.second_ended(lease.replica, attempt)
+                if exchange.trace is not None:
+                    exchange.trace.ended(lease, asyncio.get_running_loop().time(), attempt)
                 await self._let_go(backend, reply)
         return opened
 
@@ -297,7 +306,7 @@ class Attempts:
         document = read or await read_document(reply, chat=exchange.endpoint == "chat")
         claim()
         loop = asyncio.get_running_loop()
-        exchange.usage = exchange.engine_usage = document.usage
+        exchange.document, exchange.usage, exchange.engine_usage = document, document.usage, document.usage
         exchange.timeline.first_token_s = loop.time()
         # Engine and ledger are free now; the client may take its time to read.
         self._stays(exchange, lease)
@@ -324,6 +333,8 @@ class Attempts:
 
         def on_first(now: float) -> None:
             self._report.phase(exchange, "streaming")
+            if exchange.trace is not None:
+                exchange.trace.spoke(lease, now, move.since_s)
             if move.since_s is None and not collected:
                 meters.observe_ttft(now - exchange.inbound.received_s)
             if move.since_s is not None:
@@ -337,6 +348,7 @@ class Attempts:
             chunks,
             timeline,
             gaps=meters.gaps,
+            overhead=self._overhead,
             headers=exchange.stream_headers,
             begins=claim,
             on_first=on_first,
@@ -357,27 +369,6 @@ class Attempts:
         exchange.status = 200
         exchange.client.end(tail)
         await drain_tail(reply)
-
-
-class _Resumed(PulledReply):
-    """A reply whose beginning was read already: it is given once more, then the rest."""
-
-    def __init__(self, reply: EngineReply, beginning: list[bytes], rest: AsyncIterator[bytes]) -> None:
-        self.status = reply.status
-        self.content_type = reply.content_type
-        self.headers = reply.headers
-        self._reply = reply
-        self._beginning = beginning
-        self._rest = rest
-
-    async def body(self) -> AsyncIterator[bytes]:
-        while self._beginning:
-            yield self._beginning.pop(0)
-        async for data in self._rest:
-            yield data
-
-    async def aclose(self) -> None:
-        await self._reply.aclose()
 
 
 def _collected(exchange: Exchange) -> bool:

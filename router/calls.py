@@ -3,6 +3,8 @@
 Decides which engines are asked for token ids, and by which way one goes on where another stopped.
 """
 
+import asyncio
+
 import msgspec
 
 from backends.backend import EngineCall
@@ -16,12 +18,13 @@ from router.openai.chunks import ChunkFilter
 from router.openai.continuation import COMPLETIONS, asks_ids, continued, guard_of, ids_asked, way_on, why_not
 from router.openai.journal import Journal, Mode
 from router.openai.request import CallSpec, upstream_body, upstream_fields
+from router.tracing.content import KeepingJournal
 
 # Engines whose token ids are those of every replica of the model, and that take them for a prompt.
 _TAKES_IDS = frozenset({BackendKind.VLLM, BackendKind.SIMULATED})
 # What is told in a document otherwise than in a stream.
 _AS_DOCUMENT = frozenset({"tools", "functions", "return_token_ids", "stream_options", "modalities"})
-# Forwarded to engines: tracing context only. Everything else of a client's head stays here (docs/api.md, "Headers").
+# Forwarded to engines as they come where there are no traces of our own: tracing context only. Everything else of a client's head stays here (docs/api.md, "Headers").
 _PASSED_HEADERS = ("traceparent", "tracestate")
 
 
@@ -49,7 +52,10 @@ class Calls:
         assert spec is not None
         reason = "migration.mode is off" if mode is MigrationMode.OFF else why_not(body.fields, spec)
         exact = mode is MigrationMode.EXACT and reason is None and asks_ids(body.fields)
-        return Journal(room_bytes=self._migration.journal_bytes, exact=exact, why_not=reason)
+        room = self._migration.journal_bytes
+        if exchange.trace is not None and exchange.trace.kept is not None:
+            return KeepingJournal(exchange.trace.kept, room_bytes=room, exact=exact, why_not=reason)
+        return Journal(room_bytes=room, exact=exact, why_not=reason)
 
     def collected(self, spec: CallSpec, body: Body) -> CallSpec:
         """The same, streamed by the engine, where the answer is long and its client wants it whole."""
@@ -89,7 +95,7 @@ class Calls:
             body=sent,
             fields=fields,
             stream=spec.stream,
-            headers={name: value for name in _PASSED_HEADERS if (value := exchange.inbound.headers.get(name))},
+            headers=_headers(exchange, lease),
         )
 
     def _wants_ids(self, exchange: Exchange, replica: ReplicaId) -> bool:
@@ -122,6 +128,13 @@ def new_filter(exchange: Exchange) -> ChunkFilter:
     spec = exchange.spec
     assert spec is not None
     return ChunkFilter(strip_usage=spec.strip_usage, expected_choices=spec.n, chat=exchange.endpoint == "chat")
+
+
+def _headers(exchange: Exchange, lease: Lease) -> dict[str, str]:
+    trace = exchange.trace
+    if trace is None:
+        return {name: value for name in _PASSED_HEADERS if (value := exchange.inbound.headers.get(name))}
+    return trace.begun(lease, asyncio.get_running_loop().time(), exchange.move.mode)
 
 
 def _said_tokens(exchange: Exchange, mode: Mode) -> int:

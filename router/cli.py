@@ -5,7 +5,7 @@ Heavy imports sit in the commands, so that `penstock version` and `--help` answe
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
@@ -17,10 +17,10 @@ from router import operator_commands as operating
 from router import replay_command as replaying
 from router import spot_command as listening
 from router import top_command as watching
+from router import usage_command as accounting
 from router.simulation import command as simulation
 
 if TYPE_CHECKING:
-    from config.problems import ConfigError
     from config.schema import Config
 
 ShapeChoice = Literal["8b", "70b"]  # config.gpus.ShapeName, without its numbers: a test keeps them in step
@@ -115,6 +115,7 @@ def build_app() -> typer.Typer:
     app.command("replicas", epilog=operating.REPLICAS_EXAMPLES)(operating.replicas)
     app.command("drain", epilog=operating.DRAIN_EXAMPLES)(operating.drain)
     app.command("restore", epilog=operating.RESTORE_EXAMPLES)(operating.restore)
+    app.command("usage", epilog=accounting.EXAMPLES)(accounting.usage)
     app.command("top", epilog=watching.EXAMPLES)(watching.top)
     app.command("spot-agent", epilog=listening.EXAMPLES)(listening.spot_agent)
     app.command("check-config", epilog=_CHECK_EXAMPLES)(check_config)
@@ -141,19 +142,25 @@ def serve(
         bool, typer.Option("--print-config", help="print what would be served, secrets hidden, and exit")
     ] = False,
     log_level: Annotated[str | None, typer.Option(help=", ".join(_LOG_LEVELS) + "  [default: info]")] = None,
+    log_format: Annotated[Literal["text", "json"] | None, typer.Option(help="of log lines  [default: text]")] = None,
 ) -> None:
     """Run the gateway."""
     from config.load import is_embedded, load, redacted_yaml  # noqa: PLC0415
+    from router.tracing.extra import problem  # noqa: PLC0415
 
     if log_level is not None and log_level not in _LOG_LEVELS:
         raise typer.BadParameter(f"{log_level!r} is not one of {', '.join(_LOG_LEVELS)}", param_hint="--log-level")
-    flags = _flags(host=host, port=port, workers=workers, backends=backend or [], log_level=log_level)
+    flags = _flags(
+        host=host, port=port, workers=workers, backends=backend or [], log_level=log_level, log_format=log_format
+    )
     read: Callable[[], Config] = partial(load, config, flags)
     loaded = _loaded(read)
     if print_config:
         print(redacted_yaml(loaded), end="")
         return
-    if is_embedded(loaded):
+    if (lacking := problem(loaded)) is not None:
+        _refuse([lacking])
+    if is_embedded(loaded) and loaded.log_format == "text":
         print(
             "penstock: no replicas configured; serving three simulated ones (--config or --backend for yours)",
             file=sys.stderr,
@@ -250,7 +257,13 @@ def version() -> None:
 
 
 def _flags(
-    *, host: str | None, port: int | None, workers: int | None, backends: list[str], log_level: str | None
+    *,
+    host: str | None,
+    port: int | None,
+    workers: int | None,
+    backends: list[str],
+    log_level: str | None,
+    log_format: str | None,
 ) -> Mapping[str, object]:
     """What was given, nested as in a file; what was not is absent. A malformed --backend is a usage error."""
     from config.load import ConfigError, parse_backend_flag  # noqa: PLC0415
@@ -265,7 +278,12 @@ def _flags(
             raise typer.BadParameter(f"--backend {replica['name']} is given twice; keep one")
         replicas.append(replica)
     server = {key: value for key, value in (("host", host), ("port", port), ("workers", workers)) if value is not None}
-    given: dict[str, object] = {"server": server, "replicas": replicas, "log_level": log_level}
+    given: dict[str, object] = {
+        "server": server,
+        "replicas": replicas,
+        "log_level": log_level,
+        "log_format": log_format,
+    }
     return {key: value for key, value in given.items() if value}
 
 
@@ -275,11 +293,11 @@ def _loaded(read: "Callable[[], Config]") -> "Config":
     try:
         return read()
     except ConfigError as error:
-        _refuse(error)
+        _refuse(error.problems)
 
 
-def _refuse(error: "ConfigError") -> NoReturn:
-    for problem in error.problems:
+def _refuse(problems: Sequence[str]) -> NoReturn:
+    for problem in problems:
         print(problem, file=sys.stderr)
     raise typer.Exit(EXIT_CONFIG)
 

@@ -1,6 +1,6 @@
 """The other workers of this gateway, as the HTTP surface sees them; one process alone has none (docs/workers.md)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from metrics.pages import Page
@@ -8,6 +8,8 @@ from router.board.part import Part, Wanted
 from router.decision_documents import Document
 from router.decision_log import Asked
 from router.standing import Left, Word
+from router.usage_query import Asked as UsageAsked
+from router.usage_query import Found
 
 
 class Crew(Protocol):
@@ -46,4 +48,12 @@ class Crew(Protocol):
 
     async def left(self) -> Left:
         """What everybody has on the replicas; where somebody does not reply, none is released."""
+        ...
+
+    async def register(self, name: str, replica: Mapping[str, object] | None) -> None:
+        """An engine that called in, as in the configuration; None: it is over. Who comes later learns it when it is renewed."""
+        ...
+
+    async def usage(self, asked: UsageAsked) -> Found | None:
+        """What all have used, those who are gone included; None: the book does not answer."""
         ...

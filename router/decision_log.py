@@ -48,7 +48,7 @@ class DecisionLog:
         wanted = config.decisions
         self._config = config
         self._metrics = metrics
-        self._names = Pseudonyms() if names is None else names
+        self.names = Pseudonyms() if names is None else names
         self._unix_at_zero: float | None = None
         self._pending: list[DecisionRecord] = []
         self._file: DecisionFile | None = None
@@ -65,7 +65,7 @@ class DecisionLog:
             self._file = DecisionFile(
                 Path(self._config.decisions.file),
                 self._config,
-                self._names,
+                self.names,
                 policy=self._config.scheduling.policy,
                 unix_at_zero=self._unix_at_zero,
             )
@@ -105,7 +105,7 @@ class DecisionLog:
         found = self.ledger.recent(
             limit=asked.limit, request_id=asked.request_id, replica=asked.replica, model=asked.model
         )
-        return [document(record, self._names, unix_at_zero=self._unix_at_zero, named=True) for record in found]
+        return [document(record, self.names, unix_at_zero=self._unix_at_zero, named=True) for record in found]
 
     def _ended(self, record: DecisionRecord, found: Sequence[Judged]) -> None:
         histogram = self._metrics.prediction_error_ratio

@@ -10,9 +10,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from backends.backend import Backend
+from batching.bill import Account, Bill
 from batching.request import Outcome, Rejected, ReplicaId, Request, RequestId, ServiceTier
 from batching.ticket import Placed
 from config.schema import Config, ModelKind
+from metrics.overhead import Overhead
 from router.admission import Admission, EvictedError
 from router.attempt import AttemptFailed, Attempts
 from router.calls import Calls
@@ -20,12 +22,14 @@ from router.client import Client, ClientGone
 from router.collected import DocumentClient
 from router.exchange import Exchange
 from router.inbound import Inbound
+from router.money import ANONYMOUS, tenant_class
 from router.moves import Moves
 from router.openai.body import Body, parse_object
 from router.openai.errors import (
     ApiError,
     from_eviction,
     from_rejection,
+    internal_error,
     stream_error_event,
     total_timeout,
 )
@@ -33,11 +37,9 @@ from router.openai.models import near
 from router.openai.request import CallSpec, read_call
 from router.relay import KeepAlive
 from router.report import Report
+from router.tracing.tracer import Tracer
 
 _MIN_QUEUE_WAIT_S = 1.0
-ANONYMOUS = (
-    "anonymous"  # everybody, while keys are off: who a call belongs to is read where its body is, in CallSpec.tenant
-)
 
 
 class Dispatcher:
@@ -50,16 +52,25 @@ class Dispatcher:
         admission: Admission,
         backends: Mapping[ReplicaId, Backend],
         report: Report,
+        overhead: Overhead,
         on_suspect: Callable[[ReplicaId], None],
+        tracer: Tracer | None = None,
     ) -> None:
+        self._tracer = tracer
         self._calls = Calls(config)
         self._tries = Attempts(
-            calls=self._calls, admission=admission, backends=backends, report=report, on_suspect=on_suspect
+            calls=self._calls,
+            admission=admission,
+            backends=backends,
+            report=report,
+            overhead=overhead,
+            on_suspect=on_suspect,
         )
         self._moves = Moves(admission, self._tries.running)
         self.configure(config)
         self._admission = admission
         self._report = report
+        self._overhead = overhead
         self._active: set[Exchange] = set()
 
     def configure(self, config: Config) -> None:
@@ -81,8 +92,8 @@ class Dispatcher:
     def moves(self) -> Moves:
         return self._moves
 
-    def refused(self, path: str, error: ApiError) -> None:
-        self._report.refused(path, error)
+    def refused(self, path: str, error: ApiError, request_id: str) -> None:
+        self._report.refused(path, error, request_id)
 
     def abort_all(self, error: ApiError) -> None:
         """The drain deadline: whatever still runs is told so and ends."""
@@ -98,6 +109,8 @@ class Dispatcher:
     async def __call__(self, inbound: Inbound, client: Client) -> None:
         exchange = Exchange(inbound=inbound, client=client, task=asyncio.current_task())
         self._active.add(exchange)
+        if self._tracer is not None:
+            exchange.trace = self._tracer.begin(inbound.headers)
         limit_s = self.config.server.total_timeout_s
         timer = None
         if limit_s is not None:
@@ -115,22 +128,37 @@ class Dispatcher:
                 raise
             exchange.task.uncancel()
             self._refuse(exchange, exchange.aborted)
+        except Exception:  # a bug of ours: whoever serves the connection says so to the client
+            exchange.outcome, exchange.error, exchange.status = (
+                Outcome.FAILED,
+                internal_error(),
+                internal_error().status,
+            )
+            raise
         finally:
             if timer is not None:
                 timer.cancel()
             self._moves.over(exchange)
             self._active.discard(exchange)
             self._report.ended(exchange, asyncio.get_running_loop().time())
+            if self._tracer is not None:
+                self._tracer.ended(exchange)
 
     async def _serve(self, exchange: Exchange) -> None:
-        limits = self.config.server
+        limits, inbound = self.config.server, exchange.inbound
+        whole_s = self._overhead.clock() if inbound.whole_s is None else inbound.whole_s
         body = parse_object(exchange.inbound.body, max_depth=limits.max_json_depth)
         spec = read_call(exchange.inbound.path, body, exchange.inbound.headers)
         if not spec.stream:
             spec = self._calls.collected(spec, body)
         exchange.spec = spec
-        exchange.request = self._request(exchange, spec)
         self._report.began(exchange)
+        assert exchange.labels is not None
+        exchange.bill = Bill(Account(*exchange.labels, tenant_class(spec.tenant)))
+        exchange.request = self._request(exchange, spec)
+        if exchange.trace is not None:
+            exchange.trace.fields, exchange.trace.depth = body.fields, self._admission.scheduler.queued
+        self._overhead.ingress.observe(self._overhead.clock() - whole_s)
         if not spec.stream:
             await self._attempts(exchange, body, None)
             return
@@ -227,6 +255,8 @@ class Dispatcher:
         waited_s = max(0.0, now - placed.ticket.queued_s)
         exchange.queue_s += waited_s
         self._report.placed(exchange, waited_s)
+        if exchange.trace is not None:
+            exchange.trace.placed(placed, now)
 
     def _refuse(self, exchange: Exchange, error: ApiError) -> None:
         """Say what went wrong, in the only form that this point of the response still allows."""
@@ -266,6 +296,7 @@ class Dispatcher:
             deadline_s=now + _queue_wait_s(exchange.inbound.headers, self.config.queue.max_wait_s),
             body_bytes=len(exchange.inbound.body),
             fingerprint=hash(exchange.inbound.body),
+            bill=exchange.bill,
             prefix_hashes=spec.prefix_chunks,
             prefix_chunk_tokens=chunk if chunk is not None else estimate(spec.model, spec.prefix_chunk_chars),
         )

@@ -6,18 +6,20 @@ A record, not a decider: the dispatcher writes it, the report turns it into metr
 import asyncio
 from dataclasses import dataclass, field
 
+from batching.bill import Bill
 from batching.request import Outcome, ReplicaId, Request
 from batching.ticket import Placed
 from metrics.handles import StreamHandles
 from metrics.timeline import Timeline
 from router.client import JSON_HEADERS, SSE_HEADERS, Client, Headers
 from router.inbound import Inbound
-from router.openai.chunks import ChunkFilter
+from router.openai.chunks import ChunkFilter, Document
 from router.openai.errors import ApiError
 from router.openai.journal import Journal, Mode
 from router.openai.request import CallSpec
 from router.openai.usage import Usage
 from router.relay import KeepAlive
+from router.tracing.record import Trace
 
 ENDPOINTS = {"/v1/chat/completions": "chat", "/v1/completions": "completions", "/v1/embeddings": "embeddings"}
 
@@ -49,6 +51,7 @@ class Exchange:
     task: "asyncio.Task[object] | None" = None
     phase: str = "queued"  # queued | dispatched | streaming
     labels: tuple[str, str] | None = None  # (model, service tier), of its metrics; None: not read yet
+    bill: Bill | None = None  # on which every replica that works for it writes what it cost; None: not read yet
     meters: StreamHandles | None = None  # of the replica it was placed on
     placed: Placed | None = None
     attempts: int = 0
@@ -64,6 +67,8 @@ class Exchange:
     status: int = 0
     error: ApiError | None = None
     aborted: ApiError | None = None  # the gateway itself ends it (drain deadline)
+    document: Document | None = None  # an answer that came whole
+    trace: Trace | None = None  # None: traces are off
 
     def __post_init__(self) -> None:
         self.timeline = Timeline(self.inbound.received_s)
@@ -71,6 +76,23 @@ class Exchange:
     @property
     def endpoint(self) -> str:
         return ENDPOINTS[self.inbound.path]
+
+    @property
+    def usd(self) -> float | None:
+        """Of machines' time so far, all attempts and moves; whole once its leases are given back (docs/cost.md). None: not read yet."""
+        return None if self.bill is None else self.bill.usd
+
+    @property
+    def finish_reasons(self) -> tuple[str, ...]:
+        """Of each choice that has one, in the engine's words."""
+        told = self.chunks or self.document
+        return () if told is None else told.finish_reasons
+
+    @property
+    def answer_model(self) -> str | None:
+        """As the engine calls it."""
+        told = self.chunks or self.document
+        return None if told is None else told.model
 
     def decision_headers(self) -> list[tuple[bytes, bytes]]:
         """Where it went and how long it waited, for whoever debugs a client."""

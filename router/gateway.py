@@ -5,11 +5,12 @@ Reads like a table of contents; decides only the order in which things begin and
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
 import httpx
+from msgspec import structs
 from prometheus_client import CollectorRegistry
 
 from backends.backend import Backend
@@ -23,12 +24,17 @@ from config.checks import OWN_POLICY
 from config.gpus import gpu_table
 from config.schema import Config, ReplicaConfig
 from metrics.catalog import Metrics
+from metrics.overhead import Overhead
+from metrics.pages import forget
+from metrics.process import ProcessFigures
 from router.admission import Admission
 from router.board.board import Board, Sources
 from router.body_budget import BodyBudget
 from router.crew import Crew
 from router.decision_documents import Pseudonyms
 from router.decision_log import DecisionLog
+from router.departed import Departed
+from router.discovery import PROVIDER, Discovered
 from router.dispatch import Dispatcher
 from router.engines import build_backend
 from router.exchange import Exchange
@@ -36,9 +42,17 @@ from router.farewell import Farewells
 from router.fleet_watch import FleetWatch
 from router.gauges import Gauges
 from router.kv_watch import KvWatch
+from router.lag import Lag
+from router.model_labels import ModelLabels
+from router.money import Money
 from router.openai.errors import draining
 from router.report import Report, Wait
+from router.request_log import RequestLog
+from router.standing import Standing
 from router.streams import Streams
+from router.tracing.extra import exporter
+from router.tracing.tracer import SpanSink, Tracer
+from router.usage import UsageLog
 from router.watched import Watched
 
 log = logging.getLogger("penstock")
@@ -58,8 +72,11 @@ class Gateway:
         version: str,
         backend_factory: BackendFactory = build_backend,
         names: Pseudonyms | None = None,
+        span_sink: SpanSink | None = None,
     ) -> None:
-        """`names`: those of all workers, where there are several."""
+        """`names`: those of all workers, where there are several. `span_sink`: where traces go, if they are on; None: to the configured
+        collector. Raises ImportError where its extra is missing.
+        """
         names = Pseudonyms() if names is None else names
         self.config = config
         self.draining = False
@@ -81,24 +98,54 @@ class Gateway:
             policy=self._policy,
             decisions=self.decisions.ledger,
         )
-        self.admission = Admission(self.scheduler, on_pass=self.metrics.routing_duration_seconds.observe)
+        self.models = ModelLabels(self.scheduler.models)
+        self.overhead = Overhead(self.metrics)
+        self.admission = Admission(
+            self.scheduler,
+            on_pass=self.metrics.routing_duration_seconds.labels(name).observe,
+            on_route=self.overhead.route.observe,
+            clock=self.overhead.clock,
+        )
         # Engines by replica; the watch keeps the scheduler's picture of them true.
         self.backends: dict[ReplicaId, Backend] = {}
         self.watch: FleetWatch | None = None
         self.kv_watch: KvWatch | None = None
-        # One request's life.
+        self.usage = UsageLog(config.usage, self.started_unix_s)
+        # One request's life, and what is told of it.
+        self.tracer: Tracer | None = None
+        if config.tracing.enabled:
+            sink = span_sink or exporter(config, version)
+            self.tracer = Tracer(config.tracing, config.replicas, sink, names.tenant)
+        log_of_requests = RequestLog(self._gpu_of, names.tenant)
+        self._report = Report(
+            self.metrics,
+            self.scheduler,
+            self.models,
+            self._gpu_of,
+            log_of_requests,
+            self._attempted,
+            self._judge,
+            on_ended=self.usage.ended,
+        )
+        self._departed = Departed(self._forget, lambda replica: self.scheduler.leases_on(replica) > 0)
         self.dispatcher = Dispatcher(
             config=config,
             admission=self.admission,
             backends=self.backends,
-            report=Report(self.metrics, self.scheduler, self._gpu_of, self._attempted, self._judge),
+            report=self._report,
+            overhead=self.overhead,
             on_suspect=self._suspect,
+            tracer=self.tracer,
         )
         self.streams: Streams = self.dispatcher.moves
         # Replicas that are drained or taken away.
         self.farewells = Farewells(config.spot, self.admission, self.streams, self.metrics)
+        self.discovered = Discovered(config.discovery, self, self.metrics) if config.discovery.is_on else None
         self.bodies = BodyBudget(config.server.max_held_body_bytes)
-        self.gauges = Gauges(self.metrics, self.scheduler, self.bodies)
+        self.gauges = Gauges(self.metrics, self.scheduler, self.models, self.bodies)
+        self.money = Money(self.metrics, self.scheduler)
+        self._process = ProcessFigures(self.metrics)
+        self._lag = Lag()
         # What people see of it.
         self.board = Board(self._sources(version, names))
         self._backend_factory = backend_factory
@@ -110,6 +157,8 @@ class Gateway:
         """Probe the fleet once, then serve until the block ends; engines are released last."""
         async with httpx.AsyncClient(follow_redirects=False, trust_env=False) as http:
             self._http = http
+            if self.tracer is not None:
+                self.tracer.start()
             try:
                 async with asyncio.TaskGroup() as tasks:
                     scrape_s = self._policy.scrape_interval_s if self._policy is not None else None
@@ -125,15 +174,21 @@ class Gateway:
                     self.kv_watch = KvWatch(self.scheduler, self.metrics, http, tasks, self._is_adapter)
                     for replica in self.config.replicas:
                         self._add(replica)
+                    if self.discovered is not None:
+                        await self.discovered.begin(self.config.replicas, tasks)
                     await self.watch.first_look()
                     housekeeping = tasks.create_task(self._housekeep(), name="housekeeping")
+                    lag = tasks.create_task(self._lag.watch(), name="lag")
                     ledger = tasks.create_task(self.decisions.run(self._fleet), name="decisions")
                     farewells = tasks.create_task(self.farewells.run(), name="farewells")
                     board = tasks.create_task(self.board.run(), name="board")
                     yield
                     housekeeping.cancel()
+                    lag.cancel()
                     ledger.cancel()
                     farewells.cancel()
+                    if self.discovered is not None:
+                        self.discovered.close()
                     board.cancel()
                     self.dispatcher.moves.close()
                     self.watch.close()
@@ -145,6 +200,8 @@ class Gateway:
                 self.admission.close()
                 for backend in [*self.backends.values(), *self._retired]:
                     await backend.aclose()
+                if self.tracer is not None:
+                    await self.tracer.close()
 
     def begin_drain(self) -> None:
         """Not ready any more; queued requests are sent away with Retry-After, running ones go on."""
@@ -162,11 +219,18 @@ class Gateway:
     def reload(self, config: Config) -> None:
         """Swap in a valid new configuration: replicas come, go and change price; running streams are not touched."""
         assert self.watch is not None, "reload before start"
-        old = {replica.name: replica for replica in self.config.replicas}
-        new = {replica.name: replica for replica in config.replicas}
         for section in Config.model_fields.keys() - {"replicas"}:
             if getattr(self.config, section) != getattr(config, section):
                 log.warning("reload: a change under `%s` takes effect at the next start", section)
+        if self.discovered is None:
+            self.set_replicas(config.replicas)
+        else:
+            self.discovered.set_own(config.replicas)
+
+    def set_replicas(self, replicas: Sequence[ReplicaConfig]) -> None:
+        """These, and no others: as they are configured, or were discovered."""
+        old = {replica.name: replica for replica in self.config.replicas}
+        new = {replica.name: replica for replica in replicas}
         for name in old.keys() - new.keys():
             self._retire(name)
         for name, replica in new.items():
@@ -174,14 +238,44 @@ class Gateway:
                 self._add(replica)
             elif replica != old[name]:
                 self._change(old[name], replica)
-        self.config = self.config.model_copy(update={"replicas": config.replicas})
+        self.config = self.config.model_copy(update={"replicas": tuple(replicas)})
         self.dispatcher.configure(self.config)
+        if self.tracer is not None:
+            self.tracer.configure(replicas)
         self.admission.soon()
+
+    @property
+    def own_replicas(self) -> Sequence[ReplicaConfig]:
+        """Those of the configuration itself."""
+        return self.config.replicas if self.discovered is None else self.discovered.own
+
+    def register(self, name: str, replica: ReplicaConfig | None) -> None:
+        """An engine called in; None: it is over. Raises Full."""
+        table = None if self.discovered is None else self.discovered.registrations
+        if table is not None and replica is not None:
+            table.put(replica, asyncio.get_running_loop().time())
+        elif table is not None:
+            table.drop(name)
+
+    def warn(self, replica: ReplicaId, word: Standing) -> None:
+        """Discovery saw that its machine is about to go."""
+        unix_s = datetime.now(UTC).timestamp() - asyncio.get_running_loop().time()
+        due_s = word.deadline_s
+        self.farewells.join(replica, structs.replace(word, deadline_unix_s=None if due_s is None else unix_s + due_s))
+
+    def unwarn(self, replica: ReplicaId) -> None:
+        """It stays after all; what others said of it stands."""
+        standing = self.farewells.standing(replica)
+        if standing is not None and standing.provider == PROVIDER:
+            self.farewells.told(replica, None, why="withdrawn")
 
     def refresh_gauges(self) -> None:
         """Before a scrape."""
         now = asyncio.get_running_loop().time()
-        self.gauges.refresh(now, self.config.queue.max_requests)
+        self.gauges.refresh(now, self.config.queue.max_requests, alone=self.crew is None)
+        self.metrics.event_loop_lag_seconds.set(self._lag.worst_s)
+        self._process.refresh()
+        self.money.refresh(now, self.config.replicas)
         self.farewells.refresh_gauges(now)
         if self.watch is not None:
             self.watch.suspicion.show()
@@ -224,8 +318,10 @@ class Gateway:
         self.watch.add(replica, backend)
         if self.crew is not None:
             self.scheduler.allot(ReplicaId(replica.name), NOTHING)  # until the book of shares says more
+            self.scheduler.pay(ReplicaId(replica.name), 0, asyncio.get_running_loop().time())
         self.kv_watch.add(replica)
         self.farewells.added(ReplicaId(replica.name))
+        self._departed.came(ReplicaId(replica.name))
 
     def _retire(self, name: str) -> None:
         """Its streams run on."""
@@ -235,6 +331,8 @@ class Gateway:
         self.kv_watch.remove(watched.id)
         self._retired.append(self.backends.pop(watched.id))
         self.farewells.removed(watched.id)
+        self._departed.left(watched.id, asyncio.get_running_loop().time())
+        self.metrics.replica_kv_believed_blocks.remove_by_labels({"replica": watched.id})
 
     def _change(self, before: ReplicaConfig, after: ReplicaConfig) -> None:
         assert self.watch is not None
@@ -252,6 +350,10 @@ class Gateway:
 
     def _fleet(self) -> list[ReplicaProfile]:
         return [state.profile for state in self.scheduler.states(0.0)]
+
+    def _forget(self, replica: str) -> None:
+        forget(self.metrics, replica)
+        self._report.forget(replica)
 
     def _gpu_of(self, replica: ReplicaId) -> str:
         """For labels; a replica that was retired while it answered is `unknown`."""
@@ -277,12 +379,12 @@ class Gateway:
             self.watch.suspect(replica)
 
     async def _housekeep(self) -> None:
-        """Twice a second: how late the loop wakes us, and which retired backends have served their last stream."""
-        loop = asyncio.get_running_loop()
+        """Twice a second: which retired backends have served their last stream, and which replicas are long gone."""
         while True:
-            due_s = loop.time() + _HOUSEKEEPING_S
             await asyncio.sleep(_HOUSEKEEPING_S)
-            self.metrics.event_loop_lag_seconds.set(max(0.0, loop.time() - due_s))
+            if self.crew is None:
+                self.usage.settle()
+            self._departed.look(asyncio.get_running_loop().time())
             for backend in [b for b in self._retired if not self.dispatcher.in_use[id(b)]]:
                 self._retired.remove(backend)
                 del self.dispatcher.in_use[id(backend)]

@@ -6,6 +6,7 @@ Stands where uvicorn's protocol keeps its RequestResponseCycle, and has what the
 
 import asyncio
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Protocol
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
@@ -98,6 +99,7 @@ class HotCycle(Client):
             body=parts[0] if len(parts) == 1 else b"".join(parts),
             headers=header_map(self._headers),
             received_s=self._received_s,
+            whole_s=perf_counter(),
         )
         tasks = self._connection.tasks  # uvicorn waits for them when it stops
         self._task = task = self._connection.loop.create_task(self._serve(inbound))
@@ -108,7 +110,7 @@ class HotCycle(Client):
         """The rest of the body did not come in time."""
         self._let_go()
         error = body_timeout(self._plane.body_timeout_s)
-        self._plane.handler.refused(self._path, error)
+        self._plane.handler.refused(self._path, error, self.request_id)
         self.keep_alive = False
         self.respond(error.status, error.to_body(self.request_id), [*JSON_HEADERS, *error.headers()])
 

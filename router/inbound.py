@@ -22,13 +22,17 @@ _VISIBLE_ASCII = re.compile(rb"[\x21-\x7e]{1,128}")
 
 @dataclass(slots=True, kw_only=True)
 class Inbound:
-    """`headers` has lower-case names, the last of each counts. `received_s`: when the head was read, on the loop's clock."""
+    """`headers` has lower-case names, the last of each counts. `received_s`: when the head was read, on the loop's clock.
+
+    `whole_s`: when its body was whole, on `time.perf_counter`; None: nobody noted it.
+    """
 
     request_id: str
     path: str
     body: bytes
     headers: Mapping[str, str]
     received_s: float
+    whole_s: float | None = None
 
 
 class Handler(Protocol):
@@ -36,7 +40,7 @@ class Handler(Protocol):
 
     async def __call__(self, inbound: Inbound, client: Client) -> None: ...
 
-    def refused(self, path: str, error: ApiError) -> None:
+    def refused(self, path: str, error: ApiError, request_id: str) -> None:
         """A request ended before the handler saw it."""
 
 

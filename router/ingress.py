@@ -8,6 +8,7 @@ import asyncio
 import re
 from collections.abc import Mapping
 from contextlib import suppress
+from time import perf_counter
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -93,12 +94,19 @@ class HotPath:
             body = await self._read_body(headers, receive, held)
         except ApiError as error:
             held.let_go()
-            self._handler.refused(path, error)
+            self._handler.refused(path, error, client.request_id)
             await _refuse_body(client, error, receive)
             return
         except ClientGone:
             return
-        inbound = Inbound(request_id=client.request_id, path=path, body=body, headers=headers, received_s=received_s)
+        inbound = Inbound(
+            request_id=client.request_id,
+            path=path,
+            body=body,
+            headers=headers,
+            received_s=received_s,
+            whole_s=perf_counter(),
+        )
         await self._serve(inbound, client, receive)
 
     async def _serve(self, inbound: Inbound, client: AsgiClient, receive: Receive) -> None:

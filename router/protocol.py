@@ -13,7 +13,7 @@ from starlette.types import Message
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from router.hot_cycle import HotCycle, HotPlane
-from router.inbound import HOT_PATHS
+from router.inbound import HOT_PATHS, request_id
 from router.openai.errors import ApiError, bad_http, head_timeout, head_too_large
 
 # Docs of OpenAI ask clients to stay below 64 KiB of headers; 100 is what common proxies allow.
@@ -195,7 +195,7 @@ class _HeadGuard(HttpToolsProtocol):
         """A hot request for whose body there is no room; the rest of it is not read."""
         assert self._plane is not None
         error = self._plane.bodies.refusal()
-        self._plane.handler.refused(_HOT_TARGETS[self.url], error)
+        self._plane.handler.refused(_HOT_TARGETS[self.url], error, request_id(self.headers))
         self._refuse(error)
 
     def _decline_upgrade(self, rest: bytes) -> None:

@@ -5,12 +5,12 @@ won, once; what an attempt does and which leases there are is told by `router.at
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-from backends.backend import Backend, EngineReply
+from backends.backend import Backend, EngineReply, PulledReply
 from batching.request import ReplicaId
 from batching.ticket import Placed
 from router.openai.documents import Document
@@ -28,6 +28,27 @@ class Opened:
     backend: Backend
     reply: EngineReply  # gives what was read once more
     document: Document | None  # of an answer that is not streamed: all of it
+
+
+class Resumed(PulledReply):
+    """A reply whose beginning was read already: it is given once more, then the rest."""
+
+    def __init__(self, reply: EngineReply, beginning: list[bytes], rest: AsyncIterator[bytes]) -> None:
+        self.status = reply.status
+        self.content_type = reply.content_type
+        self.headers = reply.headers
+        self._reply = reply
+        self._beginning = beginning
+        self._rest = rest
+
+    async def body(self) -> AsyncIterator[bytes]:
+        while self._beginning:
+            yield self._beginning.pop(0)
+        async for data in self._rest:
+            yield data
+
+    async def aclose(self) -> None:
+        await self._reply.aclose()
 
 
 class Race:

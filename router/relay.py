@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 
 from backends.backend import EngineReply, UpstreamError
 from metrics.histogram import Series
+from metrics.overhead import EVERY, Overhead
 from metrics.timeline import Timeline
 from router.client import Client, Headers
 from router.openai.chunks import ChunkFilter, Document, check_document
@@ -89,8 +90,8 @@ class Relay:
     """
 
     __slots__ = (
-        "_before", "_begins", "_chunks", "_client", "_first", "_gaps", "_headers", "_on_first", "_on_step", "_silence", "_time",
-        "_timeline", "_told",
+        "_before", "_begins", "_chunks", "_client", "_clock", "_first", "_gaps", "_headers", "_on_first", "_on_step", "_overhead",
+        "_reads", "_silence", "_time", "_timeline", "_told",
         "closed", "forwarded",
     )  # fmt: skip
 
@@ -101,6 +102,7 @@ class Relay:
         timeline: Timeline,
         *,
         gaps: Series,
+        overhead: Overhead,
         headers: Callable[[], Headers],
         begins: Callable[[], None],
         on_first: Callable[[float], None],
@@ -113,6 +115,9 @@ class Relay:
         self._chunks = chunks
         self._timeline = timeline
         self._gaps = gaps
+        self._overhead = overhead.relay
+        self._clock = overhead.clock
+        self._reads = overhead.phase()
         self._headers = headers
         self._begins = begins
         self._on_first = on_first
@@ -133,6 +138,15 @@ class Relay:
         self._client.when_room(resume)
 
     def feed(self, data: bytes) -> None:
+        self._reads = reads = self._reads + 1
+        if reads % EVERY:
+            self._feed(data)
+            return
+        began = self._clock()
+        self._feed(data)
+        self._overhead.observe(self._clock() - began)
+
+    def _feed(self, data: bytes) -> None:
         chunks = self._chunks
         before = chunks.tokens
         out = chunks.read(data)

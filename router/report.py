@@ -1,9 +1,8 @@
-"""Turns what happened to a request into metrics and one log line at its end; decides nothing.
+"""Turns what happened to a request into metrics at its end, and has the log line written; decides nothing.
 
-Label values are bounded: models by the names that replicas serve (else `other`), the rest by enums.
+Label values are bounded: models by `router.model_labels`, the rest by enums.
 """
 
-import logging
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -13,17 +12,21 @@ from metrics.catalog import Metrics
 from metrics.handles import Children, HandleCache, StreamHandles, TokenKind, TokenSource
 from metrics.labels import OTHER
 from router.exchange import ENDPOINTS, Exchange
+from router.model_labels import ModelLabels
 from router.openai.errors import ApiError, Case
 from router.openai.journal import Mode
-
-log = logging.getLogger("penstock.request")
+from router.request_log import RequestLog
 
 _QUEUE_OUTCOME = {
     Case.OVERLOADED: "shed_capacity",
     Case.FLEX_SHED: "shed_capacity",
     Case.QUEUE_TIMEOUT: "expired",
     Case.DRAINING: "drained",
+    Case.NO_CAPACITY: "no_replica",
+    Case.UPSTREAM_TIMEOUT: "expired",  # server.total_timeout_s
 }
+# OpenAI's, and what engines add; whatever else one says is `other`.
+_REASONS = frozenset({"stop", "length", "tool_calls", "function_call", "content_filter", "repetition"})
 CLIENT_CLOSED = 499  # a label, never sent: the client has gone
 
 
@@ -41,16 +44,22 @@ class Report:
         self,
         metrics: Metrics,
         scheduler: Scheduler,
+        models: ModelLabels,
         gpu_of: Callable[[ReplicaId], str],
+        log: RequestLog,
         on_attempt: Callable[[Exchange], None] = lambda _exchange: None,
         on_outcome: Callable[[ReplicaId, str, Wait | None], None] = lambda _replica, _outcome, _wait: None,
+        on_ended: Callable[[Exchange], None] = lambda _exchange: None,
     ) -> None:
-        """Told, too, of each attempt's end: `on_attempt` of those that count for the client, `on_outcome` of all."""
+        """Told, too, of each attempt's end: `on_attempt` of those that count for the client, `on_outcome` of all; `on_ended` of requests'."""
         self._on_attempt = on_attempt
         self._on_outcome = on_outcome
+        self._on_ended = on_ended
         self._metrics = metrics
         self._scheduler = scheduler
+        self._models = models
         self._gpu_of = gpu_of
+        self._log = log
         self._handles = HandleCache(metrics)
         self._requests = Children(metrics.requests_total.labels)
         self._phases = Children(metrics.requests_in_flight.labels)
@@ -58,18 +67,29 @@ class Report:
         self._routed = Children(metrics.routing_decisions_total.labels)
         self._attempts = Children(metrics.upstream_attempts_total.labels)
         self._durations = Children(metrics.request_duration_seconds.labels)
+        self._reasons = Children(metrics.finish_reasons_total.labels)
 
-    def refused(self, path: str, error: ApiError) -> None:
+    def forget(self, replica: str) -> None:
+        """Its series are no more: none of them is to be held on to."""
+        self._handles.forget(replica)
+        for children in (self._routed, self._attempts, self._durations):
+            children.forget(replica)
+
+    def refused(self, path: str, error: ApiError, request_id: str) -> None:
         """It ended before it was read."""
+        self._log.refused(request_id, path, error)
         self._requests.get(ENDPOINTS[path], OTHER, "default", str(error.status), error.label).inc()
 
     def began(self, exchange: Exchange) -> None:
         """It was read: from now on it has a model and a tier."""
         spec = exchange.spec
         assert spec is not None
-        model = spec.model if spec.model in self._scheduler.models() else OTHER
+        model = self._models.of(spec.model)
         exchange.labels = (model, spec.service_tier.label)
         self._phases.get(*exchange.labels, exchange.phase).inc()
+        again = exchange.inbound.headers.get("x-stainless-retry-count", "")  # OpenAI's SDKs count from 0
+        if again.isdigit() and again.strip("0"):
+            self._metrics.client_retries_total.labels(model).inc()
 
     def phase(self, exchange: Exchange, phase: str) -> None:
         labels = self._class(exchange)
@@ -88,6 +108,9 @@ class Report:
         placement = exchange.placed.placement
         self._routed.get(self._class(exchange)[0], placement.replica, placement.cost_tier.value, placement.reason).inc()
         exchange.meters = self._handles.get(*self._where(exchange))
+        batch = self._scheduler.joined(placement.replica)
+        self._metrics.batch_fill_ratio.labels(placement.replica).observe(batch.sequences / batch.most)
+        self._metrics.batch_tokens.labels(placement.replica).observe(batch.step_tokens)
 
     def attempted(self, exchange: Exchange, outcome: str) -> None:
         if exchange.placed is not None:
@@ -138,12 +161,15 @@ class Report:
             self._left_queue(exchange, model, tier, now)
         else:
             self._served(exchange)
-        self._log(exchange, model, tier, status)
+        self._on_ended(exchange)
+        self._log.ended(exchange, model=model, tier=tier, status=status)
 
     def _left_queue(self, exchange: Exchange, model: str, tier: str, now: float) -> None:
         if exchange.request is None:
             return
-        outcome = "cancelled" if exchange.error is None else _QUEUE_OUTCOME.get(exchange.error.case, "no_replica")
+        outcome = "cancelled" if exchange.error is None else _QUEUE_OUTCOME.get(exchange.error.case)
+        if outcome is None:
+            return  # no queue would have helped it: an unknown model, a prompt that is too long
         self._waits.get(model, tier, outcome).observe(now - exchange.request.arrived_s)
 
     def _served(self, exchange: Exchange) -> None:
@@ -156,6 +182,17 @@ class Report:
         self._count_tokens(exchange, handles)
         if (tpot_s := exchange.timeline.tpot_s) is not None:
             handles.observe_tpot(tpot_s)
+        self._measure(exchange, model, tier)
+
+    def _measure(self, exchange: Exchange, model: str, tier: str) -> None:
+        """How long prompt and answer were, and why each choice ended."""
+        usage, heard = exchange.usage, exchange.timeline.output_tokens
+        if usage is not None and usage.prompt_tokens is not None:
+            self._metrics.prompt_length_tokens.labels(model, tier).observe(usage.prompt_tokens)
+        if output := (usage.completion_tokens if usage is not None else None) or heard:
+            self._metrics.output_length_tokens.labels(model, tier).observe(output)
+        for reason in exchange.finish_reasons:
+            self._reasons.get(model, reason if reason in _REASONS else OTHER).inc()
 
     def _count_tokens(self, exchange: Exchange, handles: StreamHandles) -> None:
         usage, request = exchange.usage, exchange.request
@@ -181,21 +218,6 @@ class Report:
         assert exchange.placed is not None
         placement = exchange.placed.placement
         return *self._class(exchange), placement.replica, self._gpu_of(placement.replica), placement.cost_tier.value
-
-    def _log(self, exchange: Exchange, model: str, tier: str, status: int) -> None:
-        if not log.isEnabledFor(logging.INFO):
-            return
-        placed, error, timeline = exchange.placed, exchange.error, exchange.timeline
-        log.info(
-            "id=%s endpoint=%s model=%s tier=%s status=%d outcome=%s replica=%s attempts=%d queue_ms=%d ttft_ms=%s total_ms=%d "
-            "prompt_tokens=%s output_tokens=%s error=%s",
-            exchange.inbound.request_id, exchange.endpoint, model, tier, status, exchange.outcome,
-            placed.placement.replica if placed else "-", exchange.attempts, round(exchange.queue_s * 1e3),
-            "-" if timeline.ttft_s is None else round(timeline.ttft_s * 1e3), round((timeline.e2e_s or 0.0) * 1e3),
-            exchange.usage.prompt_tokens if exchange.usage else "-",
-            (exchange.usage.completion_tokens if exchange.usage else None) or timeline.output_tokens,
-            error.label if error else "-",
-        )  # fmt: skip
 
 
 def _wait(exchange: Exchange) -> Wait | None:

@@ -24,6 +24,7 @@ from config.schema import Config, Server
 from router.admin_access import is_loopback
 from router.app import create_app, hot_plane
 from router.gateway import Gateway
+from router.logs import announce, configure_logging
 from router.protocol import KEEP_ALIVE_IDLE_S, protocol_with
 
 log = logging.getLogger("penstock")
@@ -38,7 +39,7 @@ _FORCED_GRACE_S = 1.0  # the same after a second signal, which asks not to wait
 
 def run(config: Config, *, reload: Callable[[], Config] | None = None) -> int:
     """Serve until a signal; returns the exit code (1: the address could not be bound)."""
-    configure_logging(config.log_level)
+    configure_logging(config.log_level, config.log_format)
     server = config.server
     try:
         doors = open_doors(server, server.port, server.admin_port)
@@ -163,7 +164,7 @@ class PenstockServer(uvicorn.Server):
 
     def announce(self) -> None:
         """Connections are accepted from now on."""
-        print(self.banner(), flush=True)  # noqa: T201 - what a newcomer copies
+        announce(self.banner(), self._gateway.config.log_format)
 
     def banner(self) -> str:
         return banner(self._gateway, self._doors.main.getsockname()[:2], self._version)
@@ -249,12 +250,3 @@ def _board(gateway: Gateway, url: str) -> str:
         url = _url(gateway.admin_at)
     host = server.host if gateway.admin_at is None else server.admin_host
     return f"Board: {url}/   " if server.admin_key is not None or is_loopback(host) else ""
-
-
-def configure_logging(level: str) -> None:
-    """Of the process, to standard error."""
-    logging.basicConfig(
-        level=level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)-7s %(name)s %(message)s"
-    )
-    for noisy in ("httpx", "httpcore", "uvicorn.error"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)

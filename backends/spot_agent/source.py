@@ -5,7 +5,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Final, Protocol
 
-from backends.spot_agent.backoff import Backoff
+from backends.backoff import Backoff
 from backends.spot_agent.metadata import MetadataError
 from backends.spot_agent.notice import Notice, Reading
 from backends.spot_agent.payloads import UnreadableError

@@ -5,8 +5,8 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
+from backends.backoff import Backoff
 from backends.spot_agent.admin_client import AdminClient, AdminError, ReplicaView
-from backends.spot_agent.backoff import Backoff
 from backends.spot_agent.dealings import Dealings, Step, is_operators_own, nothing_to_restore
 from backends.spot_agent.notice import Notice
 from backends.spot_agent.source import Wall

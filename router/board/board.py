@@ -14,6 +14,7 @@ import msgspec
 from batching.replica import ReplicaState
 from batching.request import ReplicaId
 from batching.scheduler import Scheduler
+from config.prices import on_demand_usd_per_hour
 from metrics.catalog import Metrics
 from router.board.cards import Facts, cards, money
 from router.board.changes import latest_pulses
@@ -159,14 +160,18 @@ class Board:
 
     def _facts(self) -> dict[str, Facts]:
         found: dict[str, Facts] = {}
-        for watched in self._from.watched():
+        there = self._from.watched()
+        on_demand = on_demand_usd_per_hour(watched.config for watched in there)
+        for watched in there:
             replica = watched.id
             standing, reason, deadline_unix_s = self._from.farewells.standing(replica), None, None
             if standing is not None:
                 reason = standing.kind.value
                 if standing.deadline_s is not None:
                     deadline_unix_s = round(self._unix_at_zero + standing.deadline_s, 1)
-            found[replica] = Facts(str(watched.config.backend), watched.why, reason, deadline_unix_s)
+            found[replica] = Facts(
+                str(watched.config.backend), watched.why, reason, deadline_unix_s, on_demand[watched.config.name]
+            )
         return found
 
     def _totals(self) -> Totals:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Final
 
 from batching.replica import Lifecycle, ReplicaState
-from config.schema import CostTier
 from router.board.document import Money, Pulse, ReplicaCard
 from router.board.part import NOTHING, Held
 
@@ -25,6 +24,7 @@ class Facts:
     why: str = ""
     reason: str | None = None
     deadline_unix_s: float | None = None
+    on_demand_usd_per_hour: float | None = None
 
 
 GONE: Final = Facts(backend="", why="no longer in the configuration; its last requests run on")
@@ -47,8 +47,7 @@ def card(state: ReplicaState, facts: Facts, held: Held) -> ReplicaCard:
         gpus=profile.gpu_count,
         cost_tier=str(profile.cost_tier),  # as `.value`, which takes longer than all the rest
         usd_per_hour=profile.usd_per_hour,
-        # Whoever pays by the hour pays just that.
-        on_demand_usd_per_hour=profile.usd_per_hour if profile.cost_tier is CostTier.ON_DEMAND else None,
+        on_demand_usd_per_hour=facts.on_demand_usd_per_hour,
         lifecycle=str(state.lifecycle),
         why=facts.why,
         reason=facts.reason,
@@ -73,15 +72,16 @@ def card(state: ReplicaState, facts: Facts, held: Held) -> ReplicaCard:
 def money(shown: Sequence[ReplicaCard], pulses: Sequence[Pulse]) -> Money:
     """Of every machine that is there: one that is down is not, as far as anybody can tell from here."""
     paid = [card for card in shown if card.lifecycle != Lifecycle.DOWN.value]
-    usd_per_hour = sum(card.usd_per_hour for card in paid)
+    usd_per_hour = sum((card.usd_per_hour for card in paid), start=0.0)
     on_demand = [card.on_demand_usd_per_hour for card in paid]
     known = [usd for usd in on_demand if usd is not None]
+    busy = [card for card in paid if card.running or card.output_tokens_per_s]
     lately = pulses[-_MONEY_OVER:]
     tokens = sum(pulse.output_tokens for pulse in lately)
     return Money(
         usd_per_hour=round(usd_per_hour, 4),
-        on_demand_usd_per_hour=round(sum(known), 4) if len(known) == len(on_demand) else None,
-        busy_usd_per_hour=round(sum(card.usd_per_hour for card in paid if card.running or card.output_tokens_per_s), 4),
+        on_demand_usd_per_hour=round(sum(known, start=0.0), 4) if len(known) == len(on_demand) else None,
+        busy_usd_per_hour=round(sum((card.usd_per_hour for card in busy), start=0.0), 4),
         usd_per_million_output_tokens=_usd_per_million(
             usd_per_hour / _SECONDS, tokens / len(lately) if lately else 0.0
         ),

@@ -3,18 +3,19 @@
 Bars and curves have a shape without colour; where the terminal knows no more than ASCII they are made of that.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from textwrap import wrap
-from typing import Final, Literal
+from typing import Final
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from router.board.document import Live, PlacementLine, Pulse, QueueRow, ReplicaCard
+from router.board.replica_table import Sort, ordered, replica_table
+from router.board.words import clean, duration, span, usd
 
-Sort = Literal["name", "kv", "price", "tokens"]
 WIDE: Final = 110  # columns from which everything has a place
 _LATELY: Final = 10  # seconds in which a latency that was seen still stands for now
 _CURVE_S: Final = 30
@@ -38,24 +39,15 @@ class View:
 def frame(live: Live, view: View) -> RenderableType:
     """Header, replicas, queue, placements."""
     cards, more, placements = _fitting(ordered(live.replicas, view.sort), live, view)
-    parts: list[RenderableType] = [_header(live, view), Text(), _replicas(cards, live, view)]
+    wide = view.width >= WIDE
+    table = replica_table(cards, live.unix_s, width=view.width, wide=wide, ascii_only=view.ascii)
+    parts: list[RenderableType] = [_header(live, view), Text(), table]
     if more:
         parts.append(Text(f"and {more} more, further down by {view.sort}", style="dim"))
     parts += [Text(), *_queue(live.queue), Text(), *_placements(live, placements, view)]
     if view.footer or view.warning:
         parts += [Text(), Text(view.warning or view.footer, style="bold yellow" if view.warning else "dim")]
     return Group(*parts)
-
-
-def ordered(cards: Sequence[ReplicaCard], by: Sort) -> list[ReplicaCard]:
-    """By name, the fullest first, the cheapest first, or who says most."""
-    orders: dict[Sort, Callable[[ReplicaCard], tuple[float | str, str]]] = {
-        "name": lambda card: (card.name, card.name),
-        "kv": lambda card: (-(_taken(card) or 0.0), card.name),
-        "price": lambda card: (card.usd_per_hour, card.name),
-        "tokens": lambda card: (-card.output_tokens_per_s, card.name),
-    }
-    return sorted(cards, key=orders[by])
 
 
 def _fitting(cards: list[ReplicaCard], live: Live, view: View) -> tuple[list[ReplicaCard], int, int]:
@@ -88,7 +80,9 @@ def _header(live: Live, view: View) -> RenderableType:
     rate = pulses[-1].output_tokens if pulses else 0
     waiting = sum(row.depth for row in live.queue)
     curve = _curve([float(pulse.output_tokens) for pulse in pulses], view)
-    speed = Text.assemble((f"{rate} tok/s ", "bold"), (curve, "cyan"), "   queue ", (str(waiting), _alarm(waiting > 0)))
+    speed = Text.assemble(
+        (f"{rate} tok/s ", "bold"), (curve, "cyan"), "   queue ", (str(waiting), "bold yellow" if waiting else "")
+    )
     errors, ended = sum(p.errors for p in live.pulses[-60:]), sum(p.requests for p in live.pulses[-60:])
     speed.append(f"   {ended} requests/min")
     if errors:
@@ -133,90 +127,6 @@ def _curve(values: Sequence[float | None], view: View) -> str:
     return "".join(
         " " if value is None else marks[0 if most <= 0 else min(7, int(8 * value / most))] for value in values
     )
-
-
-# -- replicas ------------------------------------------------------------------------------------------------------------
-
-
-def _replicas(cards: Sequence[ReplicaCard], live: Live, view: View) -> Table:
-    wide = view.width >= WIDE
-    names = max((len(card.name) for card in cards), default=4)
-    name_width = min(max(names, 7), 34 if wide else 15)
-    bar_width = max(8, min(40, view.width - (name_width + 88 if wide else name_width + 56)))
-    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="dim", expand=False)
-    table.add_column("REPLICA", width=name_width, no_wrap=True)
-    if wide:
-        table.add_column("GPU", no_wrap=True, max_width=14)
-    table.add_column("TIER", no_wrap=True)
-    table.add_column("$/H", justify="right", no_wrap=True)
-    table.add_column("KV", no_wrap=True, width=bar_width)
-    table.add_column("USED", justify="right", no_wrap=True)
-    table.add_column("RUN", justify="right", no_wrap=True)
-    table.add_column("TOK/S", justify="right", no_wrap=True)
-    if wide:
-        table.add_column("$/MTOK", justify="right", no_wrap=True)
-    table.add_column("STATE", no_wrap=True, overflow="ellipsis")
-    for card in cards:
-        price = card.usd_per_million_output_tokens
-        slots = f"/{card.max_num_seqs}" if wide and card.max_num_seqs else ""
-        taken = _taken(card)
-        table.add_row(
-            Text(clean(card.name)),
-            *([Text(f"{card.gpus} x {card.gpu}" if card.gpus > 1 else card.gpu)] if wide else []),
-            Text(card.cost_tier.replace("on_demand", "demand"), _TIERS.get(card.cost_tier, "")),
-            f"{card.usd_per_hour:.2f}",
-            bar(card, bar_width, ascii_only=view.ascii),
-            "?" if taken is None else f"{taken:.0%}",
-            f"{card.running}{slots}",
-            f"{card.output_tokens_per_s:.0f}",
-            *([usd(price) if price is not None else "-"] if wide else []),
-            _state(card, live.unix_s, wide=wide),
-        )
-    return table
-
-
-_TIERS: Final = {"reserved": "blue", "spot": "magenta", "on_demand": "cyan"}
-_LIFECYCLES: Final = {"ready": "green", "down": "bold red", "draining": "yellow", "reclaiming": "bold yellow"}
-
-
-def bar(card: ReplicaCard, width: int, *, ascii_only: bool = False) -> Text:
-    """The KV cache: held, others' as the engine says, what running answers are expected to grow by, free."""
-    if not card.kv_blocks:
-        return Text("size unknown"[:width], "dim")
-    held, foreign, forecast, free = "#+-." if ascii_only else "█▓░·"
-    text, at, blocks = Text(), 0, 0
-    growth = max(0, card.reserved_blocks - card.held_blocks)
-    for amount, mark, style in (
-        (card.held_blocks, held, "green"),
-        (card.foreign_blocks, foreign, "yellow"),
-        (growth, forecast, "cyan"),
-    ):
-        blocks += amount
-        end = min(width, max(round(width * blocks / card.kv_blocks), at + (amount > 0)))
-        text.append(mark * (end - at), style)
-        at = end
-    return text.append(free * (width - at), "dim")
-
-
-def _taken(card: ReplicaCard) -> float | None:
-    """Of the KV cache, forecast growth included; None: its size is not known."""
-    if not card.kv_blocks:
-        return None
-    return min(1.0, (max(card.reserved_blocks, card.held_blocks) + card.foreign_blocks) / card.kv_blocks)
-
-
-def _state(card: ReplicaCard, unix_s: float, *, wide: bool) -> Text:
-    text = Text(card.lifecycle, _LIFECYCLES.get(card.lifecycle, ""))
-    if card.deadline_unix_s is not None:
-        left_s = card.deadline_unix_s - unix_s
-        text.append(f" {span(left_s)}" if left_s > 0 else " overdue", "bold yellow")
-    if card.circuit != "closed":
-        text.append(f" circuit {card.circuit.replace('_', ' ')}", "bold red")
-    if card.reason is not None and card.reason not in card.lifecycle:
-        text.append(f" {card.reason}", "yellow")
-    if card.why and wide and card.lifecycle != "ready":
-        text.append(f" ({clean(card.why)})", "dim")
-    return text
 
 
 # -- queue and placements ------------------------------------------------------------------------------------------------
@@ -268,12 +178,13 @@ def _placement(line: PlacementLine, unix_s: float, view: View) -> Text:
         request if view.width >= WIDE or len(request) <= 14 else f"{request[:13]}~",
         f"  {clean(line.model)}  -> ", (line.replica, "bold"), f" by {line.reason}", no_wrap=True, overflow="ellipsis",
     )  # fmt: skip
+    good = line.outcome in {None, "completed"}
+    text.append(f"  {line.outcome or 'runs'}", "green" if good else "bold red")
     if line.queued_s >= 0.001:
         text.append(f"  queued {duration(line.queued_s)}")
     if line.ttft_s is not None:
         text.append(f"  ttft {duration(line.ttft_s)}")
-    good = line.outcome in {None, "completed"}
-    return text.append(f"  {line.outcome or 'runs'}", "green" if good else "bold red")
+    return text
 
 
 def _formula(line: PlacementLine, view: View) -> Text:
@@ -284,35 +195,3 @@ def _formula(line: PlacementLine, view: View) -> Text:
         words += f"; {other.replica} ttft {other.ttft_s:.3f}s ${other.usd * 1e6:.2f}e-6"
     lines = wrap(words, view.width - len(_INDENT), max_lines=_formula_lines(view), placeholder=" ...")
     return Text("\n".join(_INDENT + text for text in lines), "dim", no_wrap=True, overflow="ellipsis")
-
-
-# -- words ---------------------------------------------------------------------------------------------------------------
-
-
-def clean(text: str) -> str:
-    """What a client chose, without what would move a terminal's cursor."""
-    return text if text.isprintable() else "".join(mark if mark.isprintable() else "?" for mark in text)
-
-
-def duration(seconds: float | None) -> str:
-    """As short as it can be told from others."""
-    if seconds is None:
-        return "-"
-    if seconds < 0.01:
-        return f"{seconds * 1e3:.1f} ms"
-    return f"{seconds * 1e3:.0f} ms" if seconds < 1 else f"{seconds:.1f} s" if seconds < 60 else span(seconds)
-
-
-def span(seconds: float) -> str:
-    """Of a clock: seconds, minutes or hours."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"
-
-
-def usd(amount: float) -> str:
-    return f"${amount:.2f}" if amount < 100 else f"${amount:,.0f}"
-
-
-def _alarm(on: bool) -> str:
-    return "bold yellow" if on else ""

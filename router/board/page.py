@@ -37,6 +37,7 @@ _HEADERS: Final = {
 }
 _ENDPOINTS: Final = (
     "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/models", "/livez", "/readyz", "/metrics",
+    "/metrics/vllm",
 )  # fmt: skip
 
 

@@ -4,21 +4,24 @@ Decides when to draw; what a frame shows is `router.board.frame`'s, where docume
 """
 
 import asyncio
+import os
 import sys
 import termios
 import tty
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import aclosing, contextmanager, suppress
+from contextlib import aclosing, contextmanager
 from typing import Final
 
 from rich.console import Console
 from rich.live import Live as Screen
 
 from router.board.document import Live
-from router.board.frame import Sort, View, frame
+from router.board.frame import View, frame
+from router.board.replica_table import Sort
 from router.board.watching import Away, Watching
 
 _SORTS: Final[dict[str, Sort]] = {"n": "name", "k": "kv", "p": "price", "t": "tokens"}
+_MOST_KEYS: Final = 64
 _KEYS: Final = "q quits   sort: n name, k KV, p price, t tokens"
 
 
@@ -48,14 +51,29 @@ class Top:
         self._sort = sort
         self._known: Live | None = None
         self._away = ""
+        self._ended = False
 
     async def run(self) -> None:
         """Until q is pressed; raises AdminError where the gateway refuses or was never there."""
+        task: asyncio.Task[None] | None = asyncio.current_task()
+        assert task is not None
         with Screen(console=self._console, screen=True, auto_refresh=False) as screen:
-            async with asyncio.TaskGroup() as tasks:
-                following = tasks.create_task(self._follow(screen))
-                with _keys(lambda key: self._pressed(key, screen, following)), suppress(asyncio.CancelledError):
-                    await following
+
+            def pressed(key: str) -> None:
+                if key == "q":
+                    self._ended = True
+                    task.cancel()
+                elif key in _SORTS:
+                    self._sort = _SORTS[key]
+                    self._draw(screen)
+
+            with _keys(pressed):
+                try:
+                    await self._follow(screen)
+                except asyncio.CancelledError:
+                    if not self._ended:  # it was Ctrl-C
+                        raise
+                    task.uncancel()
 
     async def _follow(self, screen: Screen) -> None:
         events: AsyncIterator[Live | Away]
@@ -72,13 +90,6 @@ class Top:
             view = view_of(self._console, self._sort, live=True, warning=self._away)
             screen.update(frame(self._known, view), refresh=True)
 
-    def _pressed(self, key: str, screen: Screen, following: "asyncio.Task[None]") -> None:
-        if key == "q":
-            following.cancel()
-        elif key in _SORTS:
-            self._sort = _SORTS[key]
-            self._draw(screen)
-
 
 @contextmanager
 def _keys(pressed: Callable[[str], None]) -> Iterator[None]:
@@ -89,7 +100,12 @@ def _keys(pressed: Callable[[str], None]) -> Iterator[None]:
     loop, descriptor = asyncio.get_running_loop(), sys.stdin.fileno()
     before = termios.tcgetattr(descriptor)
     tty.setcbreak(descriptor)
-    loop.add_reader(descriptor, lambda: pressed(sys.stdin.read(1)))
+
+    def read() -> None:
+        for key in os.read(descriptor, _MOST_KEYS).decode(errors="replace"):  # not by sys.stdin, which would keep some
+            pressed(key)
+
+    loop.add_reader(descriptor, read)
     try:
         yield
     finally:

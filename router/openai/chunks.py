@@ -64,7 +64,7 @@ class ChunkFilter:
         self._identity: dict[str, Any] | None = None
         self._begun: set[int] = set()
         self._begun_names: set[bytes] = set()  # the same, as they are written
-        self._finished: set[int] = set()
+        self._finished: dict[int, str] = {}  # why, by choice
         self._usage_chunk: bytes | None = None  # held until every choice has finished: it comes last
         self._usage_sent = False
         self._last_usage: dict[str, Any] | None = None
@@ -83,6 +83,17 @@ class ChunkFilter:
     def finished(self) -> bool:
         """Every choice had its finish reason."""
         return len(self._finished) >= self._expected
+
+    @property
+    def finish_reasons(self) -> tuple[str, ...]:
+        """So far, by choice."""
+        return tuple(self._finished[index] for index in sorted(self._finished))
+
+    @property
+    def model(self) -> str | None:
+        """As the first chunk named it."""
+        name = None if self._identity is None else self._identity.get("model")
+        return name if isinstance(name, str) else None
 
     @property
     def complete(self) -> bool:
@@ -227,7 +238,7 @@ class ChunkFilter:
         elif reason in _BROKEN_OFF:
             self._fail(upstream_lost())
         elif reason:
-            self._finished.add(index)
+            self._finished[index] = reason
         return edited
 
     def _same_identity(self, chunk: dict[str, Any]) -> bool:

@@ -20,6 +20,8 @@ class Document:
     body: bytes
     usage: Usage | None
     finished: bool
+    finish_reasons: tuple[str, ...] = ()
+    model: str | None = None  # as the engine calls it
 
 
 class _Choice(msgspec.Struct):
@@ -31,6 +33,7 @@ class _Choice(msgspec.Struct):
 
 class _Answer(msgspec.Struct):
     object: str | None = None
+    model: Any = None
     error: Any = None
     choices: list[_Choice] | None = None
     data: list[msgspec.Raw] | None = None
@@ -55,7 +58,9 @@ def check_document(raw: bytes, *, chat: bool) -> Document:
         raise upstream_lost()
     finished = all(choice.finish_reason for choice in choices)
     body = _with_roles(raw, choices) if chat else raw
-    return Document(body=body, usage=read_usage(answer.usage), finished=finished)
+    named = answer.model if isinstance(answer.model, str) else None
+    reasons = tuple(choice.finish_reason for choice in choices if choice.finish_reason)
+    return Document(body=body, usage=read_usage(answer.usage), finished=finished, finish_reasons=reasons, model=named)
 
 
 def _with_roles(raw: bytes, choices: list[_Choice]) -> bytes:

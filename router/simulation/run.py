@@ -18,6 +18,8 @@ from batching.replica import Lifecycle
 from batching.request import Outcome, Reason, Rejected, ReplicaId, Request, RequestId
 from batching.scheduler import Scheduler
 from batching.ticket import Lease, Placed
+from batching.window import Window
+from config.spot import Spot
 from router.simulation.fleet import Machine
 from router.simulation.freeze import Freeze, Reports
 from router.simulation.trace import PREFIX_BLOCK_TOKENS, Call, block_hash
@@ -99,7 +101,7 @@ class Simulation:
         max_output_tokens: int | None = None,
         clairvoyant: bool = False,
         probe_interval_s: float = PROBE_INTERVAL_S,
-        tells_pace: bool = True,
+        ours: bool = True,
         freeze: Freeze | None = None,
         watcher: Watcher | None = None,
     ) -> None:
@@ -111,7 +113,9 @@ class Simulation:
         self._max_output_tokens = max_output_tokens
         self._clairvoyant = clairvoyant
         self._probe_interval_s = probe_interval_s
-        self._tells_pace = tells_pace  # every step of an engine; a third of the work, and no baseline asks
+        # Told every step of an engine, and how long a machine that will go may still work: a third of the work, and no baseline asks.
+        self._ours = ours
+        self._margin_s = Spot().margin_s
         self._reports = Reports(freeze)
         self._watcher = watcher or Watcher()
         self._events: list[tuple[float, int, _Handler, Any]] = []
@@ -310,7 +314,7 @@ class Simulation:
 
     def _taken(self, machine: Machine, result: StepResult) -> "_Step":
         told = None
-        if self._tells_pace:
+        if self._ours:
             leader = machine.leader
             if leader is not None and leader.generated_tokens < leader.limit_tokens:
                 told = leader.seq_id, leader.generated_tokens
@@ -341,9 +345,12 @@ class Simulation:
 
     # -- machines that come and go -----------------------------------------------------------------------------------
 
-    def notice(self, replica: ReplicaId, now: float) -> None:
-        """It will be taken away: no new work; what runs may end."""
+    def notice(self, told: tuple[ReplicaId, float], now: float) -> None:
+        """(replica, when it will be taken away). New work only where it will surely have ended; what runs may end."""
+        replica, ends_s = told
         self.scheduler.set_lifecycle(replica, Lifecycle.RECLAIMING, now)
+        if self._ours:
+            self.scheduler.set_window(replica, Window(max(now, ends_s - self._margin_s)), now)
         self.advance(None, now)
 
     def take(self, replica: ReplicaId, now: float) -> None:
@@ -358,6 +365,7 @@ class Simulation:
     def give_back(self, replica: ReplicaId, now: float) -> None:
         """It is there again, its cache empty."""
         self.machines[replica].appear(now)
+        self.scheduler.set_window(replica, None, now)
         self.scheduler.set_lifecycle(replica, Lifecycle.READY, now)
         self.advance(None, now)
 

@@ -109,7 +109,7 @@ class Run:
             max_output_tokens=self.options.max_output_tokens,
             clairvoyant=self.options.policy == ORACLE,
             probe_interval_s=self._probe_interval_s,
-            tells_pace=self.options.policy in {OURS, ORACLE},
+            ours=self.options.policy in {OURS, ORACLE},
             freeze=self.options.freeze_metrics,
             watcher=watcher,
         )

@@ -100,7 +100,7 @@ def _come_and_go(
             simulation.at(start_s, simulation.give_back, replica)
         if end_s < math.inf:
             if notice_s > 0:
-                simulation.at(max(start_s, end_s - notice_s), simulation.notice, replica)
+                simulation.at(max(start_s, end_s - notice_s), simulation.notice, (replica, end_s))
             simulation.at(end_s, simulation.take, replica)
 
 

@@ -14,10 +14,14 @@ from typing import Final
 import msgspec
 from prometheus_client import CollectorRegistry
 
+from batching.payers import PayBook
 from batching.shares import HolderId, ShareBook
 from metrics.catalog import Metrics
 from metrics.pages import Page, merged, packed, read, unpacked
 from router.standing import Standing, Word, joined
+from router.usage_book import UsageBook
+from router.usage_query import Asked as UsageAsked
+from router.usage_query import answer
 from router.workers.wire import (
     Answer,
     Ask,
@@ -32,6 +36,7 @@ from router.workers.wire import (
     Standings,
     Topic,
     ToWorker,
+    Used,
     from_worker,
     send,
 )
@@ -65,8 +70,10 @@ class _Open:
 class Hub:
     """`serve` first; then it runs by what comes over the lines."""
 
-    def __init__(self, seats: int, on_ready: Callable[[int, str], None]) -> None:
+    def __init__(self, seats: int, on_ready: Callable[[int, str], None], usage: UsageBook) -> None:
         self.book = ShareBook()
+        self.usage = usage
+        self.payers = PayBook()
         self.metrics = Metrics.create(CollectorRegistry())  # what only a supervisor can count
         self._seats = seats
         self._on_ready = on_ready
@@ -123,25 +130,29 @@ class Hub:
 
     def _take(self, line: _Line, message: FromWorker) -> None:
         match message:
-            case Report(number, claims):
+            case Report(number, claims, payers):
                 if self.book.report(line.holder, number, claims):
+                    self.payers.report(line.holder, payers)
                     self._answer(line)
                     self._settle()
             case Reply(id, body):
                 self._reply(line, id, body)
             case Ask():
                 self._ask(line, message)
+            case Used(entries):
+                self.usage.extend(entries)
             case Ready(banner):
                 self._on_ready(line.seat, banner)
 
     # -- shares ------------------------------------------------------------------------------------------------------
 
     def _answer(self, line: _Line) -> None:
-        send(line.writer, Answer(*self.book.answer(line.holder)))
+        number, shares = self.book.answer(line.holder)
+        send(line.writer, Answer(number, shares, self.payers.answer(line.holder)))
 
     def _settle(self) -> None:
-        """Those hear, too, who can give to somebody that is short, or can have more now."""
-        unsettled = self.book.unsettled()
+        """Those hear, too, who can give to somebody that is short, or can have more now; and who pays for others, or could."""
+        unsettled = self.book.unsettled() | self.payers.owed()
         for line in self._lines:
             if line.holder in unsettled:
                 self._answer(line)
@@ -149,6 +160,7 @@ class Hub:
     def _lost(self, line: _Line) -> None:
         self._lines.remove(line)
         self.book.leave(line.holder)
+        self.payers.leave(line.holder)
         if line.page is not None:
             self._departed = merged([self._departed, unpacked(line.page).counted()])
         for asked in [asked for asked in self._open.values() if line in asked.awaited]:
@@ -206,4 +218,7 @@ class Hub:
             # The last page of each, be it this moment's or, of one that hangs, older: no counter goes backwards.
             bodies = [line.page for line in self._lines if line.page is not None]
             bodies.append(packed(merged([self._departed, read(self.metrics).counted()])))
+        elif asked.ask.topic is Topic.USAGE:  # all have told by now what they had not
+            wanted = msgspec.json.decode(asked.ask.question, type=UsageAsked)
+            bodies = [msgspec.json.encode(answer(self.usage, wanted))]
         send(asked.asker.writer, Replies(asked.ask.id, bodies))

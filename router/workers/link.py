@@ -14,6 +14,7 @@ from typing import Final
 
 import msgspec
 
+from batching.payers import Payer
 from batching.request import ReplicaId
 from batching.shares import Claim, Share
 from metrics.pages import Page, packed, unpacked
@@ -21,6 +22,9 @@ from router.board.part import Part, Wanted
 from router.decision_documents import Document
 from router.decision_log import Asked
 from router.standing import Left, Word
+from router.usage_book import Entry
+from router.usage_query import Asked as UsageAsked
+from router.usage_query import Found
 from router.workers.wire import (
     Answer,
     Ask,
@@ -37,6 +41,7 @@ from router.workers.wire import (
     Stop,
     Topic,
     ToWorker,
+    Used,
     send,
     to_worker,
 )
@@ -52,12 +57,14 @@ class Orders:
     stop: Callable[[bool], None]  # now?
     reload: Callable[[], None]
     orphaned: Callable[[], None]  # the supervisor is gone
-    answer: Callable[[int, Mapping[ReplicaId, Share]], None]  # shares
+    answer: Callable[[int, Mapping[ReplicaId, Share], Mapping[ReplicaId, int]], None]  # shares, parts of prices
     page: Callable[[], Page]  # the figures of now
     decisions: Callable[[Asked], list[Document]]  # the last placements
     board: Callable[[Wanted], bytes]  # this worker's part of the board, packed
     left: Callable[[], Left]  # what runs on the replicas
+    registered: Callable[[str, Mapping[str, object] | None], None]  # an engine that called in at another worker
     told: Callable[[Word], None]  # of a replica; its deadline counts from now
+    used: Callable[[], list[Entry]]  # by requests, since it was last asked
 
 
 class Link:
@@ -82,9 +89,10 @@ class Link:
             future.cancel()
         orders.orphaned()
 
-    async def keep(self, page: Callable[[], Page]) -> None:
-        """Tell again and again what was counted, in case this process ends without a word; until cancelled."""
+    async def keep(self, page: Callable[[], Page], used: Callable[[], list[Entry]]) -> None:
+        """Tell again and again what was counted and used, in case this process ends without a word; until cancelled."""
         while True:
+            self.tell_used(used())
             self.tell_page(page())
             await asyncio.sleep(_KEEP_S)
 
@@ -96,14 +104,18 @@ class Link:
 
     # -- what is said ------------------------------------------------------------------------------------------------
 
-    def report(self, number: int, claims: Mapping[ReplicaId, Claim]) -> None:
-        self._send(Report(number, dict(claims)))
+    def report(self, number: int, claims: Mapping[ReplicaId, Claim], payers: Mapping[ReplicaId, Payer]) -> None:
+        self._send(Report(number, dict(claims), dict(payers)))
 
     def ready(self, banner: str) -> None:
         self._send(Ready(banner))
 
     def tell_page(self, page: Page) -> None:
         self._send(Reply(0, packed(page)))
+
+    def tell_used(self, entries: list[Entry]) -> None:
+        if entries:
+            self._send(Used(entries))
 
     async def pages(self) -> Sequence[Page]:
         """Of all workers, and of those who are gone. Without a supervisor: nobody's but ours."""
@@ -141,6 +153,11 @@ class Link:
         """Of all workers together; where one does not reply, nothing is known to be released."""
         return self._left(await self._ask(Topic.LEFT, b""))
 
+    async def usage(self, asked: UsageAsked) -> Found | None:
+        """By the hub's book, after everybody has told it all; None: there is no hub."""
+        bodies = await self._ask(Topic.USAGE, msgspec.json.encode(asked))
+        return msgspec.json.decode(bodies[0], type=Found) if bodies else None
+
     def _left(self, bodies: list[bytes] | None) -> Left:
         if bodies is None:
             return Left() if self._orders is None else self._orders.left()
@@ -149,6 +166,10 @@ class Link:
             return Left()
         total = sum(found[1:], start=found[0])
         return total if len(found) >= self.live else Left(requests=total.requests)
+
+    async def register(self, name: str, replica: Mapping[str, object] | None) -> None:
+        """All workers, this one again."""
+        await self._ask(Topic.REGISTRATION, msgspec.json.encode((name, replica)))
 
     async def _ask(self, topic: Topic, question: bytes) -> list[bytes] | None:
         number = next(self._numbers)
@@ -165,8 +186,8 @@ class Link:
 
     def _take(self, message: ToWorker, orders: Orders) -> None:
         match message:
-            case Answer(number, shares):
-                orders.answer(number, shares)
+            case Answer(number, shares, paying):
+                orders.answer(number, shares, paying)
             case Question(number, Topic.PAGE):
                 self._send(Reply(number, packed(orders.page())))
             case Question(number, Topic.DECISIONS, question):
@@ -179,6 +200,12 @@ class Link:
             case Question(number, Topic.FAREWELL, question):
                 orders.told(msgspec.json.decode(question, type=Word))
                 self._send(Reply(number, msgspec.json.encode(orders.left())))
+            case Question(number, Topic.REGISTRATION, question):
+                orders.registered(*msgspec.json.decode(question, type=tuple[str, dict[str, object] | None]))
+                self._send(Reply(number, b""))
+            case Question(number, Topic.USAGE):
+                self.tell_used(orders.used())
+                self._send(Reply(number, b""))
             case Standings(of):
                 for replica, standing in of.items():
                     orders.told(Word(replica=replica, standing=standing))

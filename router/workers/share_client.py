@@ -1,4 +1,4 @@
-"""When a worker reports what it has of each replica: once a second, and sooner when somebody waits or others do.
+"""When a worker reports what it has of each replica and pays for it: once a second, and sooner when somebody waits or others do.
 
 Where the book is kept is the desk's business: here it is the supervisor, over its line.
 """
@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import Final, Protocol
 
+from batching.payers import Payer, Paying
 from batching.request import ReplicaId
 from batching.share_holder import Holding
 from batching.shares import Claim, Share
@@ -19,7 +20,7 @@ _UNEASY_S: Final = 0.05  # while somebody waits, or others for what is in use he
 class ShareDesk(Protocol):
     """Where the book of shares is kept, seen from a holder. Answers come by `ShareClient.take`, asked for or not."""
 
-    def report(self, number: int, claims: Mapping[ReplicaId, Claim]) -> None:
+    def report(self, number: int, claims: Mapping[ReplicaId, Claim], payers: Mapping[ReplicaId, Payer]) -> None:
         """Hand in a report; never waits, and may be lost."""
         ...
 
@@ -31,6 +32,7 @@ class ShareClient:
         self._admission = admission
         self._desk = desk
         self._holding = Holding(admission.scheduler)
+        self._paying = Paying(admission.scheduler)
         self._timer: asyncio.TimerHandle | None = None
         self._due_s = 0.0  # when it fires; uvloop's handle of what is due at once cannot say
         self._reported_s = 0.0
@@ -47,9 +49,10 @@ class ShareClient:
         if self._timer is not None:
             self._timer.cancel()
 
-    def take(self, number: int, shares: Mapping[ReplicaId, Share]) -> None:
+    def take(self, number: int, shares: Mapping[ReplicaId, Share], paying: Mapping[ReplicaId, int]) -> None:
         """An answer of the desk."""
-        if self._holding.take(number, shares):
+        lower = self._paying.take(number, paying, asyncio.get_running_loop().time())
+        if self._holding.take(number, shares) or lower:
             self._report()
         self._admission.soon()
         if self._on_first is not None:
@@ -67,7 +70,8 @@ class ShareClient:
     def _report(self) -> None:
         loop = asyncio.get_running_loop()
         self._reported_s = loop.time()
-        self._desk.report(*self._holding.report())
+        number, claims = self._holding.report()
+        self._desk.report(number, claims, self._paying.report(number))
         # A large fleet takes a while to reckon: no more than a twentieth of the time is spent on it.
         self._pause_s = max(_UNEASY_S, 20 * (loop.time() - self._reported_s))
         if self._timer is not None:

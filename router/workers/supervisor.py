@@ -13,13 +13,16 @@ import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
+from datetime import UTC, datetime
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Final
 
 from config.load import ConfigError
 from config.schema import Config
-from router.server import ABORT_GRACE_S, CannotListenError, Doors, configure_logging, open_doors
+from router.logs import announce, configure_logging
+from router.server import ABORT_GRACE_S, CannotListenError, Doors, open_doors
+from router.usage_book import UsageBook
 from router.workers.hub import Hub
 from router.workers.wire import Reload, Stop
 from router.workers.worker import Seat, work
@@ -33,7 +36,7 @@ _KILL_GRACE_S: Final = 5.0  # beyond every deadline of the worker itself
 
 def supervise(config: Config, *, reload: Callable[[], Config] | None = None) -> int:
     """Serve with `server.workers` processes until a signal; returns the exit code (1: the address can't be had, or nobody starts)."""
-    configure_logging(config.log_level)
+    configure_logging(config.log_level, config.log_format)
     server = config.server
     with ExitStack() as stack:
         try:
@@ -81,7 +84,8 @@ class Supervisor:
         self._path = path
         self._secret = secrets.token_bytes(16)
         self._chairs = [_Chair(number + 1) for number in range(config.server.workers)]
-        self._hub = Hub(len(self._chairs), self._ready)
+        book = UsageBook(config.usage, int(datetime.now(UTC).timestamp()))
+        self._hub = Hub(len(self._chairs), self._ready, book)
         self._context = multiprocessing.get_context("spawn")  # a fork would copy threads' locks
         self._ended = asyncio.Event()
         self._banner_printed = False
@@ -129,7 +133,7 @@ class Supervisor:
         log.info("worker %d serves (pid %s)", number, None if chair.process is None else chair.process.pid)
         if not self._banner_printed and all(chair.ready for chair in self._chairs):
             self._banner_printed = True
-            print(f"{banner}Workers: {len(self._chairs)}", flush=True)  # noqa: T201 - what a newcomer copies
+            announce(f"{banner}Workers: {len(self._chairs)}", self._config.log_format)
 
     def _gone(self, chair: _Chair) -> None:
         loop, process = asyncio.get_running_loop(), chair.process

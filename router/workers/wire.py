@@ -9,9 +9,11 @@ from typing import Final
 
 import msgspec
 
+from batching.payers import Payer
 from batching.request import ReplicaId
 from batching.shares import Claim, Share
 from router.standing import Standing
+from router.usage_book import Entry
 
 MAX_BYTES: Final = 64 * 2**20  # a page of metrics of a thousand replicas has some ten
 _LENGTH_BYTES: Final = 4
@@ -23,8 +25,10 @@ class Topic(StrEnum):
     PAGE = "page"  # their metrics
     DECISIONS = "decisions"  # their last placements
     LEFT = "left"  # what runs on their replicas
+    REGISTRATION = "registration"  # nothing: they are told of an engine that called in
     BOARD = "board"  # their part of the board
     FAREWELL = "farewell"  # the same, after a word about one of them that holds for all
+    USAGE = "usage"  # what requests have used that the hub's book does not have yet
 
 
 # -- from a worker -------------------------------------------------------------------------------------------------------
@@ -47,6 +51,7 @@ class Report(msgspec.Struct, tag="report"):
 
     number: int
     claims: dict[ReplicaId, Claim]
+    payers: dict[ReplicaId, Payer]
 
 
 class Ask(msgspec.Struct, tag="ask"):
@@ -64,7 +69,13 @@ class Reply(msgspec.Struct, tag="reply"):
     body: bytes
 
 
-FromWorker = Hello | Ready | Report | Ask | Reply
+class Used(msgspec.Struct, tag="used"):
+    """What requests have used since it last said so, for the book."""
+
+    entries: list[Entry]
+
+
+FromWorker = Hello | Ready | Report | Ask | Reply | Used
 
 # -- to a worker ---------------------------------------------------------------------------------------------------------
 
@@ -74,6 +85,7 @@ class Answer(msgspec.Struct, tag="answer"):
 
     number: int
     shares: dict[ReplicaId, Share]
+    paying: dict[ReplicaId, int]  # parts of each price
 
 
 class Crew(msgspec.Struct, tag="crew"):

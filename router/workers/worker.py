@@ -8,18 +8,22 @@ import asyncio
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from types import FrameType
 
+from backends.discovery.registration import Full
 from batching.request import ReplicaId
+from config.replica import ReplicaConfig
 from config.schema import Config
 from metrics.pages import Page, read
 from router.decision_documents import Pseudonyms
 from router.gateway import Gateway
-from router.server import CannotListenError, Doors, PenstockServer, configure_logging, open_doors
+from router.logs import configure_logging
+from router.server import CannotListenError, Doors, PenstockServer, open_doors
 from router.standing import Word
 from router.workers.link import Link, Orders, connect
 from router.workers.share_client import ShareClient
@@ -41,7 +45,7 @@ class Seat:
 def work(seat: Seat) -> None:
     """The process; ends with exit code 1 where it could not begin."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # until the server's own handler ignores it
-    configure_logging(seat.config.log_level)
+    configure_logging(seat.config.log_level, seat.config.log_format)
     try:
         doors = open_doors(seat.config.server, seat.port, seat.admin_port, shared=True)
     except CannotListenError as error:
@@ -83,18 +87,21 @@ class WorkerServer(PenstockServer):
             decisions=self._gateway.decisions.recent,
             board=self._gateway.board.told,
             left=self._gateway.farewells.left,
+            registered=self._registered,
             told=self._told,
+            used=self._gateway.usage.take,
         )
         self._gateway.farewells.on_over = link.over
         async with asyncio.TaskGroup() as tasks:
             reading = tasks.create_task(link.run(orders), name="link")
-            keeping = tasks.create_task(link.keep(self._page), name="pages")
+            keeping = tasks.create_task(link.keep(self._page, self._gateway.usage.take), name="pages")
             try:
                 await super().serve(sockets)
             finally:
                 shares.close()
                 reading.cancel()
                 keeping.cancel()
+        link.tell_used(self._gateway.usage.take())
         link.tell_page(self._page())
         await link.close()
 
@@ -124,6 +131,10 @@ class WorkerServer(PenstockServer):
         standing = None if word.standing is None else word.standing.at(now)
         counts = word.seat == self._seat.number
         self._gateway.farewells.told(ReplicaId(word.replica), standing, counts=counts, why=word.why)
+
+    def _registered(self, name: str, replica: Mapping[str, object] | None) -> None:
+        with suppress(Full):  # it is told to whoever asked
+            self._gateway.register(name, None if replica is None else ReplicaConfig.model_validate(replica))
 
     def _page(self) -> Page:
         self._gateway.refresh_gauges()

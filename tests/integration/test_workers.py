@@ -54,6 +54,14 @@ def pid(gateway: GatewayProcess, number: int) -> int:
     return int(re.findall(rf"worker {number} serves \(pid (\d+)\)", gateway.log)[-1])
 
 
+def process_figures(pid: int) -> tuple[float, float, int]:
+    """CPU seconds, resident bytes and descriptors of a process, as the system has them."""
+    stat = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    cpu_s = (int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK")
+    resident = int(stat[21]) * os.sysconf("SC_PAGE_SIZE")
+    return cpu_s, resident, len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
 async def test_metrics_are_exact_across_workers(tmp_path: Path) -> None:
     """Both workers serve, and whichever is scraped says what all were asked, to the last request."""
     async with two_workers(tmp_path, speed=50) as gateway, AsyncExitStack() as stack:
@@ -70,6 +78,17 @@ async def test_metrics_are_exact_across_workers(tmp_path: Path) -> None:
             assert from_page(text, "penstock_build_info") == 1
             assert from_page(text, "penstock_workers") == 2
             assert from_page(text, "penstock_replica_share_ratio", replica="sim") <= 1
+            assert from_page(text, "penstock_desired_replicas", model="m") == 0
+            assert from_page(text, "penstock_overhead_seconds_count", stage="ingress") == 20
+            figures = [process_figures(pid(gateway, number)) for number in clients]
+            told = [
+                from_page(text, f"process_{name}")
+                for name in ("cpu_seconds_total", "resident_memory_bytes", "open_fds")
+            ]
+            sums = [sum(column) for column in zip(*figures, strict=True)]
+            assert sums[0] * 0.8 < told[0] <= sums[0], "both have their share of it"
+            assert told[1] == pytest.approx(sums[1], rel=0.1)
+            assert told[2] == pytest.approx(sums[2], abs=6)
         gateway.signal(signal.SIGTERM)
         assert await gateway.exit_code() == 0
 

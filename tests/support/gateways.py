@@ -16,6 +16,7 @@ from router.engines import build_backend
 from router.gateway import Gateway
 from router.protocol import protocol_with
 from router.server import bind
+from router.tracing.tracer import SpanSink
 from tests.support.servers import in_this_loop
 
 
@@ -72,6 +73,7 @@ async def gateway_over(
     config: Config | None = None,
     capacity: Mapping[str, Any] | None = None,
     names: Pseudonyms | None = None,
+    span_sink: SpanSink | None = None,
     **sections: Any,
 ) -> AsyncIterator[Running]:
     """A gateway whose replicas are the given backends; the lifespan runs, no socket is opened."""
@@ -80,7 +82,7 @@ async def gateway_over(
     def factory(replica: Any, _config: Any, _http: Any) -> Backend:
         return engines[replica.name] if replica.name in engines else build_backend(replica, _config, _http)
 
-    gateway = Gateway(config, version="test", backend_factory=factory, names=names)
+    gateway = Gateway(config, version="test", backend_factory=factory, names=names, span_sink=span_sink)
     async with gateway.running():
         yield Running(gateway, create_app(gateway, "test"))
 

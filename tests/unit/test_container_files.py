@@ -55,7 +55,7 @@ def test_the_install_is_pinned_and_hashed():
     """Nothing gets into the image that the lock does not name; the project itself brings no dependencies."""
     installs = [rest for rest in of("RUN") if "pip install" in rest]
     assert len(installs) == 2
-    assert "--require-hashes -r requirements.lock" in installs[0]
+    assert "--require-hashes -r requirements-container.lock" in installs[0]
     assert "--no-deps ." in installs[1]
 
 
@@ -136,3 +136,29 @@ def test_compose_gives_the_gateway_time_to_drain():
 
     grace = compose()["services"]["gateway"]["stop_grace_period"]
     assert int(grace.removesuffix("s")) > Server().drain_timeout_s
+
+
+def mounted(service: str) -> dict[str, Path]:
+    """Of the repository's own files and folders: where they are in the container, and where here."""
+    volumes = [volume.split(":") for volume in compose()["services"][service]["volumes"]]
+    return {inside: ROOT / outside for outside, inside, *_ in volumes if outside.startswith("./")}
+
+
+def test_prometheus_has_the_rules():
+    """Each file of metrics/rules is where prometheus.yml looks for it."""
+    prometheus = yaml.safe_load((ROOT / "deploy/compose/prometheus.yml").read_text())
+    (pattern,) = prometheus["rule_files"]
+    folder = mounted("prometheus")[pattern.rpartition("/")[0]]
+    found = {path.name for path in folder.iterdir() if fnmatch.fnmatch(path.name, pattern.rpartition("/")[2])}
+    assert found == {"alerts.yml", "recording.yml"}
+
+
+def test_grafana_has_the_dashboards():
+    """Its provider's path is where they are mounted, the first page one sees is among them."""
+    (provisioning,) = mounted("grafana")["/etc/grafana/provisioning/dashboards"].glob("*.yaml")
+    (provider,) = yaml.safe_load(provisioning.read_text())["providers"]
+    folder = mounted("grafana")[provider["options"]["path"]]
+    assert len(list(folder.glob("*.json"))) == 5
+    home = Path(compose()["services"]["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"])
+    assert str(home.parent) == provider["options"]["path"]
+    assert (folder / home.name).is_file()

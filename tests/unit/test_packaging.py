@@ -2,6 +2,7 @@
 
 import re
 import sys
+import tomllib
 from importlib.metadata import entry_points, packages_distributions
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def test_the_command_is_installed() -> None:
 
 def test_locks_pin_with_hashes_and_name_no_index() -> None:
     """Each requirement is exact and hashed, and neither file names an index host."""
-    for lock in ("requirements.lock", "requirements-dev.lock"):
+    for lock in ("requirements.lock", "requirements-dev.lock", "requirements-container.lock"):
         text = (ROOT / lock).read_text()
         assert "://" not in text
         requirements = re.findall(r"^[A-Za-z0-9][^\n]*", text, re.MULTILINE)
@@ -39,3 +40,23 @@ def test_every_direct_dependency_says_why() -> None:
     block = text.split("dependencies = [", 1)[1].split("\n]", 1)[0]
     lines = [line.strip() for line in block.splitlines() if line.strip()]
     assert [line for line in lines if "#" not in line] == []
+
+
+def test_what_is_not_python_is_packed() -> None:
+    """Each data file of the packages matches a pattern of package-data, or is there for who has the repository."""
+    only_here = {"metrics/dashboards/kustomization.yaml", "metrics/rules/kustomization.yaml"}
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    packed = {
+        path.relative_to(ROOT)
+        for package, globs in patterns.items()
+        for glob in globs
+        for path in (ROOT / package.replace(".", "/")).glob(glob)
+    }
+    data = {
+        path.relative_to(ROOT)
+        for package in OURS
+        for path in (ROOT / package).rglob("*")
+        if path.is_file() and path.suffix not in {".py", ".pyc"}
+    }
+    assert {str(path) for path in data - packed} == only_here
+    assert len([path for path in packed if path.parts[:2] == ("metrics", "dashboards")]) == 5

@@ -122,7 +122,7 @@ def test_a_file_without_replicas_is_an_error(tmp_path: Path, text: str):
     with pytest.raises(ConfigError) as caught:
         load(path, {}, {})
     assert caught.value.problems == [
-        "replicas: empty; describe at least one (config/example.yaml) or give --backend NAME=URL"
+        "replicas: empty; describe at least one (config/example.yaml), give --backend NAME=URL, or say under `discovery` where they are found"
     ]
 
 

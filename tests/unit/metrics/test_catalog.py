@@ -50,10 +50,11 @@ NAMES: dict[str, tuple[type, tuple[str, ...]]] = {
     "replica_on_demand_usd_per_hour": (Gauge, MACHINE),
     "replica_gpus": (Gauge, MACHINE),
     "routing_decisions_total": (Counter, ("model", "replica", "cost_tier", "reason")),
-    "routing_duration_seconds": (Histogram, ()),
+    "routing_duration_seconds": (Histogram, ("strategy",)),
     "batch_fill_ratio": (Histogram, ("replica",)),
     "batch_tokens": (Histogram, ("replica",)),
     "desired_replicas": (Gauge, ("model", "cost_tier")),
+    "ready_replicas": (Gauge, ("model", "cost_tier")),
     "upstream_attempts_total": (Counter, ("replica", "outcome")),
     "hedges_total": (Counter, ("model", "outcome")),
     "retries_refused_total": (Counter, ("model",)),
@@ -83,6 +84,7 @@ NAMES: dict[str, tuple[type, tuple[str, ...]]] = {
     "replica_waiting": (Gauge, MACHINE),
     "replica_batch_occupancy_ratio": (Gauge, MACHINE),
     "replica_metrics_age_seconds": (Gauge, ("replica",)),
+    "discovered_replicas": (Gauge, ("source",)),
     "replica_share_ratio": (Gauge, ("replica",)),
     "spot_notices_total": (Counter, ("replica", "provider", "kind")),
     "replica_drains_total": (Counter, ("replica", "reason", "outcome")),
@@ -95,7 +97,17 @@ NAMES: dict[str, tuple[type, tuple[str, ...]]] = {
     "config_last_reload_success_timestamp_seconds": (Gauge, ()),
     "build_info": (Gauge, ("version",)),
     "event_loop_lag_seconds": (Gauge, ()),
+    "process_cpu_seconds_total": (Counter, ()),
+    "process_resident_memory_bytes": (Gauge, ()),
+    "process_open_fds": (Gauge, ()),
+    "process_max_fds": (Gauge, ()),
+    "process_start_time_seconds": (Gauge, ()),
 }
+
+
+def exported(name: str) -> str:
+    """Prometheus' own names stay what they are."""
+    return name if name.startswith("process_") else f"penstock_{name}"
 
 
 def test_the_catalog_is_exactly_this():
@@ -109,7 +121,7 @@ def test_the_catalog_is_exactly_this():
 
 
 def test_an_attribute_is_its_metric_s_name():
-    """`metrics.x` is scraped as `penstock_x`, whatever its kind."""
+    """`metrics.x` is scraped as `penstock_x`, whatever its kind; what every process has, as every process has it."""
     registry = CollectorRegistry()
     metrics = Metrics.create(registry)
     for name, (_, labels) in NAMES.items():
@@ -117,7 +129,7 @@ def test_an_attribute_is_its_metric_s_name():
         child = instrument.labels(*labels) if labels else instrument
         child.observe(1) if isinstance(instrument, Histogram) else child.inc()
     scraped = {sample.name for family in registry.collect() for sample in family.samples}
-    expected = {f"penstock_{name}" + ("_count" if kind is Histogram else "") for name, (kind, _) in NAMES.items()}
+    expected = {exported(name) + ("_count" if kind is Histogram else "") for name, (kind, _) in NAMES.items()}
     assert expected <= scraped
 
 
@@ -170,13 +182,14 @@ def test_a_fresh_catalog_can_be_parsed():
     registry = CollectorRegistry()
     Metrics.create(registry)
     families = list(text_string_to_metric_families(render(registry)[0].decode()))
-    assert {family.name for family in families} == {f"penstock_{name.removesuffix('_total')}" for name in NAMES}
+    assert {family.name for family in families} == {exported(name).removesuffix("_total") for name in NAMES}
     assert not any(sample.labels.get("model") for family in families for sample in family.samples)
 
 
 def test_no_instrument_is_dead():
     """Every instrument of the catalog is fed somewhere: one that stays empty lies about a fleet that is fine."""
     root = Path(__file__).resolve().parents[3]
-    sources = [root / "metrics/handles.py", *(root / "router").rglob("*.py")]
+    rest = [path for path in (root / "metrics").glob("*.py") if path.stem not in {"catalog", "pages"}]
+    sources = [*rest, *(root / "router").rglob("*.py")]
     text = "".join(source.read_text() for source in sources)
     assert [name for name in NAMES if f".{name}" not in text] == []

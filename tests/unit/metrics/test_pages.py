@@ -27,7 +27,7 @@ def happen(metrics: Metrics, what: str, model: str, value: float) -> None:
         metrics.client_disconnects_total.labels(model, "queued").inc(value)
     elif what == "observe":
         metrics.request_duration_seconds.labels(model, "default", "true", "a", "H100", "spot").observe(value)
-        metrics.routing_duration_seconds.observe(value)
+        metrics.routing_duration_seconds.labels("penstock").observe(value)
     else:
         metrics.queue_depth.labels(model, "default").inc(value)
 
@@ -72,6 +72,16 @@ def test_gauges_by_their_rules():
     assert gauges["workers"] == {(): 2}
 
 
+def test_replicas_come_whole():
+    """Four workers that each need a third of a replica need two together; the least bit needs one, nothing none."""
+    workers = [blank()[1] for _ in range(4)]
+    for metrics in workers:
+        for model, parts in (("third", 1 / 3), ("quarter", 0.25), ("bit", 1e-6), ("none", 0.0)):
+            metrics.desired_replicas.labels(model, "spot").set(parts)
+    found = {model: value for (model, _), value in merged(map(read, workers)).gauges["desired_replicas"].items()}
+    assert found == {"third": 2, "quarter": 1, "bit": 1, "none": 0}
+
+
 def test_what_was_counted_outlives_its_worker():
     """Counters and histograms stay, gauges go."""
     metrics = blank()[1]
@@ -80,4 +90,4 @@ def test_what_was_counted_outlives_its_worker():
     kept = read(metrics).counted()
     assert kept.gauges == {}
     assert merged([kept, Page({}, {}, {})]).counters["client_disconnects_total"] == {("m", "queued"): 2}
-    assert merged([kept, kept]).histograms["routing_duration_seconds"][()].total == 4
+    assert merged([kept, kept]).histograms["routing_duration_seconds"][("penstock",)].total == 4

@@ -238,7 +238,7 @@ def test_the_command_s_exit_codes(tmp_path: Path):
     assert (usage.returncode, usage.stdout) == (2, "")
     assert (config.returncode, config.stdout) == (78, "")
     assert config.stderr.splitlines() == [
-        "replicas: empty; describe at least one (config/example.yaml) or give --backend NAME=URL",
+        "replicas: empty; describe at least one (config/example.yaml), give --backend NAME=URL, or say under `discovery` where they are found",
         "server.port: 'x' is not a whole number",
     ]
 

@@ -6,12 +6,13 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from batching.replica import EngineLoad, ReplicaProfile
+from batching.replica import EngineLoad, Lifecycle, ReplicaProfile
 from batching.request import Outcome, Rejected, ReplicaId, ServiceTier
 from batching.scheduler import Scheduler
 from metrics.catalog import Metrics
 from router.body_budget import BodyBudget
 from router.gauges import Gauges
+from router.model_labels import ModelLabels
 from tests.support.scheduling import leases, profile, request, scheduler, unknown_profile
 
 A = ReplicaId("a")
@@ -21,7 +22,7 @@ class Scraped:
     def __init__(self, replica: ReplicaProfile, **changes: Any) -> None:
         self.scheduler: Scheduler = scheduler(replica, **changes)
         self._registry = CollectorRegistry()
-        self._gauges = Gauges(Metrics.create(self._registry), self.scheduler)
+        self._gauges = Gauges(Metrics.create(self._registry), self.scheduler, ModelLabels(self.scheduler.models))
 
     def figure(self, name: str, now: float, **changes: str | None) -> float | None:
         self._gauges.refresh(now, 100)
@@ -72,7 +73,8 @@ def test_a_flood_is_told():
 def test_bytes_of_bodies_are_told():
     """What is held now, and how many were refused for it."""
     registry, bodies = CollectorRegistry(), BodyBudget(100)
-    gauges = Gauges(Metrics.create(registry), scheduler(), bodies)
+    built = scheduler()
+    gauges = Gauges(Metrics.create(registry), built, ModelLabels(built.models), bodies)
     assert bodies.take(60)
     assert not bodies.take(50)
     assert [bodies.refusal().headers()[1][1] for _ in range(9)] == [*(b"%d" % n for n in range(1, 9)), b"1"]
@@ -130,3 +132,14 @@ def test_the_kv_margin_is_exported():
     after = scraped.figure("replica_kv_margin_deviations", 2.0)
     assert after is not None
     assert after > before + 0.4
+
+
+def test_a_model_without_a_ready_replica_is_told():
+    """By model and cost tier, and still when the last replica is down, or gone from the fleet: an alert sees only what is told."""
+    scraped = Scraped(profile())
+    labels = {"replica": None, "model": "m", "cost_tier": "on_demand"}
+    assert scraped.figure("ready_replicas", 0.0, **labels) == 1
+    scraped.scheduler.set_lifecycle(A, Lifecycle.DOWN, 1.0)
+    assert scraped.figure("ready_replicas", 1.0, **labels) == 0
+    scraped.scheduler.remove_replica(A, 2.0)
+    assert scraped.figure("ready_replicas", 2.0, **labels) == 0

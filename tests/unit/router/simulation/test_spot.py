@@ -124,6 +124,16 @@ def test_nothing_is_placed_after_the_notice(tmp_path: Path):
     assert lives[1].replica == "r"
 
 
+def test_after_the_notice_our_own_rule_places_what_will_surely_have_ended(tmp_path: Path):
+    """A short answer still goes to the only machine there is; one that would not be done by then is refused."""
+    requests, spot = "0,100,3\n15,100,3\n30,100,3\n", [{"data": [1, 0], "gap_seconds": 32}]
+    _, run, lives = played(tmp_path, requests, spot, [SPOT % "s"], spot_notice_s=25.0)
+    assert [life.end for life in lives] == [End.COMPLETED, End.COMPLETED, End.REJECTED]  # the last has no second left
+    assert run.machines[0].requests == 2
+    _, _, lives = played(tmp_path, requests, spot, [SPOT % "s"], spot_notice_s=25.0, policy="round_robin")
+    assert [life.end for life in lives] == [End.COMPLETED, End.REJECTED, End.REJECTED]
+
+
 def test_without_a_token_it_is_placed_again(tmp_path: Path):
     """A request whose machine vanishes before its first token is served by another, and counts as recomputed."""
     spot = [{"data": [1, 0], "gap_seconds": 0.1}]

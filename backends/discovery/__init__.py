@@ -1,0 +1,1 @@
+"""Which engines there are, from elsewhere than the configuration's own list (docs/discovery.md)."""
