@@ -105,7 +105,7 @@ async def test_no_replicas_and_another_release() -> None:
 
 
 async def test_placements_tell_why_and_open() -> None:
-    """A line has its reason in words; opened by the keyboard it compares candidates, and the news of its end keeps it open."""
+    """A line has its reason in words; opened by the keyboard it compares candidates, learns of its end, and stays while newer ones come."""
     first = line("r2", "big", unix_s=unix() + 5, reason="cost", formula="big [reserved] by cost: ttft 0.050s")
     feed = Feed(three)
     async with board_over(feed) as url, tab(url) as found:
@@ -125,8 +125,15 @@ async def test_placements_tell_why_and_open() -> None:
         await found.until_text("#placements li", "first token 31 ms")
         assert "done" in await found.text("#placements li .outcome")
         assert await found.page.is_visible("#placements .formula")
+        feed.push(live(whole=False, placements=[line(f"n{i}", "small", unix_s=unix() + 10 + i) for i in range(25)]))
+        await found.until_text("#placements-note", "held while you read: 20 or more newer")
+        assert await found.page.is_visible("#placements .formula")
         await found.page.keyboard.press("Escape")
         assert await found.page.is_hidden("#placements .formula")
+        await found.page.keyboard.press("/")
+        feed.push(live(whole=False))
+        await found.until("document.querySelectorAll('#placements li').length === 20")
+        assert "small" in await found.text("#placements li .where")
 
 
 async def test_keyboard_filters_and_sorts() -> None:

@@ -70,7 +70,7 @@ export function paintFigures(state) {
   put("requests", `${rate(mean(last, "requests"))}/s`);
   const errors = sum(pulses, "errors");
   const all = sum(pulses, "requests");
-  put("errors", `${errors ? count(errors) : "none"} of ${short(all)} failed in 2 min`);
+  put("errors", `${errors ? count(errors) : "none"} of ${short(all)} failed`);
   by("errors").classList.toggle("bad", errors > 0);
   put("kv", percent(recent(pulses, "kv_used_ratio")));
   const depth = state.queue.reduce((all, row) => all + row.depth, 0);

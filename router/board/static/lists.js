@@ -15,6 +15,7 @@ export function keepPlacements(before, told) {
   return [...found.values()].sort((a, b) => b.unix_s - a.unix_s).slice(0, KEPT);
 }
 
+const NOTE = "where each request went, and why; open one for those it was compared with";
 const OUTCOMES = { completed: "done", cancelled: "cancelled by its client" };
 
 export class Placements {
@@ -22,19 +23,40 @@ export class Placements {
     this.ask = ask; // (path) -> document of the admin API
     this.list = document.getElementById("placements");
     this.none = document.getElementById("no-placements");
+    this.note = document.getElementById("placements-note");
+    this.hovers = matchMedia("(hover: hover)"); // a finger leaves nothing behind that hovers
     this.nodes = new Map();
   }
 
   paint(state) {
     this.none.hidden = state.placements.length > 0;
-    const wanted = new Set(state.placements.map(keyOf));
+    const newer = state.placements.filter((line) => !this.nodes.has(keyOf(line)));
+    const held = newer.length > 0 && this.read();
+    setText(this.note, held ? `held while you read: ${count(newer.length)}${newer.length < KEPT ? "" : " or more"} newer` : NOTE);
+    if (!held) this.arrange(state.placements);
+    for (const line of state.placements) {
+      const node = this.nodes.get(keyOf(line));
+      if (!node) continue;
+      setText(node.ttft, known(line.ttft_s) ? `first token ${time(line.ttft_s)}` : "");
+      setText(node.outcome, line.outcome === null ? "running" : (OUTCOMES[line.outcome] ?? line.outcome));
+      node.outcome.dataset.outcome = line.outcome ?? "running";
+    }
+  }
+
+  /** Whether somebody reads the list, which then must not move: one is open, or a pointer or the keyboard is there. */
+  read() {
+    return this.list.querySelector("details[open], :focus-visible") !== null || (this.hovers.matches && this.list.matches(":hover"));
+  }
+
+  arrange(lines) {
+    const wanted = new Set(lines.map(keyOf));
     for (const [key, node] of this.nodes) {
       if (wanted.has(key)) continue;
       node.remove();
       this.nodes.delete(key);
     }
     let at = this.list.firstElementChild;
-    for (const line of state.placements) {
+    for (const line of lines) {
       const key = keyOf(line);
       let node = this.nodes.get(key);
       if (node === undefined) {
@@ -43,9 +65,6 @@ export class Placements {
       }
       if (node === at) at = at.nextElementSibling;
       else this.list.insertBefore(node, at);
-      setText(node.ttft, known(line.ttft_s) ? `first token ${time(line.ttft_s)}` : "");
-      setText(node.outcome, line.outcome === null ? "running" : (OUTCOMES[line.outcome] ?? line.outcome));
-      node.outcome.dataset.outcome = line.outcome ?? "running";
     }
   }
 
