@@ -8,15 +8,18 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from tests.support.engine_process import EngineProcess, replica
 from tests.support.gateway_process import serving
-from tests.support.raw_http import RawClient, post
+from tests.support.raw_http import post
 from tests.support.scrape import from_page, page
 from tests.support.stream_check import expected_answer
 from tests.support.stream_client import CHAT, chat_body
 
 _PATIENCE_S = 300.0
+_DELTA, _EMPTY = b'"content":"', b'"content":""'
+_CUT_BYTES = 40  # of what is looked for, at most
 
 
 @dataclass(slots=True)
@@ -62,29 +65,56 @@ async def _stream(url: str, number: int, tokens: int, begin_s: float, measured: 
     body = chat_body(f"question {number} " * (1 + number % 5), tokens)
     expected = expected_answer(body)
     await asyncio.sleep(begin_s)
-    client, loop = await RawClient.connect(url), asyncio.get_running_loop()
+    parts, loop = urlsplit(url), asyncio.get_running_loop()
+    transport, client = await loop.create_connection(lambda: _Client(measured), parts.hostname, parts.port)
     try:
-        last_s = begun_s = loop.time()
-        await client.send(post(CHAT, body))
-        status, _ = await client.head()
-        assert status == 200
-        seen, raw = 0, b""
-        while part := await client.chunk():
-            raw = part
-            now = loop.time()
-            # Of each event its one delta; the first one's is empty.
-            if came := part.count(b'"content":"') - part.count(b'"content":""'):
-                gaps = [now - last_s, *[0.0] * (came - 1)]
-                if not seen:
-                    measured.ttft_s.append(now - begun_s)
-                measured.gaps_s += gaps if seen else gaps[1:]
-                seen, last_s = seen + came, now
-        assert raw.endswith(b"data: [DONE]\n\n")
-        assert seen == expected.completion_tokens
-        measured.output_tokens += seen
+        client.ask(transport, post(CHAT, body))
+        await client.done
+        assert client.head.startswith(b"HTTP/1.1 200 ")
+        assert client.seen == expected.completion_tokens
+        measured.output_tokens += client.seen
         measured.prompt_tokens += expected.prompt_tokens
     finally:
-        await client.close()
+        transport.close()
+
+
+class _Client(asyncio.Protocol):
+    """Reads one stream, and does next to nothing with it: a client that lags measures itself."""
+
+    def __init__(self, measured: Measured) -> None:
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.head = b""
+        self.seen = 0
+        self._time = asyncio.get_running_loop().time
+        self._measured = measured
+        self._last_s = 0.0
+        self._tail = b""  # where an event may have been cut
+
+    def ask(self, transport: asyncio.Transport, request: bytes) -> None:
+        self._last_s = self._time()
+        transport.write(request)
+
+    def data_received(self, data: bytes) -> None:
+        now = self._time()
+        self.head = self.head or data[:64]
+        text = self._tail + data
+        if (came := _deltas(text) - _deltas(self._tail)) > 0:
+            (self._measured.gaps_s if self.seen else self._measured.ttft_s).append(now - self._last_s)
+            self._measured.gaps_s += [0.0] * (came - 1)
+            self._last_s = now
+        self.seen += came
+        self._tail = text[-_CUT_BYTES:]
+        if text.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n") and not self.done.done():
+            self.done.set_result(None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self.done.done():
+            self.done.set_exception(AssertionError(f"the stream broke off: {exc!r}, {self._tail!r}"))
+
+
+def _deltas(text: bytes) -> int:
+    """Of events with something to say: the first one's is empty."""
+    return text.count(_DELTA) - text.count(_EMPTY)
 
 
 def disagreements(url: str, measured: Measured, quantiles: Iterable[float]) -> list[str]:
