@@ -57,7 +57,8 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
         def begin(target: str) -> None:
             started.append(Prometheus(folder, target, rules).__enter__())
 
-        async def play() -> None:
+        async def play() -> float:
+            """When it is over, and the gateway still there."""
             async with scene(folder) as (fleet, engine):
                 begin(fleet.gateway.url.removeprefix("http://"))
                 async with asyncio.timeout(60):  # it looks for targets every five seconds
@@ -65,11 +66,12 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
                         await asyncio.sleep(0.1)
                 await fleet.play(engine, SECONDS)
                 await asyncio.sleep(2)  # a last scrape, and what the rules make of it
+                return wall_s()
 
         start_s = wall_s()
         try:
-            runner.run(play())
-            yield Watched(started[0], start_s, wall_s())
+            end_s = runner.run(play())
+            yield Watched(started[0], start_s, end_s)
         finally:
             for prometheus in started:
                 prometheus.__exit__(None, None, None)
