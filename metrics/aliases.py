@@ -32,7 +32,7 @@ class Alias:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Engines:
-    """What the replicas of one model tell, all of them together."""
+    """What the replicas of one model tell, or those of all, together."""
 
     waiting: int = 0  # in their own queues
     kv_usage_ratio: float = 0.0  # of all their blocks
@@ -89,9 +89,10 @@ ALIASES: Final = (
 
 
 class FleetAsEngine(Collector):
-    """`page`: everybody's figures. `engines`: of every model that is told, served now or not; all aliases are told of each."""
+    """`page`: everybody's figures. `engines`: of every model that is told, served now or not; all aliases are told of each. `whole`: of all replicas."""
 
-    def __init__(self, page: Page, engines: Mapping[str, Engines]) -> None:
+    def __init__(self, page: Page, engines: Mapping[str, Engines], whole: Engines) -> None:
+        self._whole = whole
         self._page = page
         self._labels, self._bounds = {}, {}
         for name, spec in instruments():
@@ -132,12 +133,10 @@ class FleetAsEngine(Collector):
         return family
 
     def _cache_config(self, alias: Alias) -> Metric:
-        family = GaugeMetricFamily(
-            alias.name, alias.source, labels=("model_name", "engine", "block_size", "num_gpu_blocks")
-        )
-        for model, engine in self._engines.items():
-            if engine.kv_blocks:
-                family.add_metric((model, "0", str(engine.block_size), str(engine.kv_blocks)), 1.0)
+        """Which tells no model: an engine has one."""
+        family = GaugeMetricFamily(alias.name, alias.source, labels=("engine", "block_size", "num_gpu_blocks"))
+        if self._whole.kv_blocks:
+            family.add_metric(("0", str(self._whole.block_size), str(self._whole.kv_blocks)), 1.0)
         return family
 
     def _success(self, alias: Alias) -> Metric:

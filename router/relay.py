@@ -172,6 +172,7 @@ class Relay:
             self._on_first(now)
         if gap_s is not None:
             self._gaps.observe(gap_s)
+        if tokens > 1:
             for _ in range(tokens - 1):
                 self._gaps.observe(0.0)
         if timeline.output_tokens >= self._told:

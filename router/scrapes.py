@@ -1,6 +1,7 @@
 """`/metrics` and `/metrics/vllm`: the page of figures as scrapers want it, of all workers together. Decides nothing of what is in it."""
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
 
 from fastapi import FastAPI, Request, Response
 from prometheus_client import CollectorRegistry
@@ -8,7 +9,7 @@ from prometheus_client import CollectorRegistry
 from batching.replica import ReplicaState
 from metrics.aliases import Engines, FleetAsEngine
 from metrics.catalog import Metrics
-from metrics.exposition import render
+from metrics.exposition import rendering
 from metrics.pages import Page, of_crew, read, write
 from router.gateway import Gateway
 
@@ -21,18 +22,19 @@ def add_scrapes(api: FastAPI, gateway: Gateway) -> None:
         """Prometheus text, or OpenMetrics where the scraper asks for it; of all workers together."""
         if gateway.crew is None:
             gateway.refresh_gauges()
-            return _rendered(gateway.registry, request)
+            return await _rendered(gateway.registry, request)
         registry = CollectorRegistry()
         write(of_crew(await gateway.crew.pages()), Metrics.create(registry))
-        return _rendered(registry, request)
+        return await _rendered(registry, request)
 
     @api.get("/metrics/vllm", tags=["health"], response_model=None)
     async def as_vllm(request: Request) -> Response:
         """The fleet as if it were one vLLM, for its dashboards and for KEDA queries (docs/metrics.md)."""
         page = await _page(gateway)
         registry = CollectorRegistry()
-        registry.register(FleetAsEngine(page, _engines(gateway)))
-        return _rendered(registry, request)
+        states = gateway.scheduler.states(0.0)
+        registry.register(FleetAsEngine(page, _engines(gateway.models.told(), states), _together(states)))
+        return await _rendered(registry, request)
 
 
 async def _page(gateway: Gateway) -> Page:
@@ -42,17 +44,17 @@ async def _page(gateway: Gateway) -> Page:
     return read(gateway.metrics)
 
 
-def _engines(gateway: Gateway) -> Mapping[str, Engines]:
-    """By every model that is told; those without a replica with nothing."""
-    serving: dict[str, list[ReplicaState]] = {model: [] for model in gateway.models.told()}
-    for state in gateway.scheduler.states(0.0):
+def _engines(models: Iterable[str], states: Iterable[ReplicaState]) -> Mapping[str, Engines]:
+    """By model; those without a replica with nothing."""
+    serving: dict[str, list[ReplicaState]] = {model: [] for model in models}
+    for state in states:
         for model in state.profile.models:
             if model in serving:
                 serving[model].append(state)
     return {model: _together(states) for model, states in serving.items()}
 
 
-def _together(states: list[ReplicaState]) -> Engines:
+def _together(states: Sequence[ReplicaState]) -> Engines:
     loads = [(state.profile, state.load) for state in states if state.load is not None]
     used = [(load.kv_usage_ratio, profile.kv_blocks or 1) for profile, load in loads if load.kv_usage_ratio is not None]
     blocks = sum(weight for _, weight in used)
@@ -64,6 +66,11 @@ def _together(states: list[ReplicaState]) -> Engines:
     )
 
 
-def _rendered(registry: CollectorRegistry, request: Request) -> Response:
-    body, content_type = render(registry, request.headers.get("accept", ""))
-    return Response(body, media_type=None, headers={"content-type": content_type})
+async def _rendered(registry: CollectorRegistry, request: Request) -> Response:
+    """An instrument at a time: a page of a large fleet takes long, and streams go on meanwhile."""
+    pieces, content_type = rendering(registry, request.headers.get("accept", ""))
+    body = []
+    for piece in pieces:
+        body.append(piece)
+        await asyncio.sleep(0)
+    return Response(b"".join(body), media_type=None, headers={"content-type": content_type})

@@ -24,7 +24,8 @@ def theirs(vllm_pair: tuple[VllmServer, VllmServer]) -> dict[str, Metric]:
 
 def ours() -> dict[str, Metric]:
     registry = CollectorRegistry()
-    registry.register(FleetAsEngine(Page({}, {}, {}), {MODEL: Engines(kv_blocks=1, block_size=16)}))
+    engine = Engines(kv_blocks=1, block_size=16)
+    registry.register(FleetAsEngine(Page({}, {}, {}), {MODEL: engine}, engine))
     text = render(registry)[0].decode()
     return {family.name: family for family in text_string_to_metric_families(text)}
 

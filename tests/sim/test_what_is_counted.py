@@ -5,6 +5,8 @@ import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import pytest
+
 from tests.support.asgi import Call, chat, post
 from tests.support.fake_engine import DONE, FakeEngine, Script, chunk, document, usage_chunk, whole_stream
 from tests.support.gateways import Running, gateway_over
@@ -170,3 +172,20 @@ def test_wrong_admin_keys_are_counted():
         assert count(running, "auth_failures_total", reason="admin_key") == 2
 
     in_gateway(FakeEngine(), main, server={"admin_key": KEY})
+
+
+def test_a_gap_for_each_token_after_the_first():
+    """However they came: one by one, some at once, or all of them with the first."""
+    words = [chunk(f"w{number}") for number in range(4)]
+    end = [chunk(finish="stop"), usage_chunk(1, 4), DONE]
+    ways = ([*words], [b"".join(words)], [b"".join(words[:2]), b"".join(words[2:])])
+    engine = FakeEngine(*(Script([chunk("", role="assistant"), *way, *end], gap_s=0.5) for way in ways))
+
+    async def main(running: Running) -> None:
+        for _ in ways:
+            await asked(running, stream=True)
+        assert count(running, "inter_token_latency_seconds_count") == 3 * 3
+        assert count(running, "inter_token_latency_seconds_sum") == pytest.approx(0.5 * (3 + 0 + 1))
+        assert count(running, "inter_token_latency_seconds_bucket", le="0.001") == 0 + 3 + 2
+
+    in_gateway(engine, main)

@@ -40,7 +40,7 @@ ENGINES = Engines(waiting=2, kv_usage_ratio=0.25, kv_blocks=3000, block_size=16)
 
 def exposed(page: Page, **engines: Engines) -> CollectorRegistry:
     registry = CollectorRegistry()
-    registry.register(FleetAsEngine(page, engines))
+    registry.register(FleetAsEngine(page, engines, engines.get("m", Engines())))
     return registry
 
 
@@ -76,7 +76,8 @@ def test_what_waits_is_ours_and_the_engines():
     assert value(registry, "num_requests_waiting") == 3 + 4 + 2
     assert value(registry, "num_requests_running") == 5 + 6 - 2
     assert value(registry, "kv_cache_usage_perc") == 0.25
-    assert value(registry, "cache_config_info", block_size="16", num_gpu_blocks="3000") == 1
+    config = {"engine": "0", "block_size": "16", "num_gpu_blocks": "3000"}
+    assert registry.get_sample_value("vllm:cache_config_info", config) == 1
 
 
 def test_ends_have_vllm_s_reasons():

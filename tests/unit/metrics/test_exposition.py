@@ -6,6 +6,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from metrics.exposition import render
+from metrics.histogram import Histogram as OurHistogram
 
 PROMETHEUS_ACCEPT = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3,*/*;q=0.1"
 
@@ -49,3 +50,26 @@ def test_created_samples_are_left_out(registry: CollectorRegistry, accept: str):
 def test_rendering_changes_nothing(registry: CollectorRegistry):
     """A scrape may be repeated."""
     assert render(registry) == render(registry)
+
+
+@pytest.mark.parametrize("accept", ["", PROMETHEUS_ACCEPT])
+def test_our_histogram_writes_what_the_library_would(accept: str):
+    """Every sample and every label, in its order, whatever stands in them; and nothing of a histogram that has no series."""
+    pages = []
+    for kind in (OurHistogram, Histogram):
+        made = CollectorRegistry()
+        values = ('say "hi"\\', "H100", "m\nn", "ü")
+        labelled = kind(
+            "penstock_a_seconds",
+            'A "help"\n',
+            ("replica", "gpu", "model", "abc"),
+            registry=made,
+            buckets=(0.001, 1, 2.5),
+        )
+        for seconds in (0.0005, 1, 2, 3):
+            labelled.labels(*values).observe(seconds)
+        labelled.labels("b", "c", "d", "e")
+        kind("penstock_b_seconds", "B", registry=made, buckets=(1,)).observe(1e9)
+        kind("penstock_c_seconds", "C", ("le_not",), registry=made, buckets=(1,))
+        pages.append(render(made, accept)[0])
+    assert pages[0] == pages[1]

@@ -6,7 +6,7 @@ from prometheus_client import CollectorRegistry
 
 from metrics.catalog import Metrics
 from metrics.exposition import render
-from metrics.pages import GAUGES, Page, merged, packed, read, unpacked, write
+from metrics.pages import GAUGES, Page, forget, merged, of_crew, packed, read, unpacked, write
 
 MODELS = ("m", "n")
 EVENTS = st.tuples(
@@ -91,3 +91,31 @@ def test_what_was_counted_outlives_its_worker():
     assert kept.gauges == {}
     assert merged([kept, Page({}, {}, {})]).counters["client_disconnects_total"] == {("m", "queued"): 2}
     assert merged([kept, kept]).histograms["routing_duration_seconds"][("penstock",)].total == 4
+
+
+def test_the_departed_tell_of_no_replica_that_nobody_knows():
+    """What a worker had counted before it ended stays, but for replicas that every worker that lives has let go of."""
+    alive, dead = blank()[1], blank()[1]
+    alive.replica_up.labels("here", "H100", "spot").set(1)
+    alive.upstream_attempts_total.labels("left lately", "ok").inc(5)
+    for replica in ("here", "left lately", "long gone"):
+        dead.upstream_attempts_total.labels(replica, "ok").inc(2)
+        dead.batch_fill_ratio.labels(replica).observe(0.5)
+    dead.client_disconnects_total.labels("m", "queued").inc()
+    page = of_crew([read(alive), read(dead).counted()])
+    assert page.counters["upstream_attempts_total"] == {("here", "ok"): 2, ("left lately", "ok"): 7}
+    assert set(page.histograms["batch_fill_ratio"]) == {("here",), ("left lately",)}
+    assert page.counters["client_disconnects_total"] == {("m", "queued"): 1}
+
+
+def test_forgetting_a_replica():
+    """Every series with its name, of every kind, and nobody else's."""
+    registry, metrics = blank()
+    for name in ("a", "b"):
+        metrics.replica_up.labels(name, "H100", "spot").set(1)
+        metrics.tokens_total.labels("m", "default", name, "H100", "spot", "input", "reported").inc()
+        metrics.time_to_first_token_seconds.labels("m", "default", name, "H100", "spot").observe(1)
+    forget(metrics, "a")
+    text = render(registry)[0].decode()
+    assert 'replica="a"' not in text
+    assert text.count('replica="b"') == 1 + 1 + 23 + 2  # and one bucket more for +Inf
