@@ -64,16 +64,20 @@ class Scene:
         answer = await self._http.post(f"/admin/replicas/{path}", json=document, headers=ADMIN)
         assert answer.is_success, answer.text
 
-    async def until(self, name: str, **labels: str) -> None:
-        """A figure is more than nothing."""
-        async with asyncio.timeout(_PATIENCE_S):
-            while from_page((await self._http.get("/metrics")).text, f"penstock_{name}", **labels) <= 0:
-                await asyncio.sleep(0.1)
+    async def seen(self, name: str, within_s: float, **labels: str) -> bool:
+        """Whether a figure becomes more than nothing."""
+        loop = asyncio.get_running_loop()
+        end_s = loop.time() + within_s
+        while from_page((await self._http.get("/metrics")).text, f"penstock_{name}", **labels) <= 0:
+            if loop.time() > end_s:
+                return False
+            await asyncio.sleep(0.1)
+        return True
 
     async def ready(self) -> None:
         """Both of the large model's replicas: what comes next needs one to break, and one to go to."""
         for name in ("spot", "steady"):
-            await self.until("replica_up", replica=name)
+            assert await self.seen("replica_up", _PATIENCE_S, replica=name), f"{name} does not come back"
 
     async def traffic(self, until_s: float) -> None:
         """Ordinary requests of all tiers, streamed and not, until this moment of the loop."""
@@ -137,15 +141,21 @@ class Scene:
             await self.admin("steady/restore")
 
     async def freeze(self) -> None:
-        """An engine stops in the middle of its streams, is found out, and comes back."""
-        await self.ready()
-        async with asyncio.TaskGroup() as tasks:
-            for i in range(12):
-                tasks.create_task(self.ask(f"frozen {i}", 1500))
-            await asyncio.sleep(0.3)
-            self._engines[0].freeze()
-            await self.until("replica_ejections_total")
-            self._engines[0].thaw()
+        """An engine stops in the middle of its streams, is found out, and comes back; again where it had none just then."""
+        for _ in range(5):
+            await self.ready()
+            async with asyncio.TaskGroup() as tasks:
+                streams = [tasks.create_task(self.ask(f"frozen {i}", 4000)) for i in range(12)]
+                await self.seen("replica_running", _PATIENCE_S, replica="spot")
+                await asyncio.sleep(0.3)
+                self._engines[0].freeze()
+                found = await self.seen("replica_ejections_total", 12)
+                self._engines[0].thaw()
+                for stream in streams:
+                    stream.cancel()
+            if found:
+                return
+        raise AssertionError("a frozen engine was never found out")
 
     async def cached(self, engine: KvEngine) -> None:
         """Prompts of the model whose engine tells what it caches; in between a gap, and a new beginning."""
@@ -237,7 +247,7 @@ def _config(folder: Path, spot: str, steady: str, with_events: KvEngine) -> dict
         ],
         "queue": {"max_requests": 24, "max_wait_s": 6},
         "upstream": {"connect_timeout_s": 5.0},
-        "probe": {"interval_s": 0.3},
+        "probe": {"interval_s": 0.3, "timeout_s": 15},  # what is frozen is to be doubted before its probes say so
         "discovery": {"registration": {"enabled": True}},
         "decisions": {"file": str(folder / "decisions.jsonl")},
         "log_level": "warning",

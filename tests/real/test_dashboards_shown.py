@@ -53,12 +53,12 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     rules = sorted((ROOT / "metrics/rules").glob("*.yml"))
     with asyncio.Runner() as runner:
         started: list[Prometheus] = []
-        ended_s: list[float] = []
 
         def begin(target: str) -> None:
             started.append(Prometheus(folder, target, rules).__enter__())
 
-        async def play() -> None:
+        async def play() -> float:
+            """When it is over, and the gateway still there."""
             async with scene(folder) as (fleet, engine):
                 begin(fleet.gateway.url.removeprefix("http://"))
                 async with asyncio.timeout(60):  # it looks for targets every five seconds
@@ -66,12 +66,12 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
                         await asyncio.sleep(0.1)
                 await fleet.play(engine, SECONDS)
                 await asyncio.sleep(2)  # a last scrape, and what the rules make of it
-                ended_s.append(wall_s())  # while there is a gateway: a target that is gone has no figures of now
+                return wall_s()
 
         start_s = wall_s()
         try:
-            runner.run(play())
-            yield Watched(started[0], start_s, ended_s[0])
+            end_s = runner.run(play())
+            yield Watched(started[0], start_s, end_s)
         finally:
             for prometheus in started:
                 prometheus.__exit__(None, None, None)
