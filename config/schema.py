@@ -24,6 +24,7 @@ from config.migration import Migration
 from config.scheduling import Floors, Hedge, Mechanism, Objectives, Queue, Scheduling, TierShares
 from config.section import Section
 from config.spot import Spot
+from config.tenants import Auth, Tenant, tenancy_problems
 
 # Of other modules' names those that belong to the schema, for whoever reads it here.
 __all__ = ["Floors", "Hedge", "Mechanism", "Objectives", "Queue", "Scheduling", "Section", "TierShares"]
@@ -290,11 +291,13 @@ class Config(Section):
     spot: Spot = Spot()
     microbatch: MicroBatch = MicroBatch()
     decisions: Decisions = Decisions()
+    auth: Auth = Auth()
+    tenants: tuple[Tenant, ...] = ()
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @model_validator(mode="after")
     def _replicas_fit_together(self) -> Self:
-        problems = list(fleet_problems(self.replicas))
+        problems = [*fleet_problems(self.replicas), *tenancy_problems(self.auth, self.tenants)]
         if problems:
             raise refusal("configuration", problems)
         return self

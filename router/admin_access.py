@@ -1,4 +1,4 @@
-"""Who may call `/admin`: whoever has the key, where there is one; else whoever sits at the machine.
+"""Who may call `/admin`: whoever has the key, or one with an admin scope, where there is one; else whoever sits at the machine.
 
 Without a key it is served only where the gateway itself listens on loopback, and only to who asks it by a loopback name: a web page
 that resolves its own name to 127.0.0.1 or posts there, or a proxy that says for whom it asks, is somebody else.
@@ -11,14 +11,25 @@ from urllib.parse import urlsplit
 from fastapi import Request
 
 from config.schema import Server
+from config.tenants import Scope
+from router.ingress import CALLER
+from router.openai.access_errors import AuthFailure, lacks_scope
 from router.openai.errors import ApiError, Case, wrong_admin_key
+from router.tenants.caller import Caller
+from router.tenants.gate import Gate
 
+_READS = frozenset({"GET", "HEAD"})
 _FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
 _OWN_SITE = frozenset({"same-origin", "none"})  # of Sec-Fetch-Site; none: typed by the user
 
 
-def refuse_strangers(server: Server, request: Request) -> None:
-    """Raises ApiError for whoever may not."""
+def refuse_strangers(server: Server, request: Request, gate: Gate | None = None) -> None:
+    """Raises ApiError for whoever may not. `gate` knows the keys of tenants; None: there are none."""
+    caller = None if gate is None else gate.known(request.scope["headers"])
+    if caller is not None and gate is not None:
+        _refuse_without_scope(caller, gate, request)
+        request.scope.setdefault("state", {})[CALLER] = caller
+        return
     if server.admin_key is not None:
         _refuse_without_key(server.admin_key, request)
         return
@@ -41,6 +52,9 @@ def refuse_strangers(server: Server, request: Request) -> None:
 def who(server: Server, request: Request) -> str:
     """For the audit log; never the key."""
     address = request.client.host if request.client is not None else "unknown"
+    caller = request.scope.get("state", {}).get(CALLER)
+    if caller is not None:
+        return f"{address} by key {caller.key_id}"
     return f"{address} {'by key' if server.admin_key is not None else 'at the machine'}"
 
 
@@ -52,6 +66,15 @@ def is_loopback(host: str) -> bool:
         return ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
+
+
+def _refuse_without_scope(caller: Caller, gate: Gate, request: Request) -> None:
+    """`admin:write` includes `admin:read`."""
+    reads = request.scope["method"] in _READS
+    if caller.has(Scope.ADMIN_WRITE) or (reads and caller.has(Scope.ADMIN_READ)):
+        return
+    gate.refused(AuthFailure.SCOPE, request.scope.get("client"), caller.key_id)
+    raise lacks_scope((Scope.ADMIN_READ if reads else Scope.ADMIN_WRITE).value)
 
 
 def _refuse_without_key(key: str, request: Request) -> None:

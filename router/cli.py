@@ -16,6 +16,7 @@ from router import explain as explanation
 from router import operator_commands as operating
 from router import replay_command as replaying
 from router import spot_command as listening
+from router.keys_command import add_keys
 from router.simulation import command as simulation
 
 if TYPE_CHECKING:
@@ -113,6 +114,7 @@ def build_app() -> typer.Typer:
     app.command("drain", epilog=operating.DRAIN_EXAMPLES)(operating.drain)
     app.command("restore", epilog=operating.RESTORE_EXAMPLES)(operating.restore)
     app.command("spot-agent", epilog=listening.EXAMPLES)(listening.spot_agent)
+    add_keys(app)
     app.command("check-config", epilog=_CHECK_EXAMPLES)(check_config)
     app.command("schema", epilog=_SCHEMA_EXAMPLES)(schema)
     app.command("version", epilog=_VERSION_EXAMPLES)(version)

@@ -36,6 +36,8 @@ from router.kv_watch import KvWatch
 from router.openai.errors import draining
 from router.report import Report, Wait
 from router.streams import Streams
+from router.tenants.gate import build_gate
+from router.tenants.key_store import KeyStore
 from router.watched import Watched
 
 log = logging.getLogger("penstock")
@@ -84,6 +86,9 @@ class Gateway:
         self.streams: Streams = self.dispatcher.moves
         # Replicas that are drained or taken away.
         self.farewells = Farewells(config.spot, self.admission, self.streams, self.metrics)
+        # Who may ask; None: everybody.
+        self.keys = KeyStore(config.auth, self.metrics) if config.auth.on else None
+        self.gate = None if self.keys is None else build_gate(self.keys, config, self.metrics)
         self.bodies = BodyBudget(config.server.max_held_body_bytes)
         self.gauges = Gauges(self.metrics, self.scheduler, self.bodies)
         self._backend_factory = backend_factory
@@ -111,10 +116,15 @@ class Gateway:
                     for replica in self.config.replicas:
                         self._add(replica)
                     await self.watch.first_look()
+                    if self.keys is not None:
+                        await self.keys.begin()
                     housekeeping = tasks.create_task(self._housekeep(), name="housekeeping")
                     ledger = tasks.create_task(self.decisions.run(self._fleet), name="decisions")
                     farewells = tasks.create_task(self.farewells.run(), name="farewells")
+                    keys = None if self.keys is None else tasks.create_task(self.keys.watch(), name="keys")
                     yield
+                    if keys is not None:
+                        keys.cancel()
                     housekeeping.cancel()
                     ledger.cancel()
                     farewells.cancel()
@@ -157,6 +167,8 @@ class Gateway:
                 self._add(replica)
             elif replica != old[name]:
                 self._change(old[name], replica)
+        if self.keys is not None:
+            self.keys.read_again()
         self.config = self.config.model_copy(update={"replicas": config.replicas})
         self.dispatcher.configure(self.config)
         self.admission.soon()

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from router.client import JSON_HEADERS, Client, ClientGone
 from router.openai.errors import ApiError, internal_error, stream_error_event
+from router.tenants.caller import Caller
 
 log = logging.getLogger("penstock")
 
@@ -22,13 +23,17 @@ _VISIBLE_ASCII = re.compile(rb"[\x21-\x7e]{1,128}")
 
 @dataclass(slots=True, kw_only=True)
 class Inbound:
-    """`headers` has lower-case names, the last of each counts. `received_s`: when the head was read, on the loop's clock."""
+    """`headers` has lower-case names, the last of each counts. `received_s`: when the head was read, on the loop's clock.
+
+    `caller`: who asks; None: nobody is asked for a key.
+    """
 
     request_id: str
     path: str
     body: bytes
     headers: Mapping[str, str]
     received_s: float
+    caller: Caller | None = None
 
 
 class Handler(Protocol):

@@ -23,11 +23,13 @@ from config.schema import Config
 from router.app import create_app, hot_plane
 from router.gateway import Gateway
 from router.protocol import KEEP_ALIVE_IDLE_S, protocol_with
+from router.tenants.key_reading import BadStore
 
 log = logging.getLogger("penstock")
 
 # Room for a burst of clients that all connect at once: SDKs give up on a connection after 5 s.
 _BACKLOG = 4096
+_EXIT_CONFIG = 78  # as the command line's
 ABORT_GRACE_S = 5  # after the drain deadline, for the error events to go out
 _RELOAD_AFTER_START_S = 0.5
 _DRAIN_LOOK_S = 0.05
@@ -44,9 +46,21 @@ def run(config: Config, *, reload: Callable[[], Config] | None = None) -> int:
         return 1
     version = installed_version("penstock")
     gateway = Gateway(config, version=version)
+    if gateway.keys is not None:
+        try:
+            gateway.keys.load()
+        except BadStore as error:
+            listener.close()
+            return refuse_keys(error)
     server = PenstockServer(gateway, listener, version, reload)
     server.run(sockets=[listener])
     return 0
+
+
+def refuse_keys(error: BadStore) -> int:
+    """Nobody could be told apart: that is an error of the configuration."""
+    print(f"penstock: {error}", file=sys.stderr)  # noqa: T201 - the one line a user must see
+    return _EXIT_CONFIG
 
 
 def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
@@ -94,7 +108,7 @@ class PenstockServer(uvicorn.Server):
                 http=protocol_with(
                     server.header_timeout_s,
                     server.write_stall_timeout_s,
-                    hot_plane(gateway.config, gateway.dispatcher, gateway.bodies),
+                    hot_plane(gateway.config, gateway.dispatcher, gateway.bodies, gateway.gate),
                 ),
                 ws="none",
                 lifespan="on",

@@ -17,7 +17,8 @@ from typing import Final
 
 from config.load import ConfigError
 from config.schema import Config
-from router.server import ABORT_GRACE_S, bind, bind_message, configure_logging
+from router.server import ABORT_GRACE_S, bind, bind_message, configure_logging, refuse_keys
+from router.tenants.key_reading import BadStore, Reading
 from router.workers.hub import Hub
 from router.workers.wire import Reload, Stop
 from router.workers.worker import Seat, work
@@ -33,6 +34,10 @@ def supervise(config: Config, *, reload: Callable[[], Config] | None = None) -> 
     """Serve with `server.workers` processes until a signal; returns the exit code (1: the address can't be had, or nobody starts)."""
     configure_logging(config.log_level)
     server = config.server
+    try:
+        Reading(config.auth).whole()  # each worker reads for itself, and would be started again and again
+    except BadStore as error:
+        return refuse_keys(error)
     try:
         with bind(server.host, server.port) as alone:  # who shares a port never hears that another has it
             port = alone.getsockname()[1]
