@@ -188,7 +188,8 @@ class WaitingQueue:
         """It is among those who wait, for who comes next."""
         request = waiting.ticket.request
         waiting.work = work_of(waiting.need)
-        self.lanes[request.model].backlog.enter(waiting.rank, request.tenant, waiting.work, waiting.order[0])
+        backlog = self.lanes[request.model].backlog
+        backlog.enter(waiting.rank, request.tenant, waiting.work, waiting.order[0], request.weight)
         if not request.resumes:
             self.crowd.enter(waiting)
 
@@ -251,7 +252,7 @@ class WaitingQueue:
         if waiting.work:
             backlog = self.lanes[request.model].backlog
             backlog.leave(waiting.rank, request.tenant, waiting.work, waiting.order[0])
-            backlog.enter(rank, request.tenant, waiting.work, order[0])
+            backlog.enter(rank, request.tenant, waiting.work, order[0], request.weight)
         waiting.rank, waiting.order = rank, order
 
     def leave(self, waiting: Waiting, state: TicketState) -> None:

@@ -169,8 +169,7 @@ class Scheduler:
             more = record.emitted_tokens - record.charged_tokens
             if more > 0:  # as `_charge_output`
                 record.charged_tokens += more
-                request = record.lease.request
-                self._queue.lanes[request.model].charge(record.rank, request.tenant, OUTPUT_TOKEN_WEIGHT * more)
+                self._charge(record, more)
 
     def finish(
         self,
@@ -305,6 +304,10 @@ class Scheduler:
         """The estimate for `Request.prompt_tokens`, by the characters per token learned of this model."""
         return self._estimators.chars.prompt_tokens(model, chars)
 
+    def output_tokens(self, model: str, max_output_tokens: int | None) -> int:
+        """What to reckon with for an answer, by what was learned of this model; it must be one that is served."""
+        return self._estimators.outputs.forecast(model, max_output_tokens).reserve
+
     def refusals(self) -> Mapping[Refused, int]:
         """Requests so far that were refused or evicted for too much of others, by model, tier and why."""
         return self._overload.refused
@@ -365,8 +368,12 @@ class Scheduler:
         more = output_tokens - record.charged_tokens
         if more > 0:
             record.charged_tokens = output_tokens
-            request = record.lease.request
-            self._queue.lanes[request.model].charge(record.rank, request.tenant, OUTPUT_TOKEN_WEIGHT * more)
+            self._charge(record, more)
+
+    def _charge(self, record: LeaseRecord, tokens: int) -> None:
+        request = record.lease.request
+        lane = self._queue.lanes[request.model]
+        lane.charge(record.rank, request.tenant, OUTPUT_TOKEN_WEIGHT * tokens, weight=request.weight)
 
     def _audit(self, record: LeaseRecord, now: float, cached: int | None, tokens: int) -> None:
         if record.forecast is not None:
