@@ -33,6 +33,7 @@ from router.openai.models import near
 from router.openai.request import CallSpec, read_call
 from router.relay import KeepAlive
 from router.report import Report
+from router.tenants.tenancy import Tenancy
 
 _MIN_QUEUE_WAIT_S = 1.0
 ANONYMOUS = (
@@ -51,7 +52,10 @@ class Dispatcher:
         backends: Mapping[ReplicaId, Backend],
         report: Report,
         on_suspect: Callable[[ReplicaId], None],
+        tenancy: Tenancy | None = None,
     ) -> None:
+        """`tenancy`: what callers may; None: nobody is asked who he is."""
+        self._tenancy = tenancy
         self._calls = Calls(config)
         self._tries = Attempts(
             calls=self._calls, admission=admission, backends=backends, report=report, on_suspect=on_suspect
@@ -120,17 +124,27 @@ class Dispatcher:
                 timer.cancel()
             self._moves.over(exchange)
             self._active.discard(exchange)
+            if self._tenancy is not None:
+                self._tenancy.leave(exchange)
             self._report.ended(exchange, asyncio.get_running_loop().time())
 
     async def _serve(self, exchange: Exchange) -> None:
         limits = self.config.server
         body = parse_object(exchange.inbound.body, max_depth=limits.max_json_depth)
         spec = read_call(exchange.inbound.path, body, exchange.inbound.headers)
+        caller = exchange.inbound.caller
+        if self._tenancy is not None and caller is not None:
+            spec = self._tenancy.spec(caller, spec, body.fields)
         if not spec.stream:
             spec = self._calls.collected(spec, body)
         exchange.spec = spec
-        exchange.request = self._request(exchange, spec)
+        request = self._request(exchange, spec)
         self._report.began(exchange)
+        if self._tenancy is not None and caller is not None:
+            entered = await self._tenancy.enter(caller, request, self._answer_tokens(spec))
+            if entered is not None:
+                exchange.hold, exchange.limit_headers = entered
+        exchange.request = request
         if not spec.stream:
             await self._attempts(exchange, body, None)
             return
@@ -245,6 +259,12 @@ class Dispatcher:
         exchange.status = error.status
         raise error
 
+    def _answer_tokens(self, spec: CallSpec) -> int:
+        """What one choice may take at most, as far as anybody can say; of a model that nobody serves: nothing."""
+        if spec.kind is ModelKind.EMBEDDING or spec.model not in self._admission.scheduler.models():
+            return 0
+        return spec.max_output_tokens or self._admission.scheduler.output_tokens(spec.model, None)
+
     def _request(self, exchange: Exchange, spec: CallSpec) -> Request:
         estimate = self._admission.scheduler.prompt_tokens
         now = exchange.timeline.queued_s = asyncio.get_running_loop().time()
@@ -261,6 +281,7 @@ class Dispatcher:
             max_output_tokens=0 if spec.kind is ModelKind.EMBEDDING else spec.max_output_tokens,
             kind=spec.kind,
             tenant=spec.tenant or ANONYMOUS,
+            weight=spec.weight,
             service_tier=spec.service_tier,
             sequences=spec.n,
             deadline_s=now + _queue_wait_s(exchange.inbound.headers, self.config.queue.max_wait_s),

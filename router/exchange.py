@@ -18,6 +18,7 @@ from router.openai.journal import Journal, Mode
 from router.openai.request import CallSpec
 from router.openai.usage import Usage
 from router.relay import KeepAlive
+from router.tenants.account import Hold
 
 ENDPOINTS = {"/v1/chat/completions": "chat", "/v1/completions": "completions", "/v1/embeddings": "embeddings"}
 
@@ -63,6 +64,8 @@ class Exchange:
     outcome: Outcome = Outcome.COMPLETED
     status: int = 0
     error: ApiError | None = None
+    hold: Hold | None = None  # of its tenant's limits
+    limit_headers: Headers = ()  # how those stood when it came
     aborted: ApiError | None = None  # the gateway itself ends it (drain deadline)
 
     def __post_init__(self) -> None:
@@ -82,6 +85,7 @@ class Exchange:
             (b"x-penstock-cost-tier", placement.cost_tier.encode("ascii")),
             (b"x-penstock-queue-ms", b"%d" % round(self.queue_s * 1e3)),
             (b"x-penstock-attempts", b"%d" % self.attempts),
+            *self.limit_headers,
         ]
 
     def stream_headers(self) -> Headers:

@@ -38,6 +38,7 @@ from router.report import Report, Wait
 from router.streams import Streams
 from router.tenants.gate import build_gate
 from router.tenants.key_store import KeyStore
+from router.tenants.tenancy import build_tenancy
 from router.watched import Watched
 
 log = logging.getLogger("penstock")
@@ -75,6 +76,10 @@ class Gateway:
         self.backends: dict[ReplicaId, Backend] = {}
         self.watch: FleetWatch | None = None
         self.kv_watch: KvWatch | None = None
+        # Who may ask, and for what; None: everybody, for anything.
+        self.keys = KeyStore(config.auth, self.metrics) if config.auth.on else None
+        self.gate = None if self.keys is None else build_gate(self.keys, config, self.metrics)
+        self.tenancy = None if self.gate is None else build_tenancy(config, self.gate, self.metrics)
         # One request's life.
         self.dispatcher = Dispatcher(
             config=config,
@@ -82,13 +87,11 @@ class Gateway:
             backends=self.backends,
             report=Report(self.metrics, self.scheduler, self._gpu_of, self._attempted, self._judge),
             on_suspect=self._suspect,
+            tenancy=self.tenancy,
         )
         self.streams: Streams = self.dispatcher.moves
         # Replicas that are drained or taken away.
         self.farewells = Farewells(config.spot, self.admission, self.streams, self.metrics)
-        # Who may ask; None: everybody.
-        self.keys = KeyStore(config.auth, self.metrics) if config.auth.on else None
-        self.gate = None if self.keys is None else build_gate(self.keys, config, self.metrics)
         self.bodies = BodyBudget(config.server.max_held_body_bytes)
         self.gauges = Gauges(self.metrics, self.scheduler, self.bodies)
         self._backend_factory = backend_factory
