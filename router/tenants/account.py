@@ -37,6 +37,10 @@ class Meter(Protocol):
         """What may be taken at once."""
         ...
 
+    def left(self, now: float) -> int:
+        """Of the limit, wherever it is."""
+        ...
+
     def take(self, amount: int, now: float) -> Sequence[Piece]:
         """Only what there is room for, or what was used already."""
         ...
@@ -92,7 +96,7 @@ class Standing:
 
 
 class Account:
-    """One tenant's. `month` says which month a moment of the wall's clock is in."""
+    """One tenant's. `month` is the one that `spent_usd` is of."""
 
     def __init__(self, limits: Limits, *, requests: Meter | None, tokens: Meter | None, places: Places | None) -> None:
         self.limits = limits
@@ -100,7 +104,8 @@ class Account:
         self.tokens = tokens
         self.places = places
         self.spent_usd = 0.0
-        self._month = ""
+        self.month = ""
+        self.out = 0  # holds that are not settled
 
     def enter(self, tokens: int, now: float, wall: datetime) -> Hold | Refusal:
         """All of it or nothing. `tokens`: that the request may take at most."""
@@ -110,6 +115,7 @@ class Account:
             return refusal
         if self.places is not None and not self.places.take():
             return Refusal(Bound.CONCURRENCY, _BUSY_S)
+        self.out += 1
         return Hold(
             self,
             tokens,
@@ -126,6 +132,7 @@ class Account:
         if hold.settled:
             return
         hold.settled = True
+        self.out -= 1
         if hold.placed and self.places is not None:
             self.places.give_back()
         if self.requests is not None and tokens is None:
@@ -144,7 +151,7 @@ class Account:
         """By what OpenAI's headers call them; of limits that there are."""
         meters = {"requests": self.requests, "tokens": self.tokens}
         return {
-            name: Standing(meter.limit, max(0, meter.room(now)), meter.reset_s(now))
+            name: Standing(meter.limit, max(0, meter.left(now)), meter.reset_s(now))
             for name, meter in meters.items()
             if meter is not None
         }
@@ -152,8 +159,8 @@ class Account:
     def roll(self, wall: datetime) -> None:
         """A new month begins with nothing spent."""
         month = wall.astimezone(UTC).strftime("%Y-%m")
-        if month != self._month:
-            self._month, self.spent_usd = month, 0.0
+        if month != self.month:
+            self.month, self.spent_usd = month, 0.0
 
     def _why_not(self, tokens: int, now: float) -> Refusal | None:
         most = self.limits.usd_per_month
@@ -179,6 +186,9 @@ class OwnMeter:
         return self._window.limit
 
     def room(self, now: float) -> int:
+        return self._window.room(now)
+
+    def left(self, now: float) -> int:
         return self._window.room(now)
 
     def take(self, amount: int, now: float) -> Sequence[Piece]:

@@ -1,4 +1,4 @@
-"""The supervisor's end of every worker's line: the book of shares, questions to all, and what the dead had counted.
+"""The supervisor's end of every worker's line: the books of shares and of limits, questions to all, and what the dead had counted.
 
 Decides nothing about processes; a line that ends is a worker that is gone.
 """
@@ -18,11 +18,14 @@ from batching.shares import HolderId, ShareBook
 from metrics.catalog import Metrics
 from metrics.pages import Page, merged, packed, read, unpacked
 from router.standing import Standing, Word, joined
+from router.tenants.limit_book import LimitBook
 from router.workers.wire import (
     Answer,
     Ask,
+    Claims,
     Crew,
     FromWorker,
+    Grants,
     Hello,
     Question,
     Ready,
@@ -67,6 +70,7 @@ class Hub:
 
     def __init__(self, seats: int, on_ready: Callable[[int, str], None]) -> None:
         self.book = ShareBook()
+        self.limits = LimitBook()
         self.metrics = Metrics.create(CollectorRegistry())  # what only a supervisor can count
         self._seats = seats
         self._on_ready = on_ready
@@ -127,6 +131,12 @@ class Hub:
                 if self.book.report(line.holder, number, claims):
                     self._answer(line)
                     self._settle()
+            case Claims(number, of):
+                now, holder = asyncio.get_running_loop().time(), line.holder
+                send(
+                    line.writer,
+                    Grants(number, {t: self.limits.claim(holder, t, claim, now) for t, claim in of.items()}),
+                )
             case Reply(id, body):
                 self._reply(line, id, body)
             case Ask():
@@ -149,6 +159,7 @@ class Hub:
     def _lost(self, line: _Line) -> None:
         self._lines.remove(line)
         self.book.leave(line.holder)
+        self.limits.leave(line.holder)
         if line.page is not None:
             self._departed = merged([self._departed, unpacked(line.page).counted()])
         for asked in [asked for asked in self._open.values() if line in asked.awaited]:

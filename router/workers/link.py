@@ -20,11 +20,15 @@ from metrics.pages import Page, packed, unpacked
 from router.decision_documents import Document
 from router.decision_log import Asked
 from router.standing import Left, Word
+from router.tenants.limit_book import Claim as LimitClaim
+from router.tenants.limit_book import Grant
 from router.workers.wire import (
     Answer,
     Ask,
+    Claims,
     Crew,
     FromWorker,
+    Grants,
     Hello,
     Question,
     Ready,
@@ -52,6 +56,7 @@ class Orders:
     reload: Callable[[], None]
     orphaned: Callable[[], None]  # the supervisor is gone
     answer: Callable[[int, Mapping[ReplicaId, Share]], None]  # shares
+    granted: Callable[[int, Mapping[str, Grant]], None]  # of tenants' limits
     page: Callable[[], Page]  # the figures of now
     decisions: Callable[[Asked], list[Document]]  # the last placements
     left: Callable[[], Left]  # what runs on the replicas
@@ -96,6 +101,10 @@ class Link:
 
     def report(self, number: int, claims: Mapping[ReplicaId, Claim]) -> None:
         self._send(Report(number, dict(claims)))
+
+    def claim(self, number: int, claims: Mapping[str, LimitClaim]) -> None:
+        """Of tenants' limits."""
+        self._send(Claims(number, dict(claims)))
 
     def ready(self, banner: str) -> None:
         self._send(Ready(banner))
@@ -160,6 +169,8 @@ class Link:
         match message:
             case Answer(number, shares):
                 orders.answer(number, shares)
+            case Grants(number, of):
+                orders.granted(number, of)
             case Question(number, Topic.PAGE):
                 self._send(Reply(number, packed(orders.page())))
             case Question(number, Topic.DECISIONS, question):

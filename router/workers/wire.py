@@ -10,8 +10,10 @@ from typing import Final
 import msgspec
 
 from batching.request import ReplicaId
-from batching.shares import Claim, Share
+from batching.shares import Claim as ShareClaim
+from batching.shares import Share
 from router.standing import Standing
+from router.tenants.limit_book import Claim, Grant
 
 MAX_BYTES: Final = 64 * 2**20  # a page of metrics of a thousand replicas has some ten
 _LENGTH_BYTES: Final = 4
@@ -45,7 +47,14 @@ class Report(msgspec.Struct, tag="report"):
     """What it has of every replica."""
 
     number: int
-    claims: dict[ReplicaId, Claim]
+    claims: dict[ReplicaId, ShareClaim]
+
+
+class Claims(msgspec.Struct, tag="claims"):
+    """What it wants of tenants' limits, and gives back."""
+
+    number: int
+    of: dict[str, Claim]
 
 
 class Ask(msgspec.Struct, tag="ask"):
@@ -63,7 +72,7 @@ class Reply(msgspec.Struct, tag="reply"):
     body: bytes
 
 
-FromWorker = Hello | Ready | Report | Ask | Reply
+FromWorker = Hello | Ready | Report | Claims | Ask | Reply
 
 # -- to a worker ---------------------------------------------------------------------------------------------------------
 
@@ -73,6 +82,13 @@ class Answer(msgspec.Struct, tag="answer"):
 
     number: int
     shares: dict[ReplicaId, Share]
+
+
+class Grants(msgspec.Struct, tag="grants"):
+    """The answer to `Claims` of this number."""
+
+    number: int
+    of: dict[str, Grant]
 
 
 class Crew(msgspec.Struct, tag="crew"):
@@ -113,7 +129,7 @@ class Reload(msgspec.Struct, tag="reload"):
     """Read the configuration again."""
 
 
-ToWorker = Answer | Crew | Standings | Question | Replies | Stop | Reload
+ToWorker = Answer | Grants | Crew | Standings | Question | Replies | Stop | Reload
 
 _encoder: Final = msgspec.msgpack.Encoder()
 _from_worker: Final = msgspec.msgpack.Decoder(FromWorker)

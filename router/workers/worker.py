@@ -20,6 +20,7 @@ from metrics.pages import Page, read
 from router.gateway import Gateway
 from router.server import PenstockServer, banner, bind, bind_message, configure_logging
 from router.standing import Word
+from router.tenants.limit_client import LimitClient
 from router.workers.link import Link, Orders, connect
 from router.workers.share_client import ShareClient
 
@@ -74,11 +75,15 @@ class WorkerServer(PenstockServer):
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         self._link = self._gateway.crew = link = await connect(self._seat.path, self._seat.number)
         self._shares = shares = ShareClient(self._gateway.admission, link)
+        limits = LimitClient(link)
+        if self._gateway.tenancy is not None:
+            self._gateway.tenancy.accounts = limits
         orders = Orders(
             stop=self._stop,
             reload=self._reload_config,
             orphaned=self._orphaned,
             answer=shares.take,
+            granted=limits.take,
             page=self._page,
             decisions=self._gateway.decisions.recent,
             left=self._gateway.farewells.left,
@@ -92,6 +97,7 @@ class WorkerServer(PenstockServer):
                 await super().serve(sockets)
             finally:
                 shares.close()
+                limits.close()
                 reading.cancel()
                 keeping.cancel()
         link.tell_page(self._page())
