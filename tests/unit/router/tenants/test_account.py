@@ -8,18 +8,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from config.tenants import Limits
-from router.tenants.account import Bound, Hold, Refusal, own_account
+from router.tenants.account import Account, Bound, Hold, Refusal, own_account
 
 WALL = datetime(2026, 11, 30, 23, 59, tzinfo=UTC)
 
 
-def entered(account, tokens=100, now=0.0, wall=WALL) -> Hold:
+def entered(account: Account, tokens: int = 100, now: float = 0.0, wall: datetime = WALL) -> Hold:
     hold = account.enter(tokens, now, wall)
     assert isinstance(hold, Hold)
     return hold
 
 
-def refused(account, tokens=100, now=0.0, wall=WALL) -> Refusal:
+def refused(account: Account, tokens: int = 100, now: float = 0.0, wall: datetime = WALL) -> Refusal:
     refusal = account.enter(tokens, now, wall)
     assert isinstance(refusal, Refusal)
     return refusal
@@ -91,7 +91,7 @@ def test_dollars_are_of_the_month():
         max_size=60,
     )
 )
-def test_whatever_happens_the_books_balance(steps):
+def test_whatever_happens_the_books_balance(steps: list[tuple[float, int, int | None, int]]):
     """Any order of arrivals and ends: places are never negative nor above the limit, and all come back."""
     account = own_account(Limits(requests_per_minute=20, tokens_per_minute=300, concurrency=4))
     now, running = 0.0, []
