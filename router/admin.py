@@ -20,7 +20,7 @@ def add_admin(api: FastAPI, gateway: Gateway) -> None:
     """The routes; refused as a whole to strangers."""
 
     async def allowed(request: Request) -> None:  # async: what is not would wait for a thread
-        refuse_strangers(gateway.config.server, request, gateway.gate)
+        refuse_strangers(gateway.config.server, request, gate=gateway.gate)
 
     admin = APIRouter(prefix="/admin", tags=["admin"], dependencies=[Depends(allowed)])
     _add_decisions(admin, gateway)

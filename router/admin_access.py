@@ -23,7 +23,7 @@ _FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
 _OWN_SITE = frozenset({"same-origin", "none"})  # of Sec-Fetch-Site; none: typed by the user
 
 
-def refuse_strangers(server: Server, request: Request, gate: Gate | None = None) -> None:
+def refuse_strangers(server: Server, request: Request, *, gate: Gate | None = None) -> None:
     """Raises ApiError for whoever may not. `gate` knows the keys of tenants; None: there are none."""
     caller = None if gate is None else gate.known(request.scope["headers"])
     if caller is not None and gate is not None:

@@ -156,11 +156,11 @@ class Gateway:
         self.dispatcher.abort_all(draining())
 
     def reload(self, config: Config) -> None:
-        """Swap in a valid new configuration: replicas come, go and change price; running streams are not touched."""
+        """Swap in a valid new configuration: replicas come, go and change price, tenants' settings change; running streams are not touched."""
         assert self.watch is not None, "reload before start"
         old = {replica.name: replica for replica in self.config.replicas}
         new = {replica.name: replica for replica in config.replicas}
-        for section in Config.model_fields.keys() - {"replicas"}:
+        for section in Config.model_fields.keys() - {"replicas", "tenants"}:
             if getattr(self.config, section) != getattr(config, section):
                 log.warning("reload: a change under `%s` takes effect at the next start", section)
         for name in old.keys() - new.keys():
@@ -170,9 +170,10 @@ class Gateway:
                 self._add(replica)
             elif replica != old[name]:
                 self._change(old[name], replica)
-        if self.keys is not None:
+        if self.keys is not None and self.gate is not None:
             self.keys.read_again()
-        self.config = self.config.model_copy(update={"replicas": config.replicas})
+            self.gate.configure(config.tenants)
+        self.config = self.config.model_copy(update={"replicas": config.replicas, "tenants": config.tenants})
         self.dispatcher.configure(self.config)
         self.admission.soon()
 

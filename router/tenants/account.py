@@ -4,12 +4,12 @@ A request that would not fit takes nothing. Tokens are reserved as prompt and lo
 the moment it was taken at, so that it counts as if it had been known. Dollars are known only afterwards: they bound what comes next.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from math import inf
-from typing import Protocol
+from typing import Protocol, TypeVar, cast
 
 from config.tenants import Limits
 from router.tenants.window import Piece, Window
@@ -185,6 +185,10 @@ class OwnMeter:
     def limit(self) -> int:
         return self._window.limit
 
+    @limit.setter
+    def limit(self, limit: int) -> None:
+        self._window.limit = limit
+
     def room(self, now: float) -> int:
         return self._window.room(now)
 
@@ -222,14 +226,35 @@ class OwnPlaces:
         self._taken -= 1
 
 
-def own_account(limits: Limits) -> Account:
-    """Of a gateway that stands alone."""
-    return Account(
+def own_account(limits: Limits, before: Account | None = None) -> Account:
+    """Of a gateway that stands alone. `before`: with other limits; what is used by them stays used."""
+    account = Account(
         limits,
-        requests=None if limits.requests_per_minute is None else OwnMeter(limits.requests_per_minute),
-        tokens=None if limits.tokens_per_minute is None else OwnMeter(limits.tokens_per_minute),
-        places=None if limits.concurrency is None else OwnPlaces(limits.concurrency),
+        requests=resized(OwnMeter, limits.requests_per_minute, None if before is None else before.requests),
+        tokens=resized(OwnMeter, limits.tokens_per_minute, None if before is None else before.tokens),
+        places=resized(OwnPlaces, limits.concurrency, None if before is None else before.places),
     )
+    if before is not None:
+        account.month, account.spent_usd, account.out = before.month, before.spent_usd, before.out
+    return account
+
+
+class _Limited(Protocol):
+    limit: int
+
+
+L = TypeVar("L", bound=_Limited)
+
+
+def resized(kind: Callable[[int], L], limit: int | None, before: object) -> L | None:
+    """The same with another limit, or a new one; None: there is no limit any more."""
+    if limit is None:
+        return None
+    if before is None:
+        return kind(limit)
+    kept = cast("L", before)
+    kept.limit = limit
+    return kept
 
 
 def _last_of(pieces: Sequence[Piece], amount: int) -> list[Piece]:

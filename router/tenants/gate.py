@@ -24,7 +24,7 @@ _MAX_KEY_BYTES: Final = 512  # longer ones are none of ours, and are not hashed
 _AUDITED_A_SECOND: Final = 10  # lines: who guesses must not fill the disk; all are counted
 # Open to everybody: they say nothing of anybody. What is not here, nor the admin API's, asks for a key.
 OPEN_PATHS: Final = frozenset({"/", "/livez", "/healthz", "/readyz", "/docs", "/docs/oauth2-redirect", "/openapi.json"})
-ADMIN: Final = "/admin"  # has rules of its own: router.admin_access
+_OWN_RULES: Final = ("/admin", "/board")  # and what is below them: router.admin_access says who
 METRICS: Final = "/metrics"
 
 Peer = tuple[str, int] | Sequence[object] | None
@@ -57,7 +57,11 @@ class Gate:
 
     def scope_of(self, method: str, path: str) -> Scope | None:
         """What a path asks for; None: nothing. `path` is the one that is routed, never one made from a header."""
-        if method == "OPTIONS" or path in OPEN_PATHS or path == ADMIN or path.startswith(ADMIN + "/"):
+        if (
+            method == "OPTIONS"
+            or path in OPEN_PATHS
+            or any(path == own or path.startswith(own + "/") for own in _OWN_RULES)
+        ):
             return None
         if path == METRICS or path.startswith(METRICS + "/"):
             return Scope.METRICS if self._asks_for_metrics else None

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from config.tenants import Limits
-from router.tenants.account import Account
+from router.tenants.account import Account, resized
 from router.tenants.limit_book import LEASE_S, Claim, Grant, Told
 from router.tenants.window import Piece
 
@@ -111,11 +111,14 @@ class LeasedPlaces:
 class Lease:
     """All that a worker has of one tenant's limits, and its account there."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, before: "Lease | None" = None) -> None:
+        """`before`: with other limits; what is out by them stays out, and dollars are the book's."""
         per_minute, tokens, places = limits.requests_per_minute, limits.tokens_per_minute, limits.concurrency
-        self.requests = None if per_minute is None else LeasedMeter(per_minute)
-        self.tokens = None if tokens is None else LeasedMeter(tokens)
-        self.places = None if places is None else LeasedPlaces(places)
+        self.requests: LeasedMeter | None = resized(
+            LeasedMeter, per_minute, None if before is None else before.requests
+        )
+        self.tokens: LeasedMeter | None = resized(LeasedMeter, tokens, None if before is None else before.tokens)
+        self.places: LeasedPlaces | None = resized(LeasedPlaces, places, None if before is None else before.places)
         self.account = Account(limits, requests=self.requests, tokens=self.tokens, places=self.places)
         self._limits = (per_minute, tokens, places)
         self._told_usd = 0.0  # of the account's, what the book knows

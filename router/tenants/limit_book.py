@@ -49,18 +49,22 @@ class Grant(msgspec.Struct, array_like=True):
 class _Entry:
     """One tenant's."""
 
-    def __init__(self, claim: Claim) -> None:
-        requests, tokens, self.places = claim.limits
-        self.requests = None if requests is None else Window(requests, lapse_s=LEASE_S)
-        self.tokens = None if tokens is None else Window(tokens, lapse_s=LEASE_S)
+    def __init__(self, month: str) -> None:
+        self.requests: Window | None = None
+        self.tokens: Window | None = None
+        self.places: int | None = None
         self.held: dict[str, int] = {}  # places, by holder
-        self.limits = claim.limits
-        self.month = claim.month
+        self.month = month
         self.usd = 0.0
+
+    def limit(self, requests: int | None, tokens: int | None, places: int | None) -> None:
+        """As the latest claim says; while a reload goes round they may differ. What is used stays used."""
+        self.requests, self.tokens = _limited(self.requests, requests), _limited(self.tokens, tokens)
+        self.places = places
 
 
 class LimitBook:
-    """Of all tenants that anybody has claimed for. A tenant whose limits are other than before begins anew."""
+    """Of all tenants that anybody has claimed for."""
 
     def __init__(self) -> None:
         self._entries: dict[str, _Entry] = {}
@@ -68,10 +72,9 @@ class LimitBook:
     def claim(self, holder: str, tenant: str, claim: Claim, now: float) -> Grant:
         """What comes back counts before what is wanted."""
         entry = self._entries.get(tenant)
-        if entry is None or entry.limits != claim.limits:
-            held = {} if entry is None else entry.held
-            entry = self._entries[tenant] = _Entry(claim)
-            entry.held = held
+        if entry is None:
+            entry = self._entries[tenant] = _Entry(claim.month)
+        entry.limit(*claim.limits)
         if claim.month > entry.month:
             entry.month, entry.usd = claim.month, 0.0
         if claim.month == entry.month:
@@ -103,6 +106,15 @@ class LimitBook:
         change = max(-mine, min(change, free) if change > 0 else change)
         entry.held[holder] = mine + change
         return change
+
+
+def _limited(window: Window | None, limit: int | None) -> Window | None:
+    if limit is None:
+        return None
+    if window is None:
+        return Window(limit, lapse_s=LEASE_S)
+    window.limit = limit
+    return window
 
 
 def _granted(window: Window | None, back: Sequence[Piece], wanted: int, now: float) -> Piece | None:

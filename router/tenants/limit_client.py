@@ -55,8 +55,8 @@ class LimitClient:
     def of(self, tenant: str, limits: Limits) -> Account:
         """Also says that something may come to be given back."""
         lease = self._leases.get(tenant)
-        if lease is None:
-            lease = self._leases[tenant] = Lease(limits)
+        if lease is None or lease.account.limits != limits:
+            lease = self._leases[tenant] = Lease(limits, lease)
         self._look_later()
         return lease.account
 

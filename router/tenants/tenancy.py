@@ -56,8 +56,8 @@ class OwnAccounts:
 
     def of(self, tenant: str, limits: Limits) -> Account:
         account = self._accounts.get(tenant)
-        if account is None:
-            account = self._accounts[tenant] = own_account(limits)
+        if account is None or account.limits != limits:
+            account = self._accounts[tenant] = own_account(limits, account)
         return account
 
     async def more(self, tenant: str, account: Account, tokens: int, refusal: Refusal) -> bool:

@@ -131,3 +131,16 @@ def test_spans_are_shown_as_go_does(seconds: float, text: str):
     from router.tenants.durations import shown
 
     assert shown(seconds) == text
+
+
+def test_other_limits_keep_what_is_used():
+    """A reload changes limits; who has used the minute up, or has requests under way, does not begin anew."""
+    account = own_account(Limits(requests_per_minute=2, concurrency=1, tokens_per_minute=1000))
+    hold = entered(account)
+    larger = own_account(Limits(requests_per_minute=3, concurrency=2, usd_per_month=1.0), account)
+    assert larger.standings(0.0)["requests"].left == 2
+    entered(larger)
+    assert refused(larger).bound is Bound.CONCURRENCY
+    account.settle(hold, 1.0, WALL, tokens=5, usd=None)
+    entered(larger, now=1.0)
+    assert refused(larger, now=1.0).bound is Bound.REQUESTS
