@@ -109,7 +109,8 @@ class Account:
 
     def enter(self, tokens: int, now: float, wall: datetime) -> Hold | Refusal:
         """All of it or nothing. `tokens`: that the request may take at most."""
-        self.roll(wall)
+        if self.limits.usd_per_month is not None:
+            self.roll(wall)
         refusal = self._why_not(tokens, now)
         if refusal is not None:
             return refusal

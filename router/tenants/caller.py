@@ -1,13 +1,14 @@
 """Who asks: the key that was found good, whose it is, and what that tenant may do."""
 
-from dataclasses import dataclass
+import msgspec
 
 from config.tenants import Scope, Tenant
 from router.tenants.keys import BITS
 
+_INFERENCE = BITS[Scope.INFERENCE]  # of every request, so it is not looked up
 
-@dataclass(frozen=True, slots=True)
-class Caller:
+
+class Caller(msgspec.Struct, frozen=True):
     """Of one request. `policy` is the tenant's own entry, or that of all others."""
 
     tenant: str
@@ -16,7 +17,7 @@ class Caller:
     policy: Tenant
 
     def has(self, scope: Scope) -> bool:
-        return bool(self.mask & BITS[scope])
+        return bool(self.mask & (_INFERENCE if scope is Scope.INFERENCE else BITS[scope]))
 
     @property
     def trusted(self) -> bool:

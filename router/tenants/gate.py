@@ -15,7 +15,7 @@ from metrics.catalog import Metrics
 from router.openai.access_errors import AuthFailure, auth_unavailable, lacks_scope, unauthorized
 from router.openai.errors import ApiError
 from router.tenants.caller import Caller
-from router.tenants.key_index import Found
+from router.tenants.key_index import REVOKED, Found
 from router.tenants.key_store import KeyStore
 
 audit = logging.getLogger("penstock.audit")
@@ -104,7 +104,7 @@ class Gate:
         found = self._store.find(key)
         if found is None:
             return AuthFailure.UNKNOWN, None
-        if found.revoked:
+        if found.mask & REVOKED:
             return AuthFailure.REVOKED, found
         now = self._wall_s()
         if now >= found.ends_s:
