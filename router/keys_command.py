@@ -26,7 +26,7 @@ Examples:
   penstock keys revoke k7m2xq9abc --file keys.jsonl
 
 \b
-The key itself goes to standard output, once; the file has its hash only. Running gateways notice within two seconds.
+The key itself goes to standard output, once; the file has its hash only. Running gateways notice within three seconds.
 Without --file: the file that auth.keys_file of --config, or of PENSTOCK_CONFIG, names.
 """
 
@@ -96,7 +96,7 @@ def revoke(id_: _Id, *, file: _File = None, config: _Config = None) -> None:
     """End a key."""
     with _said_plainly():
         record = _keys_file(file, config, None).revoke(id_)
-    typer.echo(f"{record.id} of tenant {record.tenant} is revoked; gateways notice within two seconds")
+    typer.echo(f"{record.id} of tenant {record.tenant} is revoked; gateways notice within three seconds")
 
 
 def rotate(

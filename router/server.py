@@ -192,16 +192,18 @@ def banner(gateway: Gateway, address: tuple[str, int], version: str) -> str:
         f"  {r.name:<16} {r.backend:<10} {r.gpu.type:<10} {r.cost.tier:<10} ${r.cost.usd_per_hour:g}/h"
         for r in gateway.config.replicas
     )
+    asks = gateway.gate is not None
+    key, bearer = ("psk-...", " -H 'authorization: Bearer psk-...'") if asks else ("none", "")
     return f"""
 Penstock {version} listens on {url}
 {replicas}
 
 Try it:
-  curl -N {url}/v1/chat/completions -H 'content-type: application/json' \\
+  curl -N {url}/v1/chat/completions -H 'content-type: application/json'{bearer} \\
     -d '{{"model": "{model}", "stream": true, "messages": [{{"role": "user", "content": "Hello"}}]}}'
 
   from openai import OpenAI
-  client = OpenAI(base_url="{url}/v1", api_key="none")
+  client = OpenAI(base_url="{url}/v1", api_key="{key}")
   print(client.chat.completions.create(model="{model}", messages=[{{"role": "user", "content": "Hello"}}]).choices[0].message.content)
 
 Metrics: {url}/metrics   API: {url}/docs   Stop with Ctrl-C.

@@ -93,6 +93,7 @@ class CallSpec(msgspec.Struct, frozen=True, kw_only=True):
     service_tier: ServiceTier = ServiceTier.DEFAULT
     affinity_key: str | None = None
     tenant: str | None = None
+    tenant_class: str | None = None  # as a label of metrics
     weight: float = 1.0  # its tenant's
     trusted: bool = False  # by whose key it is: risky members go through
     cache_salt: str | None = None  # with which engines keep its tenant's prefix cache apart

@@ -59,7 +59,7 @@ class KeysFile:
             return self._added(lines, record)
 
     def revoke(self, id_: str) -> KeyRecord:
-        """From the moment a gateway reads it on, a second or two. A key that is revoked already stays so."""
+        """From the moment a gateway reads it on, within three seconds. A key that is revoked already stays so."""
         with self._locked():
             lines = self._read()
             at, record = self._find(lines, id_)

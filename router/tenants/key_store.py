@@ -18,6 +18,7 @@ from router.tenants.keys import digest_of
 log = logging.getLogger("penstock.keys")
 
 _LOOK_S: Final = 1.0
+_AGAIN_LOOKS: Final = 10  # a file that could not be read is tried again, even where nothing shows that it has changed
 
 Look = tuple[int, ...]  # what a file's change shows in
 
@@ -64,13 +65,15 @@ class KeyStore:
 
     async def watch(self) -> None:
         """Until cancelled."""
-        before = self._seen
+        before, looks = self._seen, 0
         while True:
             told = await self._told()
             now = self._look()
+            looks = looks + 1 if self._failed is not None else 0
             # A writer that does not put the file there whole is given the time: two looks must agree.
-            if told or (now != self._seen and now == before):
+            if told or (now == before and (now != self._seen or looks >= _AGAIN_LOOKS)):
                 await self._reload(now)
+                looks = 0
             before = now
 
     async def _told(self) -> bool:
@@ -102,13 +105,14 @@ class KeyStore:
         self._metrics.key_loads_total.labels("ok").inc()
 
     def _refuse(self, why: str, seen: Look | None) -> None:
-        self._seen, self._failed = seen, why
+        said, self._seen, self._failed = why == self._failed, seen, why
         left = (
             "nobody can be told apart, and all are answered 503"
             if self._index is None
             else "the last good ones stay in force"
         )
-        log.error("API keys cannot be read; %s: %s", left, why)
+        if not said:
+            log.error("API keys cannot be read; %s: %s", left, why)
         self._metrics.keys_stale.set(1)
         self._metrics.key_loads_total.labels("failed").inc()
 

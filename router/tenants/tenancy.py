@@ -95,6 +95,7 @@ class Tenancy:
         return msgspec.structs.replace(
             spec,
             tenant=caller.tenant,
+            tenant_class=policy.tenant_class,
             weight=policy.weight,
             service_tier=SERVICE_TIERS[tier],
             trusted=caller.trusted,

@@ -232,6 +232,20 @@ def test_models_and_tiers_of_a_tenant() -> None:
     in_gateway(main, models=["m", "llama-*"], service_tiers=["flex"], default_tier="flex")
 
 
+def test_the_scheduler_knows_the_tenant() -> None:
+    """A tenant's name and weight are what fairness goes by."""
+
+    async def main(running: Running) -> None:
+        for key in (ACME, UMBRELLA):
+            assert (await call(running, key=key).run()).status == 200
+        ledger = running.gateway.decisions.ledger
+        assert ledger is not None
+        told = {record.asked("tenant"): record.asked("weight") for record in ledger.recent(limit=2)}
+        assert told == {"acme": 3.0, "umbrella": 1.0}
+
+    in_gateway(main, weight=3)
+
+
 def test_a_tenant_sees_its_models_only() -> None:
     """GET /v1/models lists what the key has access to; the others are not there for it."""
 

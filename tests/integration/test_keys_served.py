@@ -11,6 +11,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
+from openai import AsyncOpenAI, AuthenticationError, RateLimitError
 
 from tests.support.asgi import chat
 from tests.support.gateway_process import GatewayProcess, serving, started
@@ -57,6 +58,10 @@ async def test_from_nothing_to_two_tenants(tmp_path: Path) -> None:
     async with serving(config) as gateway:
         assert (await ask(gateway.url, asked(first))).status == 200
         assert (await ask(gateway.url, post(CHAT, BODY))).status == 401
+        async with AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key="psk-wrong", max_retries=0) as client:
+            with pytest.raises(AuthenticationError) as wrong:
+                await client.models.list()
+            assert (wrong.value.code, wrong.value.type) == ("invalid_api_key", "invalid_request_error")
         second = keys("create", "--config", str(config), "--tenant", "umbrella", "--label", "two")
         await until_status(gateway, second, 200)
         listed = keys("list", "--config", str(config))
@@ -106,6 +111,10 @@ async def test_limits_are_of_all_workers(tmp_path: Path) -> None:
         async with asyncio.TaskGroup() as tasks:
             running = [tasks.create_task(many(client)) for client in found.values()]
         statuses = [status for task in running for status in task.result()]
+        async with AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key=key, max_retries=0) as openai:
+            with pytest.raises(RateLimitError) as limited:
+                await openai.chat.completions.create(**BODY)
+            assert (limited.value.code, limited.value.type) == ("rate_limit_exceeded", "requests")
         assert set(statuses) == {200, 429}
         assert statuses.count(200) == LIMIT
         for client in found.values():

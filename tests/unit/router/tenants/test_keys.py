@@ -223,6 +223,36 @@ def test_the_last_good_keys_stay(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     assert "the last good ones stay in force" in caplog.text
 
 
+def test_what_cannot_be_read_is_tried_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    """A disk that fails for half a minute and leaves no trace in the file's times is asked again, and logged once."""
+    path = tmp_path / "keys.jsonl"
+    key = keys_file(path).create("acme", [Scope.INFERENCE])[0].encode()
+    honest = Path.open
+
+    def failing(self: Path, *_: object) -> object:
+        raise OSError(5, "Input/output error")
+
+    async def main() -> None:
+        store = store_for(path)
+        monkeypatch.setattr(Path, "open", failing)
+        await store.begin()
+        async with asyncio.TaskGroup() as tasks:
+            watching = tasks.create_task(store.watch())
+            await asyncio.sleep(30)
+            assert not store.ready
+            monkeypatch.setattr(Path, "open", honest)
+            await asyncio.sleep(12)
+            assert store.knows_all
+            assert store.find(key) is not None
+            watching.cancel()
+
+    with caplog.at_level(logging.ERROR, logger="penstock.keys"):
+        run_virtual(main())
+    assert [record.getMessage().count("Input/output error") for record in caplog.records] == [1]
+
+
 def test_a_file_that_is_being_written_is_left_alone(tmp_path: Path):
     """What changes between two looks is not read yet: a copy that has come to a line's end looks whole and lacks the rest."""
     path = tmp_path / "keys.jsonl"
