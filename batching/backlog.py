@@ -23,9 +23,10 @@ def work_of(need: Need) -> int:
 class _Share:
     """Of one tenant in one rank."""
 
-    __slots__ = ("by_due", "tickets", "work")
+    __slots__ = ("by_due", "tickets", "weight", "work")
 
-    def __init__(self) -> None:
+    def __init__(self, weight: float) -> None:
+        self.weight = weight
         self.tickets = 0
         self.work = 0
         self.by_due: dict[int, int] = {}  # work by when it is due: a dozen entries a second of the objective
@@ -39,17 +40,19 @@ class _Share:
 class Backlog:
     """Whoever waits has entered with its rank and when it is due, and leaves by the same."""
 
-    __slots__ = ("_shares", "work")
+    __slots__ = ("_shares", "_weights", "work")
 
     def __init__(self) -> None:
         self.work = [0] * _RANKS
         self._shares: tuple[dict[str, _Share], ...] = tuple({} for _ in range(_RANKS))
+        self._weights = [0.0] * _RANKS  # of all tenants that wait
 
-    def enter(self, rank: int, tenant: str, work: int, due_s: float) -> None:
+    def enter(self, rank: int, tenant: str, work: int, due_s: float, weight: float = 1.0) -> None:
         self.work[rank] += work
         share = self._shares[rank].get(tenant)
         if share is None:
-            share = self._shares[rank][tenant] = _Share()
+            share = self._shares[rank][tenant] = _Share(weight)
+            self._weights[rank] += weight
         share.tickets += 1
         share.work += work
         slot = _slot(due_s)
@@ -61,6 +64,7 @@ class Backlog:
         share.tickets -= 1
         if not share.tickets:
             del self._shares[rank][tenant]
+            self._weights[rank] = self._weights[rank] - share.weight if self._shares[rank] else 0.0
             return
         share.work -= work
         slot = _slot(due_s)
@@ -68,17 +72,18 @@ class Backlog:
         if not share.by_due[slot]:
             del share.by_due[slot]
 
-    def before(self, rank: int, tenant: str, work: int, due_s: float = inf) -> int:
+    def before(self, rank: int, tenant: str, work: int, due_s: float = inf, weight: float = 1.0) -> int:
         """What of this rank goes first if one of `work` more comes from that tenant: of its own what is due sooner.
 
-        Tenants take turns, so each of the others has at most as much before it as its own has.
+        Tenants take turns, so each of the others has at most as much before it as its own has, times its weight over the tenant's.
         """
         shares = self._shares[rank]
         own = shares.get(tenant)
         if own is None:
-            return min(self.work[rank], len(shares) * work)
+            return min(self.work[rank], int(self._weights[rank] / weight * work))
         mine = own.work if due_s == inf else own.until(due_s)
-        return mine + min(self.work[rank] - own.work, (len(shares) - 1) * (mine + work))
+        others = (self._weights[rank] - own.weight) / own.weight
+        return mine + min(self.work[rank] - own.work, int(others * (mine + work)))
 
 
 def _slot(due_s: float) -> int:

@@ -1,4 +1,4 @@
-"""Who makes way where the queue is full: the newest of the tenant that has most of it, in the lowest service tier that waits.
+"""Who makes way where the queue is full: the newest of the tenant that has most of it for its weight, in the lowest service tier that waits.
 
 Keeps, of each service tier, what its tenants hold of the queue's bounds. Decides who would go, never that somebody does. Streams that
 resume are not in it: they are never sent away.
@@ -49,9 +49,10 @@ def size_of(request: Request) -> Held:
 
 
 class _Tenant:
-    __slots__ = ("bytes", "level", "tokens", "waiting")
+    __slots__ = ("bytes", "level", "share", "tokens", "waiting")
 
-    def __init__(self) -> None:
+    def __init__(self, share: float) -> None:
+        self.share = share  # its weight: of twice as much, it may hold twice as much
         self.waiting: OrderedDict[TicketId, Waiting] = OrderedDict()  # by arrival; both ends are O(1)
         self.tokens = 0
         self.bytes = 0
@@ -78,7 +79,7 @@ class _Tier:
         name, ticket = request.tenant, waiting.ticket.id
         tenant = self.tenants.get(name)
         if tenant is None:
-            tenant = self.tenants[name] = _Tenant()
+            tenant = self.tenants[name] = _Tenant(request.weight)
         if sign > 0:
             tenant.waiting[ticket] = waiting
         else:
@@ -96,8 +97,9 @@ class _Tier:
             self._lift(name, tenant, -1)
 
     def weight(self, tenant: _Tenant) -> float:
-        """What it has of the three bounds together, in requests."""
-        return len(tenant.waiting) + self._per_token * tenant.tokens + self._per_byte * tenant.bytes
+        """What it has of the three bounds together, in requests of a tenant of weight 1."""
+        held = len(tenant.waiting) + self._per_token * tenant.tokens + self._per_byte * tenant.bytes
+        return held / tenant.share
 
     def cost(self, size: Held) -> float:
         return size.requests + self._per_token * size.tokens + self._per_byte * size.bytes
@@ -106,7 +108,7 @@ class _Tier:
         """Of those with most, newest first, as if each had gone; of `besides` none, and nobody is left with less than `most`."""
         self.sort()
         for level in sorted(self.levels, reverse=True):
-            if 2 ** ((level + 1) / _LEVELS) - 1 < most:  # the most that anybody here has, and one less
+            if 2 ** ((level + 1) / _LEVELS) < most:  # the most that anybody here has
                 return
             for name in reversed(self.levels[level]):
                 if name == besides:
@@ -114,7 +116,7 @@ class _Tier:
                 tenant = self.tenants[name]
                 left = self.weight(tenant)
                 for waiting in reversed(tenant.waiting.values()):
-                    left -= self.cost(size_of(waiting.ticket.request))
+                    left -= self.cost(size_of(waiting.ticket.request)) / tenant.share
                     if left < most:
                         break
                     yield waiting
@@ -125,7 +127,7 @@ class _Tier:
         for name in changed:
             tenant = self.tenants[name]
             # One alone never makes way for a peer, whatever its size.
-            level = 0 if len(tenant.waiting) == 1 else int(_LEVELS * log2(self.weight(tenant)))
+            level = 0 if len(tenant.waiting) == 1 else max(0, int(_LEVELS * log2(self.weight(tenant))))
             if level != tenant.level:
                 self._lift(name, tenant, level)
 
@@ -215,7 +217,7 @@ class Crowd:
         """Of its tier, as far as their tenants keep as much as its own will have."""
         tier = self._tiers[request.service_tier]
         own = tier.tenants.get(request.tenant)
-        will_have = tier.cost(size) + (0.0 if own is None else tier.weight(own))
+        will_have = tier.cost(size) / request.weight + (0.0 if own is None else tier.weight(own))
         return tier.newest(request.tenant, will_have)
 
     def _enough(self, candidates: Iterator[Waiting], excess: Held, bounds: Held) -> list[Waiting] | None:

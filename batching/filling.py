@@ -298,7 +298,7 @@ class Filling:
         self._queue.leave(waiting, TicketState.PLACED)
         self._fleet.open(record, None if request.streaming else now + score.ttft_s)
         if not request.resumes:  # its prompt was charged when it was placed first
-            lane.charge(waiting.rank, request.tenant, prompt, dispatch=True)
+            lane.charge(waiting.rank, request.tenant, prompt, weight=request.weight, dispatch=True)
         self._estimators.note_placed(request.model, now)
         if lane.size or lane.draining:
             self._overload.placed(waiting, lane, now)

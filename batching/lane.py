@@ -4,7 +4,7 @@ Streams that resume go before all others, in order of arrival. Else a ticket's r
 meet their objective (`LATE`), and these before batch. Ranks are strict but for the floors: of every prompt token placed a small
 share is credited to each rank that waits, and a rank whose credit covers its head goes first, so that nobody starves. Waiting
 `aging_s` lifts flex and default by one tier. Tenants share a rank by virtual token counters (VTC, Sheng et al., OSDI 2024): prompt tokens
-count 1, output tokens 2; whoever begins to wait starts at the counter last served, so that idling earns no credit. Inside a
+count 1, output tokens 2, over the tenant's weight; whoever begins to wait starts at the counter last served, so that idling earns no credit. Inside a
 tenant the earliest first token due goes first; those that are late, and batch, in order of arrival.
 """
 
@@ -187,12 +187,12 @@ class Lane:
             if rank.turns:
                 rank.clear()
 
-    def charge(self, rank: int, tenant: str, tokens: float, *, dispatch: bool = False) -> None:
-        """Tokens served to a tenant; `dispatch` when one of its tickets leaves for a replica."""
+    def charge(self, rank: int, tenant: str, tokens: float, *, weight: float = 1.0, dispatch: bool = False) -> None:
+        """Tokens served to a tenant of that weight; `dispatch` when one of its tickets leaves for a replica."""
         counters = self._counters[rank]
         served = counters.served
         before = served.get(tenant, counters.floor)
-        served[tenant] = before + tokens
+        served[tenant] = before + tokens / weight
         if dispatch:
             counters.floor = max(counters.floor, before)
             self._credit(rank, tokens)

@@ -95,13 +95,13 @@ class Overload:
             if flooded and not kept and model.promises.due(now):
                 patience_s *= _NEWCOMERS_RATIO
             due_s = now if kept else need.first_token_due_s
-            if better + backlog.before(rank, request.tenant, work, due_s) <= rate * patience_s:
+            if better + backlog.before(rank, request.tenant, work, due_s, request.weight) <= rate * patience_s:
                 return kept
             if flooded:
                 raise self._vain(request, work, now)
-        ahead = better + backlog.before(rank, request.tenant, work)
+        ahead = better + backlog.before(rank, request.tenant, work, weight=request.weight)
         if rank < LATE:
-            ahead += backlog.before(LATE, request.tenant, work)
+            ahead += backlog.before(LATE, request.tenant, work, weight=request.weight)
         if ahead > rate * (leave_time(request, now, self._config.max_wait_s) - now):
             raise self._vain(request, work, now)
         return kept

@@ -189,7 +189,8 @@ class WaitingQueue:
         """It is among those who wait, for who comes next."""
         request = waiting.ticket.request
         waiting.work = work_of(waiting.need)
-        self.lanes[request.model].backlog.enter(waiting.rank, request.tenant, waiting.work, waiting.order[0])
+        backlog = self.lanes[request.model].backlog
+        backlog.enter(waiting.rank, request.tenant, waiting.work, waiting.order[0], request.weight)
         if not request.resumes:
             self.crowd.enter(waiting)
 
@@ -252,7 +253,7 @@ class WaitingQueue:
         if waiting.work:
             backlog = self.lanes[request.model].backlog
             backlog.leave(waiting.rank, request.tenant, waiting.work, waiting.order[0])
-            backlog.enter(rank, request.tenant, waiting.work, order[0])
+            backlog.enter(rank, request.tenant, waiting.work, order[0], request.weight)
         waiting.rank, waiting.order = rank, order
 
     def leave(self, waiting: Waiting, state: TicketState) -> None:
@@ -342,6 +343,11 @@ class WaitingQueue:
         """Tickets of a model in `worst` and better tiers."""
         groups = (self._groups.get((model, tier)) for tier in ServiceTier if tier <= worst)
         return sum(len(group.members) for group in groups if group is not None)
+
+    def charge_output(self, request: Request, rank: int, tokens: int) -> None:
+        """Its tenant was served so many more, by its weight."""
+        lane = self.lanes[request.model]
+        lane.charge(rank, request.tenant, OUTPUT_TOKEN_WEIGHT * tokens, weight=request.weight)
 
     def _count(self, group: _Group, request: Request, sign: int) -> None:
         group.tokens += sign * request.prompt_tokens

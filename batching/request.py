@@ -41,6 +41,7 @@ class Request:
     max_output_tokens: int | None = None  # as the client bounded it; None: up to the context
     kind: ModelKind = ModelKind.CHAT
     tenant: str = "anonymous"
+    weight: float = 1.0  # of its tenant: of twice the weight, twice as much is served while both wait
     service_tier: ServiceTier = ServiceTier.DEFAULT
     sequences: int = 1  # `n`: each holds a sequence slot and its own output blocks
     deadline_s: float | None = None  # absolute, on the loop's clock: leave the queue by then

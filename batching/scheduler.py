@@ -22,13 +22,13 @@ from batching.hedging import Hedging, Refusal
 from batching.joined import Joined
 from batching.lane import Waiting
 from batching.leaving import Leaving
-from batching.ledger import Counts, LeaseRecord
+from batching.ledger import Counts
 from batching.lessons import learn
 from batching.meter import Till
 from batching.overload import Overload, Refused
 from batching.payers import Payer
 from batching.policies.policy import Policy
-from batching.queue import OUTPUT_TOKEN_WEIGHT, QueueStatistics, WaitingQueue
+from batching.queue import QueueStatistics, WaitingQueue
 from batching.replica import CACHE_LOST, EngineLoad, Lifecycle, ReplicaProfile, ReplicaState
 from batching.request import Outcome, Reason, Rejected, ReplicaId, Request
 from batching.retry_budget import RetryBudget
@@ -173,10 +173,9 @@ class Scheduler:
             record.last_token_s = now
             self._fleet.grow(record, emitted_total, now)
             more = record.emitted_tokens - record.charged_tokens
-            if more > 0:  # as `_charge_output`
+            if more > 0:
                 record.charged_tokens += more
-                request = record.lease.request
-                self._queue.lanes[request.model].charge(record.rank, request.tenant, OUTPUT_TOKEN_WEIGHT * more)
+                self._queue.charge_output(record.lease.request, record.rank, more)
 
     def finish(
         self,
@@ -192,7 +191,10 @@ class Scheduler:
         record = self._fleet.leases.get(lease_id)
         if record is None:
             return False
-        self._charge_output(record, output_tokens or 0)
+        more = (output_tokens or 0) - record.charged_tokens
+        if more > 0:
+            record.charged_tokens += more
+            self._queue.charge_output(record.lease.request, record.rank, more)
         if outcome is Outcome.COMPLETED:
             output = output_tokens or record.emitted_tokens
             live = self._fleet[record.lease.replica]
@@ -337,6 +339,10 @@ class Scheduler:
         """The estimate for `Request.prompt_tokens`, by the characters per token learned of this model."""
         return self._estimators.chars.prompt_tokens(model, chars)
 
+    def output_tokens(self, model: str, max_output_tokens: int | None) -> int:
+        """What to reckon with for an answer, by what was learned of this model; it must be one that is served."""
+        return self._estimators.outputs.forecast(model, max_output_tokens).reserve
+
     def refusals(self) -> Mapping[Refused, int]:
         """Requests so far that were refused or evicted for too much of others, by model, tier and why."""
         return self._overload.refused
@@ -392,10 +398,3 @@ class Scheduler:
         if live.lifecycle is Lifecycle.READY:
             for model in live.profile.models:
                 self._overload.grown(model)
-
-    def _charge_output(self, record: LeaseRecord, output_tokens: int) -> None:
-        more = output_tokens - record.charged_tokens
-        if more > 0:
-            record.charged_tokens = output_tokens
-            request = record.lease.request
-            self._queue.lanes[request.model].charge(record.rank, request.tenant, OUTPUT_TOKEN_WEIGHT * more)

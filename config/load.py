@@ -46,6 +46,7 @@ _EACH = "*"
 # Where sections are that may hold one of SECRET_KEYS. Not looked for elsewhere: a file of aliases of aliases has no end.
 _SECRET_PLACES: tuple[KeyPath, ...] = (
     ("server",),
+    ("auth",),
     ("replicas", _EACH),
     ("discovery", "dns", _EACH, "replica"),
     ("discovery", "kubernetes", _EACH, "replica"),

@@ -37,6 +37,7 @@ from config.replica import (
 from config.scheduling import Floors, Hedge, Mechanism, Objectives, Queue, Scheduling, TierShares
 from config.section import Section
 from config.spot import Spot
+from config.tenants import Auth, Tenant, tenancy_problems
 from config.tracing import Tracing
 from config.usage import Usage
 
@@ -188,12 +189,14 @@ class Config(Section):
     decisions: Decisions = Decisions()
     usage: Usage = Usage()
     tracing: Tracing = Tracing()
+    auth: Auth = Auth()
+    tenants: tuple[Tenant, ...] = ()
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = Field("text", description="json: one object a line, tracebacks included")
 
     @model_validator(mode="after")
     def _replicas_fit_together(self) -> Self:
-        problems = list(fleet_problems(self.replicas))
+        problems = [*fleet_problems(self.replicas), *tenancy_problems(self.auth, self.tenants)]
         if problems:
             raise refusal("configuration", problems)
         return self

@@ -69,6 +69,8 @@ GAUGES: Final[Mapping[str, Across]] = {
     "config_last_reload_success_timestamp_seconds": Across.LEAST,
     "build_info": _M,
     "event_loop_lag_seconds": _M,
+    "keys": _M,
+    "keys_stale": _M,
     "workers": _S,
     "process_resident_memory_bytes": _S,
     "process_open_fds": _S,

@@ -24,7 +24,7 @@ def add_admin(api: FastAPI, gateway: Gateway) -> None:
 
     async def allowed(request: Request) -> None:  # async: what is not would wait for a thread
         try:
-            refuse_strangers(gateway.config.server, request, gateway.admin_at)
+            refuse_strangers(gateway.config.server, request, gateway.admin_at, gate=gateway.gate)
         except ApiError as error:
             if error.case is Case.UNAUTHORIZED:
                 gateway.metrics.auth_failures_total.labels("admin_key").inc()

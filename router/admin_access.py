@@ -1,4 +1,6 @@
-"""Who may call `/admin`: whoever has the key, where there is one; else whoever sits at the machine. And who is given the board's page.
+"""Who may call `/admin`: whoever has the key, or one with an admin scope, where there is one; else whoever sits at the machine.
+
+And who is given the board's page.
 
 Judged by the listener that a request came in at: where the admin has one of its own (`server.admin_port`), the other serves neither.
 Without a key it is served only where the gateway itself listens on loopback, and only to who asks it by a loopback name: a web page
@@ -12,8 +14,14 @@ from urllib.parse import urlsplit
 from fastapi import Request
 
 from config.schema import Server
+from config.tenants import Scope
+from router.ingress import CALLER
+from router.openai.access_errors import AuthFailure, lacks_scope
 from router.openai.errors import ApiError, Case, wrong_admin_key
+from router.tenants.caller import Caller
+from router.tenants.gate import Gate
 
+_READS = frozenset({"GET", "HEAD"})
 _FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
 _ANY_ADDRESS = frozenset({"0.0.0.0", "::"})  # noqa: S104 - read, not bound
 _OWN_SITE = frozenset({"same-origin", "none"})  # of Sec-Fetch-Site; none: typed by the user
@@ -22,9 +30,18 @@ _OWN_SITE = frozenset({"same-origin", "none"})  # of Sec-Fetch-Site; none: typed
 Address = tuple[str, int]
 
 
-def refuse_strangers(server: Server, request: Request, admin_at: Address | None = None) -> None:
-    """Raises ApiError for whoever may not. `admin_at`: where the admin's own listener is, if it has one."""
+def refuse_strangers(
+    server: Server, request: Request, admin_at: Address | None = None, *, gate: Gate | None = None
+) -> None:
+    """Raises ApiError for whoever may not. `admin_at`: where the admin's own listener is, if it has one. `gate` knows the keys of
+    tenants; None: there are none.
+    """
     host = _listener(server, request, admin_at)
+    caller = None if gate is None else gate.known(request.scope["headers"])
+    if caller is not None and gate is not None:
+        _refuse_without_scope(caller, gate, request)
+        request.scope.setdefault("state", {})[CALLER] = caller
+        return
     if server.admin_key is not None:
         _refuse_without_key(server.admin_key, request)
         return
@@ -43,6 +60,9 @@ def refuse_board(server: Server, request: Request, admin_at: Address | None = No
 def who(server: Server, request: Request) -> str:
     """For the audit log; never the key."""
     address = request.client.host if request.client is not None else "unknown"
+    caller = request.scope.get("state", {}).get(CALLER)
+    if caller is not None:
+        return f"{address} by key {caller.key_id}"
     return f"{address} {'by key' if server.admin_key is not None else 'at the machine'}"
 
 
@@ -82,6 +102,15 @@ def _refuse_from_afar(host: str, request: Request) -> None:
             Case.NOT_FOUND,
             "/admin answers only who asks this machine by its loopback address, not through a proxy; server.admin_key changes that.",
         )
+
+
+def _refuse_without_scope(caller: Caller, gate: Gate, request: Request) -> None:
+    """`admin:write` includes `admin:read`."""
+    reads = request.scope["method"] in _READS
+    if caller.has(Scope.ADMIN_WRITE) or (reads and caller.has(Scope.ADMIN_READ)):
+        return
+    gate.refused(AuthFailure.SCOPE, request.scope.get("client"), caller.key_id)
+    raise lacks_scope((Scope.ADMIN_READ if reads else Scope.ADMIN_WRITE).value)
 
 
 def _refuse_without_key(key: str, request: Request) -> None:

@@ -21,7 +21,7 @@ from router.board.page import add_page
 from router.gateway import Gateway
 from router.health import readiness
 from router.inbound import request_id
-from router.ingress import HotPath
+from router.ingress import CALLER, HotPath
 from router.openai.errors import ApiError, from_http_status, internal_error, model_not_found
 from router.openai.models import ModelEntry, model_document, model_list, near
 from router.openai.shapes import (
@@ -36,6 +36,7 @@ from router.openai.shapes import (
     ModelList,
 )
 from router.scrapes import add_scrapes
+from router.tenants.policy import may_use
 
 log = logging.getLogger("penstock")
 
@@ -88,10 +89,15 @@ def entries(gateway: Gateway) -> list[ModelEntry]:
 
 
 def _add_models(api: FastAPI, gateway: Gateway) -> None:
+    def _seen(request: Request) -> list[ModelEntry]:
+        caller = request.scope.get("state", {}).get(CALLER)
+        found = entries(gateway)
+        return found if caller is None else [entry for entry in found if may_use(caller.policy, entry.id)]
+
     @api.get("/v1/models", response_model=None, responses={200: {"model": ModelList}}, tags=["models"])
-    async def list_models() -> Response:
-        """The models that replicas serve."""
-        return JSONResponse(model_list(entries(gateway), created=gateway.started_unix_s))
+    async def list_models(request: Request) -> Response:
+        """The models that replicas serve, as far as the key has access to them."""
+        return JSONResponse(model_list(_seen(request), created=gateway.started_unix_s))
 
     @api.get(
         "/v1/models/{model:path}",
@@ -99,9 +105,9 @@ def _add_models(api: FastAPI, gateway: Gateway) -> None:
         responses={200: {"model": Model}, 404: {"model": ErrorResponse}},
         tags=["models"],
     )
-    async def get_model(model: str) -> Response:
+    async def get_model(model: str, request: Request) -> Response:
         """One model; ids may contain slashes."""
-        known = {entry.id: entry for entry in entries(gateway)}
+        known = {entry.id: entry for entry in _seen(request)}
         if model not in known:
             raise model_not_found(model, near(model, known))
         return JSONResponse(model_document(known[model], created=gateway.started_unix_s))

@@ -20,7 +20,7 @@ from router.openai.journal import Journal, Mode
 from router.openai.request import CallSpec, upstream_body, upstream_fields
 from router.tracing.content import KeepingJournal
 
-# Engines whose token ids are those of every replica of the model, and that take them for a prompt.
+# Engines whose token ids are those of every replica of the model, and that take them for a prompt; and that know `cache_salt`.
 _TAKES_IDS = frozenset({BackendKind.VLLM, BackendKind.SIMULATED})
 # What is told in a document otherwise than in a stream.
 _AS_DOCUMENT = frozenset({"tools", "functions", "return_token_ids", "stream_options", "modalities"})
@@ -75,12 +75,13 @@ class Calls:
         """The client's request for this engine; or, where others have said some of the answer, one to go on: raises CannotGoOn."""
         spec, journal, path = exchange.spec, exchange.journal, exchange.inbound.path
         assert spec is not None
-        trusted, priority_ok = self._trusted, lease.replica in self._orders_by_priority
+        trusted, priority_ok = self._trusted or spec.trusted, lease.replica in self._orders_by_priority
         asked = ids_asked(body.fields) if self._wants_ids(exchange, lease.replica) else ()
-        sent = upstream_body(body, spec, trusted=trusted, priority_ok=priority_ok, asked=asked)
+        salt = spec.cache_salt if lease.replica in self._takes_ids else None  # others know no such member
+        sent = upstream_body(body, spec, trusted=trusted, priority_ok=priority_ok, asked=asked, salt=salt)
         if journal is None or journal.empty:
             exchange.move.mode = Mode.NONE
-            fields = upstream_fields(body, spec, trusted=trusted, priority_ok=priority_ok, asked=asked)
+            fields = upstream_fields(body, spec, trusted=trusted, priority_ok=priority_ok, asked=asked, salt=salt)
         else:
             mode = exchange.move.mode = way_on(journal, body, takes_ids=bool(asked))
             if mode is Mode.NONE:

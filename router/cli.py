@@ -18,6 +18,7 @@ from router import replay_command as replaying
 from router import spot_command as listening
 from router import top_command as watching
 from router import usage_command as accounting
+from router.keys_command import add_keys
 from router.simulation import command as simulation
 
 if TYPE_CHECKING:
@@ -118,6 +119,7 @@ def build_app() -> typer.Typer:
     app.command("usage", epilog=accounting.EXAMPLES)(accounting.usage)
     app.command("top", epilog=watching.EXAMPLES)(watching.top)
     app.command("spot-agent", epilog=listening.EXAMPLES)(listening.spot_agent)
+    add_keys(app)
     app.command("check-config", epilog=_CHECK_EXAMPLES)(check_config)
     app.command("schema", epilog=_SCHEMA_EXAMPLES)(schema)
     app.command("version", epilog=_VERSION_EXAMPLES)(version)

@@ -22,7 +22,7 @@ from router.client import Client, ClientGone
 from router.collected import DocumentClient
 from router.exchange import Exchange
 from router.inbound import Inbound
-from router.money import ANONYMOUS, tenant_class
+from router.money import ANONYMOUS
 from router.moves import Moves
 from router.openai.body import Body, parse_object
 from router.openai.errors import (
@@ -37,6 +37,7 @@ from router.openai.models import near
 from router.openai.request import CallSpec, read_call
 from router.relay import KeepAlive
 from router.report import Report
+from router.tenants.tenancy import Tenancy
 from router.tracing.tracer import Tracer
 
 _MIN_QUEUE_WAIT_S = 1.0
@@ -55,8 +56,11 @@ class Dispatcher:
         overhead: Overhead,
         on_suspect: Callable[[ReplicaId], None],
         tracer: Tracer | None = None,
+        tenancy: Tenancy | None = None,
     ) -> None:
+        """`tenancy`: what callers may; None: nobody is asked who he is."""
         self._tracer = tracer
+        self._tenancy = tenancy
         self._calls = Calls(config)
         self._tries = Attempts(
             calls=self._calls,
@@ -140,6 +144,8 @@ class Dispatcher:
                 timer.cancel()
             self._moves.over(exchange)
             self._active.discard(exchange)
+            if self._tenancy is not None:
+                self._tenancy.leave(exchange)
             self._report.ended(exchange, asyncio.get_running_loop().time())
             if self._tracer is not None:
                 self._tracer.ended(exchange)
@@ -149,16 +155,24 @@ class Dispatcher:
         whole_s = self._overhead.clock() if inbound.whole_s is None else inbound.whole_s
         body = parse_object(exchange.inbound.body, max_depth=limits.max_json_depth)
         spec = read_call(exchange.inbound.path, body, exchange.inbound.headers)
+        caller = exchange.inbound.caller
+        if self._tenancy is not None and caller is not None:
+            spec = self._tenancy.spec(caller, spec, body.fields)
         if not spec.stream:
             spec = self._calls.collected(spec, body)
         exchange.spec = spec
         self._report.began(exchange)
         assert exchange.labels is not None
-        exchange.bill = Bill(Account(*exchange.labels, tenant_class(spec.tenant)))
-        exchange.request = self._request(exchange, spec)
+        exchange.bill = Bill(Account(*exchange.labels, spec.tenant_class or ANONYMOUS))
+        request = self._request(exchange, spec)
         if exchange.trace is not None:
             exchange.trace.fields, exchange.trace.depth = body.fields, self._admission.scheduler.queued
         self._overhead.ingress.observe(self._overhead.clock() - whole_s)
+        if self._tenancy is not None and caller is not None:
+            entered = await self._tenancy.enter(caller, request, self._answer_tokens(spec))
+            if entered is not None:
+                exchange.hold, exchange.limit_headers = entered
+        exchange.request = request
         if not spec.stream:
             await self._attempts(exchange, body, None)
             return
@@ -275,6 +289,12 @@ class Dispatcher:
         exchange.status = error.status
         raise error
 
+    def _answer_tokens(self, spec: CallSpec) -> int:
+        """What one choice may take at most, as far as anybody can say; of a model that nobody serves: nothing."""
+        if spec.kind is ModelKind.EMBEDDING or spec.model not in self._admission.scheduler.models():
+            return 0
+        return spec.max_output_tokens or self._admission.scheduler.output_tokens(spec.model, None)
+
     def _request(self, exchange: Exchange, spec: CallSpec) -> Request:
         estimate = self._admission.scheduler.prompt_tokens
         now = exchange.timeline.queued_s = asyncio.get_running_loop().time()
@@ -291,6 +311,7 @@ class Dispatcher:
             max_output_tokens=0 if spec.kind is ModelKind.EMBEDDING else spec.max_output_tokens,
             kind=spec.kind,
             tenant=spec.tenant or ANONYMOUS,
+            weight=spec.weight,
             service_tier=spec.service_tier,
             sequences=spec.n,
             deadline_s=now + _queue_wait_s(exchange.inbound.headers, self.config.queue.max_wait_s),

@@ -19,6 +19,7 @@ from router.openai.journal import Journal, Mode
 from router.openai.request import CallSpec
 from router.openai.usage import Usage
 from router.relay import KeepAlive
+from router.tenants.account import Hold
 from router.tracing.record import Trace
 
 ENDPOINTS = {"/v1/chat/completions": "chat", "/v1/completions": "completions", "/v1/embeddings": "embeddings"}
@@ -66,6 +67,8 @@ class Exchange:
     outcome: Outcome = Outcome.COMPLETED
     status: int = 0
     error: ApiError | None = None
+    hold: Hold | None = None  # of its tenant's limits
+    limit_headers: Headers = ()  # how those stood when it came
     aborted: ApiError | None = None  # the gateway itself ends it (drain deadline)
     document: Document | None = None  # an answer that came whole
     trace: Trace | None = None  # None: traces are off
@@ -104,6 +107,7 @@ class Exchange:
             (b"x-penstock-cost-tier", placement.cost_tier.encode("ascii")),
             (b"x-penstock-queue-ms", b"%d" % round(self.queue_s * 1e3)),
             (b"x-penstock-attempts", b"%d" % self.attempts),
+            *self.limit_headers,
         ]
 
     def stream_headers(self) -> Headers:

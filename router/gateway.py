@@ -50,6 +50,9 @@ from router.report import Report, Wait
 from router.request_log import RequestLog
 from router.standing import Standing
 from router.streams import Streams
+from router.tenants.gate import build_gate
+from router.tenants.key_store import KeyStore
+from router.tenants.tenancy import build_tenancy
 from router.tracing.extra import exporter
 from router.tracing.tracer import SpanSink, Tracer
 from router.usage import UsageLog
@@ -111,6 +114,10 @@ class Gateway:
         self.watch: FleetWatch | None = None
         self.kv_watch: KvWatch | None = None
         self.usage = UsageLog(config.usage, self.started_unix_s)
+        # Who may ask, and for what; None: everybody, for anything.
+        self.keys = KeyStore(config.auth, self.metrics) if config.auth.on else None
+        self.gate = None if self.keys is None else build_gate(self.keys, config, self.metrics)
+        self.tenancy = None if self.gate is None else build_tenancy(config, self.gate, self.metrics)
         # One request's life, and what is told of it.
         self.tracer: Tracer | None = None
         if config.tracing.enabled:
@@ -136,6 +143,7 @@ class Gateway:
             overhead=self.overhead,
             on_suspect=self._suspect,
             tracer=self.tracer,
+            tenancy=self.tenancy,
         )
         self.streams: Streams = self.dispatcher.moves
         # Replicas that are drained or taken away.
@@ -177,12 +185,17 @@ class Gateway:
                     if self.discovered is not None:
                         await self.discovered.begin(self.config.replicas, tasks)
                     await self.watch.first_look()
+                    if self.keys is not None:
+                        await self.keys.begin()
                     housekeeping = tasks.create_task(self._housekeep(), name="housekeeping")
                     lag = tasks.create_task(self._lag.watch(), name="lag")
                     ledger = tasks.create_task(self.decisions.run(self._fleet), name="decisions")
                     farewells = tasks.create_task(self.farewells.run(), name="farewells")
                     board = tasks.create_task(self.board.run(), name="board")
+                    keys = None if self.keys is None else tasks.create_task(self.keys.watch(), name="keys")
                     yield
+                    if keys is not None:
+                        keys.cancel()
                     housekeeping.cancel()
                     lag.cancel()
                     ledger.cancel()
@@ -217,11 +230,15 @@ class Gateway:
         self.dispatcher.abort_all(draining())
 
     def reload(self, config: Config) -> None:
-        """Swap in a valid new configuration: replicas come, go and change price; running streams are not touched."""
+        """Swap in a valid new configuration: replicas come, go and change price, tenants' settings change; running streams are not touched."""
         assert self.watch is not None, "reload before start"
-        for section in Config.model_fields.keys() - {"replicas"}:
+        for section in Config.model_fields.keys() - {"replicas", "tenants"}:
             if getattr(self.config, section) != getattr(config, section):
                 log.warning("reload: a change under `%s` takes effect at the next start", section)
+        if self.keys is not None and self.gate is not None:
+            self.keys.read_again()
+            self.gate.configure(config.tenants)
+        self.config = self.config.model_copy(update={"tenants": config.tenants})
         if self.discovered is None:
             self.set_replicas(config.replicas)
         else:

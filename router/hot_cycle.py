@@ -15,6 +15,8 @@ from router.body_budget import BodyBudget
 from router.client import JSON_HEADERS, Client, Headers
 from router.inbound import Handler, Inbound, answer, header_map, request_id
 from router.openai.errors import body_timeout
+from router.tenants.caller import Caller
+from router.tenants.gate import Gate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +28,7 @@ class HotPlane:
     max_body_bytes: int
     body_timeout_s: float
     buffer_bytes: int  # kept for a client that reads slowly, before its engine is asked to wait
+    gate: Gate | None = None  # asks for a key, before a body is read; None: nobody is asked
     cors: bool = False  # what browsers of other origins send belongs to a middleware
 
 
@@ -54,7 +57,14 @@ class HotCycle(Client):
     message_event = _Nobody()
 
     def __init__(
-        self, connection: Connection, plane: HotPlane, path: str, headers: Headers, *, keep_alive: bool
+        self,
+        connection: Connection,
+        plane: HotPlane,
+        path: str,
+        headers: Headers,
+        *,
+        keep_alive: bool,
+        caller: Caller | None = None,
     ) -> None:
         super().__init__(request_id(headers))
         self.keep_alive = keep_alive
@@ -64,6 +74,7 @@ class HotCycle(Client):
         self._plane = plane
         self._path = path
         self._headers = headers
+        self._caller = caller
         self._received_s = connection.loop.time()
         self._parts: list[bytes] = []
         self._held_bytes = 0  # of the budget
@@ -100,6 +111,7 @@ class HotCycle(Client):
             headers=header_map(self._headers),
             received_s=self._received_s,
             whole_s=perf_counter(),
+            caller=self._caller,
         )
         tasks = self._connection.tasks  # uvicorn waits for them when it stops
         self._task = task = self._connection.loop.create_task(self._serve(inbound))

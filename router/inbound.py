@@ -12,6 +12,7 @@ from typing import Protocol
 
 from router.client import JSON_HEADERS, Client, ClientGone
 from router.openai.errors import ApiError, internal_error, stream_error_event
+from router.tenants.caller import Caller
 
 log = logging.getLogger("penstock")
 
@@ -25,6 +26,7 @@ class Inbound:
     """`headers` has lower-case names, the last of each counts. `received_s`: when the head was read, on the loop's clock.
 
     `whole_s`: when its body was whole, on `time.perf_counter`; None: nobody noted it.
+    `caller`: who asks; None: nobody is asked for a key.
     """
 
     request_id: str
@@ -33,6 +35,7 @@ class Inbound:
     headers: Mapping[str, str]
     received_s: float
     whole_s: float | None = None
+    caller: Caller | None = None
 
 
 class Handler(Protocol):

@@ -13,6 +13,7 @@ from time import perf_counter
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from config.schema import Server
+from config.tenants import Scope as KeyScope
 from router.asgi_client import AsgiClient
 from router.body_budget import BodyBudget
 from router.client import JSON_HEADERS, Client, ClientGone
@@ -25,7 +26,9 @@ from router.openai.errors import (
     invalid_request,
     method_not_allowed,
 )
+from router.tenants.gate import Gate
 
+CALLER = "penstock.caller"  # in a scope's state: who asks, for whoever lists what he may see
 _SHORT = re.compile(r"^/(chat/completions|completions|embeddings|models(?:/.*)?)$")
 _LINGER_S = 5.0  # nginx's lingering_timeout: for a client to finish sending a body that was refused
 
@@ -33,9 +36,10 @@ _LINGER_S = 5.0  # nginx's lingering_timeout: for a client to finish sending a b
 class Ingress:
     """The outermost ASGI application: hot paths leave here, the rest goes on."""
 
-    def __init__(self, rest: ASGIApp, hot: "HotPath") -> None:
+    def __init__(self, rest: ASGIApp, hot: "HotPath", gate: Gate | None = None) -> None:
         self._rest = rest
         self._hot = hot
+        self._gate = gate
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -46,19 +50,30 @@ class Ingress:
             await self._hot.serve(path, scope, receive, send)
             return
         method = "GET" if scope["method"] == "HEAD" else scope["method"]
-        named = _with_request_id(send, request_id(scope["headers"]))
-        await self._rest({**scope, "path": path, "raw_path": path.encode(), "method": method}, receive, named)
+        rid = request_id(scope["headers"])
+        state = dict(scope.get("state") or {})
+        if self._gate is not None and (needed := self._gate.scope_of(method, path)) is not None:
+            try:
+                state[CALLER] = self._gate.admit(scope["headers"], needed, scope.get("client"))
+            except ApiError as error:
+                await _refuse(send, error, rid)
+                return
+        routed = {**scope, "path": path, "raw_path": path.encode(), "method": method, "state": state}
+        await self._rest(routed, receive, _with_request_id(send, rid))
 
 
 class HotPath:
     """Serves one endpoint's connection over ASGI: body in, handler, hang-up, errors out."""
 
-    def __init__(self, handler: Handler, server: Server, buffer_bytes: int, bodies: BodyBudget) -> None:
-        """`buffer_bytes`: kept for a client that reads slowly, before its engine is asked to wait."""
+    def __init__(
+        self, handler: Handler, server: Server, buffer_bytes: int, bodies: BodyBudget, *, gate: Gate | None = None
+    ) -> None:
+        """`buffer_bytes`: kept for a client that reads slowly, before its engine is asked to wait. `gate`: asks for a key."""
         self._handler = handler
         self._server = server
         self._buffer_bytes = buffer_bytes
         self._bodies = bodies
+        self._gate = gate
 
     async def serve(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
         """One chat, completion or embedding request."""
@@ -85,7 +100,10 @@ class HotPath:
         headers: Mapping[str, str],
         held: "_Held",
     ) -> None:
+        caller = None
         try:
+            if self._gate is not None and scope["method"] != "OPTIONS":
+                caller = self._gate.admit(scope["headers"], KeyScope.INFERENCE, scope.get("client"))
             if scope["method"] != "POST":
                 raise method_not_allowed(scope["method"], ("POST",))
             if headers.get("content-encoding", "identity") != "identity":
@@ -106,6 +124,7 @@ class HotPath:
             headers=headers,
             received_s=received_s,
             whole_s=perf_counter(),
+            caller=caller,
         )
         await self._serve(inbound, client, receive)
 
@@ -162,6 +181,15 @@ class _Held:
     def let_go(self) -> None:
         self._bodies.give_back(self._size)
         self._size = 0
+
+
+async def _refuse(send: Send, error: ApiError, request_id: str) -> None:
+    """In place of what is behind the gate."""
+    body = error.to_body(request_id)
+    headers = [*JSON_HEADERS, *error.headers(), (b"content-length", b"%d" % len(body))]
+    headers.append((b"x-request-id", request_id.encode("ascii")))
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
 
 
 async def _refuse_body(client: AsgiClient, error: ApiError, receive: Receive) -> None:

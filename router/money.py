@@ -17,12 +17,6 @@ ANONYMOUS = (
 )
 
 
-def tenant_class(tenant: str | None) -> str:
-    """A tenant's class, for the labels of dollars: a few names, never a tenant's own. None: a call without one."""
-    del tenant  # the keys that name tenants will tell their class
-    return ANONYMOUS
-
-
 class Money:
     """The till's one taker."""
 

@@ -12,6 +12,7 @@ import httptools
 from starlette.types import Message
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from config.tenants import Scope
 from router.hot_cycle import HotCycle, HotPlane
 from router.inbound import HOT_PATHS, request_id
 from router.openai.errors import ApiError, bad_http, head_timeout, head_too_large
@@ -119,26 +120,37 @@ class _HeadGuard(HttpToolsProtocol):
         if self._refused or self.parser.should_upgrade():
             return
         if (path := self._hot_path()) is not None:
-            assert self._plane is not None
-            if not self._plane.bodies.announced(self._length()):
-                self._refuse_body()
-                return
-            keep_alive = self.parser.should_keep_alive()
-            self._collecting = HotCycle(self, self._plane, path, self.headers, keep_alive=keep_alive)
-            self.cycle = self._collecting  # type: ignore[assignment]  # it has what uvicorn asks of a cycle
-            self._unanswered.append(self._collecting)
+            self._begin_hot(path)
             return
         self._begin_asgi()
         self._unanswered.append(self.cycle)
         if self.scope["http_version"] == "1.0":
             self.cycle.__class__ = _UntilClose
 
+    def _begin_hot(self, path: str) -> None:
+        plane, caller = self._plane, None
+        assert plane is not None
+        if plane.gate is not None:
+            try:
+                caller = plane.gate.admit(self.headers, Scope.INFERENCE, self.client)
+            except ApiError as error:
+                self._refuse_hot(path, error)
+                return
+        if not plane.bodies.announced(self._length()):
+            self._refuse_hot(path, plane.bodies.refusal())
+            return
+        keep_alive = self.parser.should_keep_alive()
+        self._collecting = HotCycle(self, plane, path, self.headers, keep_alive=keep_alive, caller=caller)
+        self.cycle = self._collecting  # type: ignore[assignment]  # it has what uvicorn asks of a cycle
+        self._unanswered.append(self._collecting)
+
     def on_body(self, body: bytes) -> None:
         if self._collecting is not None:
             if not self._collecting.feed(body):
                 self._unanswered.remove(self._collecting)
                 self._collecting = None
-                self._refuse_body()
+                assert self._plane is not None
+                self._refuse_hot(_HOT_TARGETS[self.url], self._plane.bodies.refusal())
         elif not self._refused:
             super().on_body(body)
 
@@ -191,12 +203,12 @@ class _HeadGuard(HttpToolsProtocol):
         """Of a body whose framing leaves no question open."""
         return int(next((value for name, value in reversed(self.headers) if name == b"content-length"), b"0"))
 
-    def _refuse_body(self) -> None:
-        """A hot request for whose body there is no room; the rest of it is not read."""
+    def _refuse_hot(self, path: str, error: ApiError) -> None:
+        """A hot request whose body is not read: nobody may send it, or there is no room."""
         assert self._plane is not None
-        error = self._plane.bodies.refusal()
-        self._plane.handler.refused(_HOT_TARGETS[self.url], error, request_id(self.headers))
-        self._refuse(error)
+        rid = request_id(self.headers)
+        self._plane.handler.refused(path, error, rid)
+        self._refuse(error, rid)
 
     def _decline_upgrade(self, rest: bytes) -> None:
         """Read the same request without its offer: the parser takes what follows the head for another protocol.
@@ -266,7 +278,7 @@ class _HeadGuard(HttpToolsProtocol):
         if not self._unanswered and self.transport.get_write_buffer_size():
             self.transport.abort()
 
-    def _refuse(self, error: ApiError) -> None:
+    def _refuse(self, error: ApiError, request_id: str = "") -> None:
         """Answer outside ASGI: the request never became one. Behind answers under way it is only that nothing more is read."""
         if self._refused or self.transport.is_closing():
             return
@@ -275,8 +287,10 @@ class _HeadGuard(HttpToolsProtocol):
         if self._unanswered:
             self._unanswered[-1].keep_alive = False
             return
-        body = error.to_body()
-        told = b"".join(b"%b: %b\r\n" % header for header in error.headers())
+        body, headers = error.to_body(request_id), error.headers()
+        if request_id:
+            headers.append((b"x-request-id", request_id.encode("ascii")))
+        told = b"".join(b"%b: %b\r\n" % header for header in headers)
         head = f"HTTP/1.1 {error.status} {error.phrase}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\nconnection: close\r\n"
         self.transport.write(head.encode("ascii") + told + b"\r\n" + body)
         # Closing with unread bytes would be a reset, which takes the answer back from a client that still sends.

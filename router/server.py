@@ -26,11 +26,13 @@ from router.app import create_app, hot_plane
 from router.gateway import Gateway
 from router.logs import announce, configure_logging
 from router.protocol import KEEP_ALIVE_IDLE_S, protocol_with
+from router.tenants.key_reading import BadStore
 
 log = logging.getLogger("penstock")
 
 # Room for a burst of clients that all connect at once: SDKs give up on a connection after 5 s.
 _BACKLOG = 4096
+_EXIT_CONFIG = 78  # as the command line's
 ABORT_GRACE_S = 5  # after the drain deadline, for the error events to go out
 _RELOAD_AFTER_START_S = 0.5
 _DRAIN_LOOK_S = 0.05
@@ -48,8 +50,21 @@ def run(config: Config, *, reload: Callable[[], Config] | None = None) -> int:
         return 1
     version = installed_version("penstock")
     gateway = Gateway(config, version=version)
+    if gateway.keys is not None:
+        try:
+            gateway.keys.load()
+        except BadStore as error:
+            for opened in doors.sockets:
+                opened.close()
+            return refuse_keys(error)
     PenstockServer(gateway, doors, version, reload).run(sockets=doors.sockets)
     return 0
+
+
+def refuse_keys(error: BadStore) -> int:
+    """Nobody could be told apart: that is an error of the configuration."""
+    print(f"penstock: {error}", file=sys.stderr)  # noqa: T201 - the one line a user must see
+    return _EXIT_CONFIG
 
 
 class CannotListenError(Exception):
@@ -135,7 +150,7 @@ class PenstockServer(uvicorn.Server):
                 http=protocol_with(
                     server.header_timeout_s,
                     server.write_stall_timeout_s,
-                    hot_plane(gateway.config, gateway.dispatcher, gateway.bodies),
+                    hot_plane(gateway.config, gateway.dispatcher, gateway.bodies, gateway.gate),
                 ),
                 ws="none",
                 lifespan="on",
@@ -221,16 +236,18 @@ def banner(gateway: Gateway, address: tuple[str, int], version: str) -> str:
         f"  {r.name:<16} {r.backend:<10} {r.gpu.type:<10} {r.cost.tier:<10} ${r.cost.usd_per_hour:g}/h"
         for r in gateway.config.replicas
     )
+    asks = gateway.gate is not None
+    key, bearer = ("psk-...", " -H 'authorization: Bearer psk-...'") if asks else ("none", "")
     return f"""
 Penstock {version} listens on {url}
 {replicas}
 
 Try it:
-  curl -N {url}/v1/chat/completions -H 'content-type: application/json' \\
+  curl -N {url}/v1/chat/completions -H 'content-type: application/json'{bearer} \\
     -d '{{"model": "{model}", "stream": true, "messages": [{{"role": "user", "content": "Hello"}}]}}'
 
   from openai import OpenAI
-  client = OpenAI(base_url="{url}/v1", api_key="none")
+  client = OpenAI(base_url="{url}/v1", api_key="{key}")
   print(client.chat.completions.create(model="{model}", messages=[{{"role": "user", "content": "Hello"}}]).choices[0].message.content)
 
 {_board(gateway, url)}Metrics: {url}/metrics   API: {url}/docs   Stop with Ctrl-C.

@@ -25,6 +25,8 @@ class Case(Enum):
     INVALID_REQUEST = 400, "invalid_request_error", None
     CONTEXT_LENGTH = 400, "invalid_request_error", "context_length_exceeded"
     UNAUTHORIZED = 401, "invalid_request_error", "invalid_api_key"
+    FORBIDDEN = 403, "permission_error", "permission_denied"
+    MODEL_FORBIDDEN = 403, "invalid_request_error", "model_not_found"  # as OpenAI says it of a project without access
     NOT_FOUND = 404, "invalid_request_error", "not_found"
     MODEL_NOT_FOUND = 404, "invalid_request_error", "model_not_found"
     METHOD_NOT_ALLOWED = 405, "invalid_request_error", "method_not_allowed"
@@ -33,10 +35,14 @@ class Case(Enum):
     BODY_TOO_LARGE = 413, "invalid_request_error", "request_too_large"
     HEAD_TOO_LARGE = 431, "invalid_request_error", "headers_too_large"
     RATE_LIMITED = 429, "rate_limit_error", "rate_limit_exceeded"
+    REQUESTS_LIMITED = 429, "requests", "rate_limit_exceeded"
+    TOKENS_LIMITED = 429, "tokens", "rate_limit_exceeded"
+    QUOTA = 429, "insufficient_quota", "insufficient_quota"
     FLEX_SHED = 429, "rate_limit_error", "resource_unavailable"
     CLIENT_CLOSED = 499, "client_error", "client_closed"  # a label for metrics and logs; nobody is left to read it
     INTERNAL = 500, "server_error", "internal_error"
     UPSTREAM = 502, "server_error", "upstream_error"
+    AUTH_UNAVAILABLE = 503, "server_error", "auth_unavailable"
     OVERLOADED = 503, "server_error", "engine_overloaded"
     NO_CAPACITY = 503, "server_error", "no_capacity"
     QUEUE_TIMEOUT = 503, "server_error", "queue_timeout"

@@ -4,6 +4,7 @@ Checks only what the gateway itself relies on or must bound; every other field i
 above all. Knows no queue and no replica.
 """
 
+import json
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -92,6 +93,10 @@ class CallSpec(msgspec.Struct, frozen=True, kw_only=True):
     service_tier: ServiceTier = ServiceTier.DEFAULT
     affinity_key: str | None = None
     tenant: str | None = None
+    tenant_class: str | None = None  # as a label of metrics
+    weight: float = 1.0  # its tenant's
+    trusted: bool = False  # by whose key it is: risky members go through
+    cache_salt: str | None = None  # with which engines keep its tenant's prefix cache apart
 
     @property
     def strip_usage(self) -> bool:
@@ -142,13 +147,22 @@ def read_call(path: str, body: Body, headers: Mapping[str, str] = _NO_HEADERS) -
 
 
 def upstream_body(
-    body: Body, spec: CallSpec, *, trusted: bool, priority_ok: bool, asked: tuple[str, ...] = ()
+    body: Body,
+    spec: CallSpec,
+    *,
+    trusted: bool,
+    priority_ok: bool,
+    asked: tuple[str, ...] = (),
+    salt: str | None = None,
 ) -> bytes:
     """What the engine gets: risky members cut out, usage asked for; everything else byte for byte.
 
     `priority_ok`: the engine orders by `priority`; others refuse the request for it. `asked`: members that are to be true.
+    `salt`: in the place of any `cache_salt` that the client sent.
     """
     set_ = dict.fromkeys(asked, b"true")
+    if salt is not None:
+        set_["cache_salt"] = json.dumps(salt).encode()
     if spec.collected:
         set_["stream"] = b"true"
     if spec.strip_usage or spec.collected:
@@ -160,14 +174,22 @@ def upstream_body(
 
 
 def upstream_fields(
-    body: Body, spec: CallSpec, *, trusted: bool, priority_ok: bool, asked: tuple[str, ...] = ()
+    body: Body,
+    spec: CallSpec,
+    *,
+    trusted: bool,
+    priority_ok: bool,
+    asked: tuple[str, ...] = (),
+    salt: str | None = None,
 ) -> Mapping[str, Any]:
     """The members of `upstream_body`, parsed: backends that re-shape a call must not see more than the engine would."""
     dropped = stripped_fields(body, trusted=trusted, priority_ok=priority_ok)
-    if not dropped and not spec.strip_usage and not asked and not spec.collected:
+    if not dropped and not spec.strip_usage and not asked and not spec.collected and salt is None:
         return body.fields
     fields = {name: value for name, value in body.fields.items() if name not in dropped}
     fields.update(dict.fromkeys(asked, True))
+    if salt is not None:
+        fields["cache_salt"] = salt
     if spec.collected:
         fields["stream"] = True
     if spec.strip_usage or spec.collected:

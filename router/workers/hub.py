@@ -1,4 +1,4 @@
-"""The supervisor's end of every worker's line: the book of shares, questions to all, and what the dead had counted.
+"""The supervisor's end of every worker's line: the books of shares and of limits, questions to all, and what the dead had counted.
 
 Decides nothing about processes; a line that ends is a worker that is gone.
 """
@@ -19,14 +19,17 @@ from batching.shares import HolderId, ShareBook
 from metrics.catalog import Metrics
 from metrics.pages import Page, merged, packed, read, unpacked
 from router.standing import Standing, Word, joined
+from router.tenants.limit_book import LimitBook
 from router.usage_book import UsageBook
 from router.usage_query import Asked as UsageAsked
 from router.usage_query import answer
 from router.workers.wire import (
     Answer,
     Ask,
+    Claims,
     Crew,
     FromWorker,
+    Grants,
     Hello,
     Question,
     Ready,
@@ -72,6 +75,7 @@ class Hub:
 
     def __init__(self, seats: int, on_ready: Callable[[int, str], None], usage: UsageBook) -> None:
         self.book = ShareBook()
+        self.limits = LimitBook()
         self.usage = usage
         self.payers = PayBook()
         self.metrics = Metrics.create(CollectorRegistry())  # what only a supervisor can count
@@ -135,6 +139,12 @@ class Hub:
                     self.payers.report(line.holder, payers)
                     self._answer(line)
                     self._settle()
+            case Claims(number, of):
+                now, holder = asyncio.get_running_loop().time(), line.holder
+                send(
+                    line.writer,
+                    Grants(number, {t: self.limits.claim(holder, t, claim, now) for t, claim in of.items()}),
+                )
             case Reply(id, body):
                 self._reply(line, id, body)
             case Ask():
@@ -160,6 +170,7 @@ class Hub:
     def _lost(self, line: _Line) -> None:
         self._lines.remove(line)
         self.book.leave(line.holder)
+        self.limits.leave(line.holder)
         self.payers.leave(line.holder)
         if line.page is not None:
             self._departed = merged([self._departed, unpacked(line.page).counted()])

@@ -22,14 +22,18 @@ from router.board.part import Part, Wanted
 from router.decision_documents import Document
 from router.decision_log import Asked
 from router.standing import Left, Word
+from router.tenants.limit_book import Claim as LimitClaim
+from router.tenants.limit_book import Grant
 from router.usage_book import Entry
 from router.usage_query import Asked as UsageAsked
 from router.usage_query import Found
 from router.workers.wire import (
     Answer,
     Ask,
+    Claims,
     Crew,
     FromWorker,
+    Grants,
     Hello,
     Question,
     Ready,
@@ -58,6 +62,7 @@ class Orders:
     reload: Callable[[], None]
     orphaned: Callable[[], None]  # the supervisor is gone
     answer: Callable[[int, Mapping[ReplicaId, Share], Mapping[ReplicaId, int]], None]  # shares, parts of prices
+    granted: Callable[[int, Mapping[str, Grant]], None]  # of tenants' limits
     page: Callable[[], Page]  # the figures of now
     decisions: Callable[[Asked], list[Document]]  # the last placements
     board: Callable[[Wanted], bytes]  # this worker's part of the board, packed
@@ -106,6 +111,10 @@ class Link:
 
     def report(self, number: int, claims: Mapping[ReplicaId, Claim], payers: Mapping[ReplicaId, Payer]) -> None:
         self._send(Report(number, dict(claims), dict(payers)))
+
+    def claim(self, number: int, claims: Mapping[str, LimitClaim]) -> None:
+        """Of tenants' limits."""
+        self._send(Claims(number, dict(claims)))
 
     def ready(self, banner: str) -> None:
         self._send(Ready(banner))
@@ -188,6 +197,8 @@ class Link:
         match message:
             case Answer(number, shares, paying):
                 orders.answer(number, shares, paying)
+            case Grants(number, of):
+                orders.granted(number, of)
             case Question(number, Topic.PAGE):
                 self._send(Reply(number, packed(orders.page())))
             case Question(number, Topic.DECISIONS, question):

@@ -21,7 +21,8 @@ from typing import Final
 from config.load import ConfigError
 from config.schema import Config
 from router.logs import announce, configure_logging
-from router.server import ABORT_GRACE_S, CannotListenError, Doors, open_doors
+from router.server import ABORT_GRACE_S, CannotListenError, Doors, open_doors, refuse_keys
+from router.tenants.key_reading import BadStore, Reading
 from router.usage_book import UsageBook
 from router.workers.hub import Hub
 from router.workers.wire import Reload, Stop
@@ -38,6 +39,10 @@ def supervise(config: Config, *, reload: Callable[[], Config] | None = None) -> 
     """Serve with `server.workers` processes until a signal; returns the exit code (1: the address can't be had, or nobody starts)."""
     configure_logging(config.log_level, config.log_format)
     server = config.server
+    try:
+        Reading(config.auth).whole()  # each worker reads for itself, and would be started again and again
+    except BadStore as error:
+        return refuse_keys(error)
     with ExitStack() as stack:
         try:
             with ExitStack() as alone:  # who shares a port never hears that another has it

@@ -11,8 +11,10 @@ import msgspec
 
 from batching.payers import Payer
 from batching.request import ReplicaId
-from batching.shares import Claim, Share
+from batching.shares import Claim as ShareClaim
+from batching.shares import Share
 from router.standing import Standing
+from router.tenants.limit_book import Claim, Grant
 from router.usage_book import Entry
 
 MAX_BYTES: Final = 64 * 2**20  # a page of metrics of a thousand replicas has some ten
@@ -50,8 +52,15 @@ class Report(msgspec.Struct, tag="report"):
     """What it has of every replica."""
 
     number: int
-    claims: dict[ReplicaId, Claim]
+    claims: dict[ReplicaId, ShareClaim]
     payers: dict[ReplicaId, Payer]
+
+
+class Claims(msgspec.Struct, tag="claims"):
+    """What it wants of tenants' limits, and gives back."""
+
+    number: int
+    of: dict[str, Claim]
 
 
 class Ask(msgspec.Struct, tag="ask"):
@@ -75,7 +84,7 @@ class Used(msgspec.Struct, tag="used"):
     entries: list[Entry]
 
 
-FromWorker = Hello | Ready | Report | Ask | Reply | Used
+FromWorker = Hello | Ready | Report | Claims | Ask | Reply | Used
 
 # -- to a worker ---------------------------------------------------------------------------------------------------------
 
@@ -86,6 +95,13 @@ class Answer(msgspec.Struct, tag="answer"):
     number: int
     shares: dict[ReplicaId, Share]
     paying: dict[ReplicaId, int]  # parts of each price
+
+
+class Grants(msgspec.Struct, tag="grants"):
+    """The answer to `Claims` of this number."""
+
+    number: int
+    of: dict[str, Grant]
 
 
 class Crew(msgspec.Struct, tag="crew"):
@@ -126,7 +142,7 @@ class Reload(msgspec.Struct, tag="reload"):
     """Read the configuration again."""
 
 
-ToWorker = Answer | Crew | Standings | Question | Replies | Stop | Reload
+ToWorker = Answer | Grants | Crew | Standings | Question | Replies | Stop | Reload
 
 _encoder: Final = msgspec.msgpack.Encoder()
 _from_worker: Final = msgspec.msgpack.Decoder(FromWorker)

@@ -25,6 +25,7 @@ from router.gateway import Gateway
 from router.logs import configure_logging
 from router.server import CannotListenError, Doors, PenstockServer, open_doors
 from router.standing import Word
+from router.tenants.limit_client import LimitClient
 from router.workers.link import Link, Orders, connect
 from router.workers.share_client import ShareClient
 
@@ -78,11 +79,15 @@ class WorkerServer(PenstockServer):
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         self._link = self._gateway.crew = link = await connect(self._seat.path, self._seat.number)
         self._shares = shares = ShareClient(self._gateway.admission, link)
+        limits = LimitClient(link)
+        if self._gateway.tenancy is not None:
+            self._gateway.tenancy.accounts = limits
         orders = Orders(
             stop=self._stop,
             reload=self._reload_config,
             orphaned=self._orphaned,
             answer=shares.take,
+            granted=limits.take,
             page=self._page,
             decisions=self._gateway.decisions.recent,
             board=self._gateway.board.told,
@@ -99,6 +104,7 @@ class WorkerServer(PenstockServer):
                 await super().serve(sockets)
             finally:
                 shares.close()
+                limits.close()
                 reading.cancel()
                 keeping.cancel()
         link.tell_used(self._gateway.usage.take())

@@ -97,7 +97,7 @@ async def listening(config: Config, engines: Mapping[str, Backend] | None = None
     gateway = Gateway(config, version="test", backend_factory=factory)
     app = create_app(gateway, "test")
     listener = bind("127.0.0.1", 0)
-    plane = hot_plane(config, gateway.dispatcher, gateway.bodies)
+    plane = hot_plane(config, gateway.dispatcher, gateway.bodies, gateway.gate)
     protocol = protocol_with(config.server.header_timeout_s, config.server.write_stall_timeout_s, plane)
     server = uvicorn.Server(
         uvicorn.Config(
