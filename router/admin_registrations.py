@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -44,7 +44,7 @@ def add_registrations(admin: APIRouter, gateway: Gateway) -> None:
         table = _table(gateway)
         raw = await admin_body(request, gateway.config.server.body_timeout_s)
         replica = _replica(name, parse_object(raw, max_depth=_MAX_DEPTH).fields)
-        if any(replica.name == own.name for own in gateway.own_replicas):
+        if any(replica.name == own.name for own in _own(gateway)):
             raise ApiError(Case.CONFLICT, f"The configuration has a replica {name!r} of its own; take another name.")
         now = asyncio.get_running_loop().time()
         if all(one.replica != replica for one in table.known(now)):
@@ -63,6 +63,11 @@ def add_registrations(admin: APIRouter, gateway: Gateway) -> None:
         return _json({"name": name, "ended": True})
 
 
+def _own(gateway: Gateway) -> Sequence[ReplicaConfig]:
+    """Those of the configuration itself."""
+    return () if gateway.discovered is None else gateway.discovered.own
+
+
 def _table(gateway: Gateway) -> Registrations:
     table = None if gateway.discovered is None else gateway.discovered.registrations
     if table is None:
@@ -74,7 +79,8 @@ def _table(gateway: Gateway) -> Registrations:
 async def _tell(gateway: Gateway, name: str, replica: ReplicaConfig | None) -> None:
     """All workers of the gateway. Raises ApiError."""
     try:
-        gateway.register(name, replica)
+        if gateway.discovered is not None:
+            gateway.discovered.register(name, replica)
     except Full:
         message = "There are as many registrations as discovery.registration.most allows; let some end, or raise it."
         raise ApiError(Case.CONFLICT, message) from None

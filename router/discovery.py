@@ -7,7 +7,10 @@ how a replica comes and goes the gateway's.
 import asyncio
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Final, NamedTuple, Protocol
+
+from msgspec import structs
 
 from backends.backoff import Backoff
 from backends.discovery.dns import DnsSource
@@ -19,6 +22,7 @@ from config.checks import engine_address, fleet_problems
 from config.discovery import Discovery
 from config.replica import ReplicaConfig
 from metrics.catalog import Metrics
+from router.farewell import Farewells
 from router.standing import Kind, Standing
 
 log = logging.getLogger("penstock.discovery")
@@ -34,6 +38,10 @@ class Fleet(Protocol):
     def set_replicas(self, replicas: Sequence[ReplicaConfig]) -> None:
         """These, and no others."""
         ...
+
+
+class Words(Protocol):
+    """Who is told of machines that go."""
 
     def warn(self, replica: ReplicaId, word: Standing) -> None:
         """Its machine is about to go; deadlines on the loop's clock."""
@@ -84,9 +92,10 @@ def joined(own: Sequence[ReplicaConfig], said: Iterable[tuple[str, Sequence[Foun
 class Discovered:
     """`begin` inside the gateway's task group; `own` may be changed by a reload."""
 
-    def __init__(self, config: Discovery, fleet: Fleet, metrics: Metrics) -> None:
+    def __init__(self, config: Discovery, fleet: Fleet, words: Words, metrics: Metrics) -> None:
         self.registrations: Registrations | None = None
         self._fleet = fleet
+        self._words = words
         self._metrics = metrics
         self.own: Sequence[ReplicaConfig] = ()
         self._sources: list[Source] = [DnsSource(one) for one in config.dns]
@@ -123,6 +132,13 @@ class Discovered:
         self.own = own
         self._apply()
 
+    def register(self, name: str, replica: ReplicaConfig | None) -> None:
+        """An engine called in; None: it is over. Raises Full."""
+        if self.registrations is not None and replica is not None:
+            self.registrations.put(replica, asyncio.get_running_loop().time())
+        elif self.registrations is not None:
+            self.registrations.drop(name)
+
     async def _listen(self, number: int, source: Source) -> None:
         backoff = Backoff(_SHORTEST_PAUSE_S, _LONGEST_PAUSE_S)
 
@@ -157,8 +173,26 @@ class Discovered:
             if self._warned.get(replica) != warned:
                 deadline_s = None if warned.within_s is None else now + warned.within_s
                 word = Standing(kind=Kind(warned.kind), provider=PROVIDER, ids=(warned.id,), deadline_s=deadline_s)
-                self._fleet.warn(replica, word)
+                self._words.warn(replica, word)
         for replica in self._warned.keys() - fleet.warned.keys():
             if replica in there:
-                self._fleet.unwarn(replica)
+                self._words.unwarn(replica)
         self._warned = dict(fleet.warned)
+
+
+class Warnings:
+    """As notices; of several workers each sees them for itself."""
+
+    def __init__(self, farewells: Farewells) -> None:
+        self._farewells = farewells
+
+    def warn(self, replica: ReplicaId, word: Standing) -> None:
+        unix_s = datetime.now(UTC).timestamp() - asyncio.get_running_loop().time()
+        due_s = word.deadline_s
+        self._farewells.join(replica, structs.replace(word, deadline_unix_s=None if due_s is None else unix_s + due_s))
+
+    def unwarn(self, replica: ReplicaId) -> None:
+        """What others said of it stands."""
+        standing = self._farewells.standing(replica)
+        if standing is not None and standing.provider == PROVIDER:
+            self._farewells.told(replica, None, why="withdrawn")

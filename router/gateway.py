@@ -5,12 +5,11 @@ Reads like a table of contents; decides only the order in which things begin and
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
 import httpx
-from msgspec import structs
 from prometheus_client import CollectorRegistry
 
 from backends.backend import Backend
@@ -26,7 +25,6 @@ from config.schema import Config, ReplicaConfig
 from metrics.catalog import Metrics
 from metrics.overhead import Overhead
 from metrics.pages import forget
-from metrics.process import ProcessFigures
 from router.admission import Admission
 from router.board.board import Board, Sources
 from router.body_budget import BodyBudget
@@ -34,21 +32,18 @@ from router.crew import Crew
 from router.decision_documents import Pseudonyms
 from router.decision_log import DecisionLog
 from router.departed import Departed
-from router.discovery import PROVIDER, Discovered
+from router.discovery import Discovered, Warnings
 from router.dispatch import Dispatcher
 from router.engines import build_backend
 from router.exchange import Exchange
 from router.farewell import Farewells
+from router.figures import Figures
 from router.fleet_watch import FleetWatch
-from router.gauges import Gauges
 from router.kv_watch import KvWatch
-from router.lag import Lag
 from router.model_labels import ModelLabels
-from router.money import Money
 from router.openai.errors import draining
 from router.report import Report, Wait
 from router.request_log import RequestLog
-from router.standing import Standing
 from router.streams import Streams
 from router.tenants.gate import build_gate
 from router.tenants.key_store import KeyStore
@@ -87,28 +82,21 @@ class Gateway:
         self.admin_at: tuple[str, int] | None = None  # the admin's own listener, where there is one; set as `crew` is
         self.started_unix_s = int(datetime.now(UTC).timestamp())  # `created` of the models: when they became known here
         self.registry = CollectorRegistry()
-        self.metrics = Metrics.create(self.registry)
-        self.metrics.build_info.labels(version).set(1)
-        self.metrics.config_last_reload_success_timestamp_seconds.set(self.started_unix_s)
+        self.metrics = _metrics(self.registry, version, self.started_unix_s)
         # The pure core, and the shell that gives it the loop's clock.
         name = config.scheduling.policy
         self._policy = None if name == OWN_POLICY else BASELINES[name](_POLICY_SEED)
         self.decisions = DecisionLog(config, self.metrics, names)
         self.scheduler = Scheduler(
-            config.scheduling,
-            config.queue,
-            stale_after_s=config.probe.stale_after_s,
-            policy=self._policy,
-            decisions=self.decisions.ledger,
-        )
+            config.scheduling, config.queue, stale_after_s=config.probe.stale_after_s,
+            policy=self._policy, decisions=self.decisions.ledger,
+        )  # fmt: skip
         self.models = ModelLabels(self.scheduler.models)
         self.overhead = Overhead(self.metrics)
         self.admission = Admission(
-            self.scheduler,
-            on_pass=self.metrics.routing_duration_seconds.labels(name).observe,
-            on_route=self.overhead.route.observe,
-            clock=self.overhead.clock,
-        )
+            self.scheduler, on_pass=self.metrics.routing_duration_seconds.labels(name).observe,
+            on_route=self.overhead.route.observe, clock=self.overhead.clock,
+        )  # fmt: skip
         # Engines by replica; the watch keeps the scheduler's picture of them true.
         self.backends: dict[ReplicaId, Backend] = {}
         self.watch: FleetWatch | None = None
@@ -119,41 +107,24 @@ class Gateway:
         self.gate = None if self.keys is None else build_gate(self.keys, config, self.metrics)
         self.tenancy = None if self.gate is None else build_tenancy(config, self.gate, self.metrics)
         # One request's life, and what is told of it.
-        self.tracer: Tracer | None = None
-        if config.tracing.enabled:
-            sink = span_sink or exporter(config, version)
-            self.tracer = Tracer(config.tracing, config.replicas, sink, names.tenant)
-        log_of_requests = RequestLog(self._gpu_of, names.tenant)
+        self.tracer = _tracer(config, version, span_sink, names)
         self._report = Report(
-            self.metrics,
-            self.scheduler,
-            self.models,
-            self._gpu_of,
-            log_of_requests,
-            self._attempted,
-            self._judge,
-            on_ended=self.usage.ended,
-        )
+            self.metrics, self.scheduler, self.models, self._gpu_of, RequestLog(self._gpu_of, names.tenant),
+            self._attempted, self._judge, on_ended=self.usage.ended,
+        )  # fmt: skip
         self._departed = Departed(self._forget, lambda replica: self.scheduler.leases_on(replica) > 0)
         self.dispatcher = Dispatcher(
-            config=config,
-            admission=self.admission,
-            backends=self.backends,
-            report=self._report,
-            overhead=self.overhead,
-            on_suspect=self._suspect,
-            tracer=self.tracer,
-            tenancy=self.tenancy,
-        )
+            config=config, admission=self.admission, backends=self.backends, report=self._report,
+            overhead=self.overhead, on_suspect=self._suspect, tracer=self.tracer, tenancy=self.tenancy,
+        )  # fmt: skip
         self.streams: Streams = self.dispatcher.moves
         # Replicas that are drained or taken away.
         self.farewells = Farewells(config.spot, self.admission, self.streams, self.metrics)
-        self.discovered = Discovered(config.discovery, self, self.metrics) if config.discovery.is_on else None
+        self.discovered: Discovered | None = None
+        if config.discovery.is_on:
+            self.discovered = Discovered(config.discovery, self, Warnings(self.farewells), self.metrics)
         self.bodies = BodyBudget(config.server.max_held_body_bytes)
-        self.gauges = Gauges(self.metrics, self.scheduler, self.models, self.bodies)
-        self.money = Money(self.metrics, self.scheduler)
-        self._process = ProcessFigures(self.metrics)
-        self._lag = Lag()
+        self._figures = Figures(self.metrics, self.scheduler, self.models, self.bodies)
         # What people see of it.
         self.board = Board(self._sources(version, names))
         self._backend_factory = backend_factory
@@ -187,22 +158,12 @@ class Gateway:
                     await self.watch.first_look()
                     if self.keys is not None:
                         await self.keys.begin()
-                    housekeeping = tasks.create_task(self._housekeep(), name="housekeeping")
-                    lag = tasks.create_task(self._lag.watch(), name="lag")
-                    ledger = tasks.create_task(self.decisions.run(self._fleet), name="decisions")
-                    farewells = tasks.create_task(self.farewells.run(), name="farewells")
-                    board = tasks.create_task(self.board.run(), name="board")
-                    keys = None if self.keys is None else tasks.create_task(self.keys.watch(), name="keys")
+                    standing = [tasks.create_task(work, name=name) for name, work in self._standing_work().items()]
                     yield
-                    if keys is not None:
-                        keys.cancel()
-                    housekeeping.cancel()
-                    lag.cancel()
-                    ledger.cancel()
-                    farewells.cancel()
+                    for task in standing:
+                        task.cancel()
                     if self.discovered is not None:
                         self.discovered.close()
-                    board.cancel()
                     self.dispatcher.moves.close()
                     self.watch.close()
                     self.kv_watch.close()
@@ -215,6 +176,17 @@ class Gateway:
                     await backend.aclose()
                 if self.tracer is not None:
                     await self.tracer.close()
+
+    def _standing_work(self) -> dict[str, Coroutine[None, None, None]]:
+        """By name, what goes on as long as the gateway serves."""
+        work = {
+            "housekeeping": self._housekeep(),
+            "lag": self._figures.watch(),
+            "decisions": self.decisions.run(self._fleet),
+            "farewells": self.farewells.run(),
+            "board": self.board.run(),
+        }
+        return work if self.keys is None else {**work, "keys": self.keys.watch()}
 
     def begin_drain(self) -> None:
         """Not ready any more; queued requests are sent away with Retry-After, running ones go on."""
@@ -261,38 +233,10 @@ class Gateway:
             self.tracer.configure(replicas)
         self.admission.soon()
 
-    @property
-    def own_replicas(self) -> Sequence[ReplicaConfig]:
-        """Those of the configuration itself."""
-        return self.config.replicas if self.discovered is None else self.discovered.own
-
-    def register(self, name: str, replica: ReplicaConfig | None) -> None:
-        """An engine called in; None: it is over. Raises Full."""
-        table = None if self.discovered is None else self.discovered.registrations
-        if table is not None and replica is not None:
-            table.put(replica, asyncio.get_running_loop().time())
-        elif table is not None:
-            table.drop(name)
-
-    def warn(self, replica: ReplicaId, word: Standing) -> None:
-        """Discovery saw that its machine is about to go."""
-        unix_s = datetime.now(UTC).timestamp() - asyncio.get_running_loop().time()
-        due_s = word.deadline_s
-        self.farewells.join(replica, structs.replace(word, deadline_unix_s=None if due_s is None else unix_s + due_s))
-
-    def unwarn(self, replica: ReplicaId) -> None:
-        """It stays after all; what others said of it stands."""
-        standing = self.farewells.standing(replica)
-        if standing is not None and standing.provider == PROVIDER:
-            self.farewells.told(replica, None, why="withdrawn")
-
     def refresh_gauges(self) -> None:
         """Before a scrape."""
         now = asyncio.get_running_loop().time()
-        self.gauges.refresh(now, self.config.queue.max_requests, alone=self.crew is None)
-        self.metrics.event_loop_lag_seconds.set(self._lag.worst_s)
-        self._process.refresh()
-        self.money.refresh(now, self.config.replicas)
+        self._figures.refresh(now, self.config, alone=self.crew is None)
         self.farewells.refresh_gauges(now)
         if self.watch is not None:
             self.watch.suspicion.show()
@@ -406,3 +350,18 @@ class Gateway:
                 self._retired.remove(backend)
                 del self.dispatcher.in_use[id(backend)]
                 await backend.aclose()
+
+
+def _metrics(registry: CollectorRegistry, version: str, started_unix_s: float) -> Metrics:
+    """All of them, and what is known from the start."""
+    metrics = Metrics.create(registry)
+    metrics.build_info.labels(version).set(1)
+    metrics.config_last_reload_success_timestamp_seconds.set(started_unix_s)
+    return metrics
+
+
+def _tracer(config: Config, version: str, sink: SpanSink | None, names: Pseudonyms) -> Tracer | None:
+    """None: traces are off. Raises ImportError where their extra is missing."""
+    if not config.tracing.enabled:
+        return None
+    return Tracer(config.tracing, config.replicas, sink or exporter(config, version), names.tenant)

@@ -139,8 +139,11 @@ class WorkerServer(PenstockServer):
         self._gateway.farewells.told(ReplicaId(word.replica), standing, counts=counts, why=word.why)
 
     def _registered(self, name: str, replica: Mapping[str, object] | None) -> None:
+        discovered = self._gateway.discovered
+        if discovered is None:
+            return
         with suppress(Full):  # it is told to whoever asked
-            self._gateway.register(name, None if replica is None else ReplicaConfig.model_validate(replica))
+            discovered.register(name, None if replica is None else ReplicaConfig.model_validate(replica))
 
     def _page(self) -> Page:
         self._gateway.refresh_gauges()

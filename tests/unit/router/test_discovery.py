@@ -58,7 +58,7 @@ class Script:
 
 async def discovered(fleet: Fleet, *sources: Source, for_s: float, own: Sequence[ReplicaConfig] = ()) -> float:
     """How long the start waited."""
-    found = Discovered(Discovery(), fleet, Metrics.create(CollectorRegistry()))
+    found = Discovered(Discovery(), fleet, fleet, Metrics.create(CollectorRegistry()))
     found._sources = list(sources)
     loop = asyncio.get_running_loop()
     async with asyncio.TaskGroup() as tasks:
@@ -137,7 +137,7 @@ def test_a_registration_runs_out():
     async def main() -> list[list[str]]:
         fleet, seen = Fleet(), []
         config = Discovery.model_validate({"registration": {"enabled": True, "ttl_s": 10}})
-        found = Discovered(config, fleet, Metrics.create(CollectorRegistry()))
+        found = Discovered(config, fleet, fleet, Metrics.create(CollectorRegistry()))
         table, loop = found.registrations, asyncio.get_running_loop()
         assert table is not None
         async with asyncio.TaskGroup() as tasks:
