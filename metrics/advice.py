@@ -93,7 +93,11 @@ ADVICE: Final[Mapping[str, Mapping[str, str]]] = {
         "replica_deadline_seconds": "Counts down; something still running near 0 will be moved.",
     },
     "The gateway itself": {
-        "auth_failures_total": "Somebody guesses, or a client has an old key.",
+        "auth_failures_total": "Somebody guesses, or a client has an old key; the log has the address and the key's id (docs/tenants.md).",
+        "rate_limited_total": "A tenant asks for more than it may: raise its limits, or let it be; others are not touched.",
+        "keys": "Far from what `penstock keys list` shows: the gateway reads another file.",
+        "keys_stale": "1: mend the key file; until then new keys get 503 and revoked ones still work.",
+        "key_loads_total": "`failed`: the log says which line; the last good keys are in force.",
         "workers": "Below server.workers for more than seconds: see worker_restarts_total.",
         "worker_restarts_total": "Each is a crash or a kill (memory?); the log has it.",
         "config_reloads_total": "`rejected`: the file has a mistake and the old one is still in force; `penstock check-config` names it.",

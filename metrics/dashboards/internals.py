@@ -20,7 +20,7 @@ def dashboard() -> Dashboard:
         uid="penstock-internals",
         title="Penstock / Gateway internals",
         description="What the gateway itself costs, what it believes of the engines, and how far that is from the truth.",
-        rows=[_process(), _own_time(), _engines(), _beliefs(), _batches(), _kv_events(), _rest()],
+        rows=[_process(), _keys(), _own_time(), _engines(), _beliefs(), _batches(), _kv_events(), _rest()],
         instances=True,
     )
 
@@ -56,6 +56,41 @@ def _process() -> Row:
                  query=Query(events("auth_failures_total", over="$__range", instance=_HERE)), unit=Unit.COUNT, steps=(Step(1, Color.YELLOW),), sparkline=False, width=4, empty="0"),
         ],
     )  # fmt: skip
+
+
+def _keys() -> Row:
+    return Row(
+        "Keys and tenants",
+        [
+            TimeSeries(
+                title="Refused callers, by why",
+                description="Without a key that is known, or with one that may not do this. Many from one address: somebody guesses (docs/tenants.md).",
+                queries=[Query(events("auth_failures_total", "reason"), "{{reason}}")],
+                unit=Unit.PER_SECOND,
+            ),
+            TimeSeries(
+                title="Beyond a tenant's limits, by which",
+                description="Requests refused with 429: requests or tokens a minute, at a time, dollars a month. Others are not touched.",
+                queries=[Query(events("rate_limited_total", "scope"), "{{scope}}")],
+                unit=Unit.PER_SECOND,
+            ),
+            TimeSeries(
+                title="Keys in force",
+                description="As the key file says. It stands still while the file cannot be read: 'Readings of the keys' shows failed ones.",
+                queries=[
+                    Query(gauge("keys", fold="max"), "keys"),
+                    Query(gauge("keys_stale", fold="max"), "1: cannot be read"),
+                ],
+                unit=Unit.NUMBER,
+            ),
+            TimeSeries(
+                title="Readings of the keys",
+                description="The file is read when it changes. Failed: the log says which line, and the last good keys stay in force.",
+                queries=[Query(events("key_loads_total", "result"), "{{result}}")],
+                unit=Unit.PER_SECOND,
+            ),
+        ],
+    )
 
 
 def _own_time() -> Row:

@@ -21,6 +21,7 @@ from tests.support.scrape import from_page
 
 KEY = "the-operators-key-0123456789abcdef"
 ADMIN = {"authorization": f"Bearer {KEY}"}
+TENANT, LIMITED = "the-key-of-acme-0123456789abcdefgh", "the-key-of-small-0123456789abcdefg"
 SYSTEM = "You are an assistant that answers in plain words, shortly, and says so where it does not know something. " * 8
 _PATIENCE_S = 30
 _TAUGHT = 40  # answers, until predictions are worth something
@@ -171,6 +172,8 @@ class Scene:
     async def operators(self) -> None:
         """A stranger at /admin; a configuration that is applied, and one that is not."""
         await self._http.get("/admin/replicas")
+        for _ in range(4):
+            await self.ask("limited", headers={"authorization": f"Bearer {LIMITED}"})
         good = self._config.read_text()
         self.gateway.signal(signal.SIGHUP)
         await asyncio.sleep(1.5)
@@ -218,7 +221,11 @@ async def scene(folder: Path) -> AsyncIterator[tuple[Scene, KvEngine]]:
         gateway = await stack.enter_async_context(serving(config))
         http = await stack.enter_async_context(
             httpx.AsyncClient(
-                base_url=gateway.url, timeout=60, limits=httpx.Limits(max_connections=None), trust_env=False
+                base_url=gateway.url,
+                headers={"authorization": f"Bearer {TENANT}"},
+                timeout=60,
+                limits=httpx.Limits(max_connections=None),
+                trust_env=False,
             )
         )
         async with asyncio.timeout(60):
@@ -237,6 +244,8 @@ def _config(folder: Path, spot: str, steady: str, with_events: KvEngine) -> dict
     cheap["cost"]["on_demand_usd_per_hour"] = 3.0
     return {
         "server": {"admin_key": KEY},
+        "auth": {"secret_keys": f"acme={TENANT} small={LIMITED}"},
+        "tenants": [{"name": "acme"}, {"name": "small", "limits": {"requests_per_minute": 2}}],
         "replicas": [
             cheap,
             replica("steady", steady, usd_per_hour=1.2),
