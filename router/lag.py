@@ -4,7 +4,7 @@ import asyncio
 from collections import deque
 from typing import Final
 
-_LOOK_S: Final = 0.2  # what blocks the loop for longer is always seen, and shorter in proportion
+_LOOK_S: Final = 0.25  # what blocks the loop for longer is always seen, and shorter in proportion
 _SPAN_S: Final = 10.0
 _SPANS: Final = 6  # a minute: Prometheus' own default between two scrapes
 
