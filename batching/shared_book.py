@@ -10,7 +10,7 @@ raises nobody until every holder of the time before has been heard or keeps to i
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -147,7 +147,8 @@ class SharedBook:
             report.instance, report.number, now_ms, report.terms, entries, words=report.words
         )
         bounds = {replica: entry.bound for replica, entry in entries.items()}
-        return Reply(status=Status.OK, now_ms=now_ms, frozen=frozen, bounds=bounds, others=others)
+        told = {name: replace(record) for name, record in others.items()}
+        return Reply(status=Status.OK, now_ms=now_ms, frozen=frozen, bounds=bounds, others=told)
 
     def leave(self, name: str, instance: str) -> None:
         """It has ended, with all that it ran."""

@@ -102,7 +102,8 @@ def is_embedded(config: Config) -> bool:
 def redacted_yaml(config: Config) -> str:
     """The whole configuration, defaults included, as YAML that `load` reads back; secrets are `***`."""
     document = config.model_dump(mode="json")
-    for holder in (document["server"], *document["replicas"]):
+    redis = document["redis"]
+    for holder in (document["server"], redis, redis["sentinel"] or {}, *document["replicas"]):
         for key in SECRET_KEYS & holder.keys():
             if holder[key] is not None:
                 holder[key] = _REDACTED
@@ -246,6 +247,8 @@ def _secrets(said: Mapping[str, object]) -> Iterator[tuple[KeyPath, dict[str, An
     replicas = said.get("replicas")
     listed = replicas if isinstance(replicas, list | tuple) else ()
     holders: list[tuple[KeyPath, object]] = [(("server",), said.get("server"))]
+    if isinstance(redis := said.get("redis"), dict):
+        holders += [(("redis",), redis), (("redis", "sentinel"), redis.get("sentinel"))]
     holders += [(("replicas", index), replica) for index, replica in enumerate(listed)]
     for path, holder in holders:
         for key in sorted(SECRET_KEYS):
@@ -256,7 +259,7 @@ def _secrets(said: Mapping[str, object]) -> Iterator[tuple[KeyPath, dict[str, An
 def _secret_names(said: Mapping[str, object], environ: Mapping[str, str]) -> frozenset[str]:
     """Variables that secrets are read from: settings of nobody else's."""
     in_file = [holder[key] for _, holder, key in _secrets(said)]
-    variables = (PREFIX + "REPLICAS", PREFIX + "SERVER", PREFIX + "SERVER__ADMIN_KEY")
+    variables = [PREFIX + name for name in ("REPLICAS", "SERVER", "SERVER__ADMIN_KEY", "REDIS", "REDIS__PASSWORD")]
     in_variables = (name for variable in variables for name in re.findall(r"env:\w+", environ.get(variable, "")))
     return frozenset(text.removeprefix("env:") for text in (*in_file, *in_variables) if text.startswith("env:"))
 

@@ -17,7 +17,7 @@ from config.schema import Config
 
 KeyPath = tuple[str | int, ...]
 
-SECRET_KEYS = frozenset({"api_key", "admin_key"})
+SECRET_KEYS = frozenset({"api_key", "admin_key", "password"})
 
 _BOUNDS = {
     "greater_than": "{value} is too small; give more than {gt:g}",

@@ -23,6 +23,7 @@ from config.health import Health
 from config.migration import Migration
 from config.scheduling import Floors, Hedge, Mechanism, Objectives, Queue, Scheduling, TierShares
 from config.section import Section
+from config.shared import SharedRedis
 from config.spot import Spot
 
 # Of other modules' names those that belong to the schema, for whoever reads it here.
@@ -290,6 +291,7 @@ class Config(Section):
     spot: Spot = Spot()
     microbatch: MicroBatch = MicroBatch()
     decisions: Decisions = Decisions()
+    redis: SharedRedis = SharedRedis()
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @model_validator(mode="after")
