@@ -140,8 +140,7 @@ class SharedBook:
                     self.records[name] = Record("", -1, now_ms, terms, {}, suspect=True)
         others = {name: record for name, record in self.records.items() if name != report.name}
         entries = {
-            replica: self._entry(own, others.values(), replica, wish, frozen)
-            for replica, wish in report.wishes.items()
+            replica: self._entry(own, others.values(), replica, wish, frozen) for replica, wish in report.wishes.items()
         }
         self.records[report.name] = Record(
             report.instance, report.number, now_ms, report.terms, entries, words=report.words
@@ -172,8 +171,8 @@ class SharedBook:
         elif not 0 <= now_ms - self._heard_ms <= terms.settle_ms:
             for record in self.records.values():
                 record.heard_ms = now_ms
-            if self._frozen_until_ms > self._heard_ms:
-                self._frozen_until_ms = now_ms + terms.lapse_ms
+            still = self._heard_ms <= self._frozen_until_ms
+            self._frozen_until_ms = now_ms + terms.lapse_ms if still else 0
         self._heard_ms = now_ms
 
     def _expire(self, now_ms: int) -> None:

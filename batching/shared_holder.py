@@ -5,7 +5,7 @@ beyond the static share, what runs there ends; after `forget_ms` nothing is plac
 placed at or after `expires_s`, however long the process was stopped.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from math import inf
 from typing import Final
@@ -35,7 +35,7 @@ class Words(msgspec.Struct, array_like=True):
 
     claims: dict[ReplicaId, Claim]
     turns: dict[ReplicaId, int]  # since when a head waits, by the book's clock
-    released: list[ReplicaId] = []  # on their way out, and nothing of this gateway's is there
+    released: list[str] = []  # on their way out, and nothing of this gateway's is there
 
 
 _encode: Final = msgspec.msgpack.Encoder().encode
@@ -50,7 +50,7 @@ class SharedHolder:
         self.mode = Mode.NONE
         self.superseded = False  # another gateway goes by its name
         self.frozen = False
-        self.released: list[ReplicaId] = []  # told to the others with the next report
+        self.released: list[str] = []  # told to the others with the next report
         self._holder = holder
         self._instance, self._lives = instance, 0
         self._terms = terms
@@ -65,6 +65,11 @@ class SharedHolder:
         self._shares: dict[ReplicaId, Share] = {}
         self._turns: dict[ReplicaId, int] = {}
         self._granted: set[ReplicaId] = set()  # the last answer has room for the head
+
+    @property
+    def instance(self) -> str:
+        """What tells it from others of its name, before it and after it."""
+        return f"{self._instance}.{self._lives}"
 
     @property
     def expires_s(self) -> float:
@@ -88,13 +93,20 @@ class SharedHolder:
         """Of what is known of the book; None: nothing is."""
         return None if self._answered_s is None else now_s - self._answered_s
 
-    def others_let_go(self, replica: ReplicaId) -> bool:
-        """Whether everybody else that has the replica, and is heard, says that nothing of his is there."""
-        return all(replica in words.released for words in self._others.values() if replica in words.claims)
+    def others_let_go(self, replica: str) -> bool:
+        """Whether every other gateway that is heard, and has the replica, says that nothing of its is there."""
+        return all(replica in words.released for words in self._elsewhere(replica))
 
-    def others_on(self, replica: ReplicaId) -> int:
-        """Sequences that others run there."""
-        return sum(words.claims[replica].sequences for words in self._others.values() if replica in words.claims)
+    def others_on(self, replica: str) -> int:
+        """Sequences that other gateways run there."""
+        return sum(words.claims[ReplicaId(replica)].sequences for words in self._elsewhere(replica))
+
+    def _elsewhere(self, replica: str) -> Iterator[Words]:
+        """What is said of it by other gateways; workers of this one are asked otherwise."""
+        gateway = self.name.partition("/")[0]
+        for name, words in self._others.items():
+            if replica in words.claims and name.partition("/")[0] != gateway:
+                yield words
 
     # -- reports -----------------------------------------------------------------------------------------------------
 
@@ -107,16 +119,16 @@ class SharedHolder:
         self._wait(claims, now_s)
         targets = self._targets(claims) if self.mode in {Mode.REDIS, Mode.LAST_LEASE} else {}
         wishes: dict[ReplicaId, Wish] = {}
-        for replica, claim in claims.items():
+        for replica, claim in tuple(claims.items()):
             target = targets.get(replica, claim.enforced)
-            kept = max(target, min(claim.in_use, claim.enforced))
+            kept = min(claim.enforced, max(target, claim.in_use))
             if kept < claim.enforced:
                 self._allot(replica, kept)
-                claims[replica] = claim = claim._replace(enforced=kept)
-            wishes[replica] = Wish(claim.enforced, claim.in_use, target)
+                claims[replica] = claim._replace(enforced=kept)
+            wishes[replica] = Wish(kept, claim.in_use, target)
         return Report(
             name=self.name,
-            instance=f"{self._instance}.{self._lives}",
+            instance=self.instance,
             number=self._number,
             terms=self._terms,
             wishes=wishes,

@@ -23,13 +23,17 @@ class Sentinel(Section):
 class SharedRedis(Section):
     """One fleet, several gateways. Off without `url` or `sentinel`."""
 
-    url: str | None = Field(None, description="redis://host:6379/0, rediss://... or unix:///path; null: this gateway is alone")
+    url: str | None = Field(
+        None, description="redis://host:6379/0, rediss://... or unix:///path; null: this gateway is alone"
+    )
     sentinel: Sentinel | None = Field(None, description="instead of `url`")
     cluster: bool = Field(False, description="`url` is one node of a Redis Cluster")
     username: str | None = None
     password: str | None = Field(None, repr=False, description="`env:NAME` or `file:/path` keep it out of this file")
     prefix: str = Field(
-        "penstock:default", pattern=r"^[^{}\s]{1,200}$", description="of all keys: one a fleet; gateways with the same one share"
+        "penstock:default",
+        pattern=r"^[^{}\s]{1,200}$",
+        description="of all keys: one a fleet; gateways with the same one share",
     )
     name: str | None = Field(
         None,
@@ -52,7 +56,8 @@ class SharedRedis(Section):
     )
     timeout_s: PositiveFloat = Field(0.5, description="for one call; not more than lease_s")
     wait_replicas: NonNegativeInt = Field(
-        0, description="replicas of Redis that must have a report before it counts (WAIT): no split brain renews a lease"
+        0,
+        description="replicas of Redis that must have a report before it counts (WAIT): no split brain renews a lease",
     )
 
     @property
@@ -92,7 +97,9 @@ class SharedRedis(Section):
             found.append((("timeout_s",), text))
         if self.forget_s < 2 * (self.lease_s + self.settle_s):
             text = f"{self.forget_s:g} is less than twice lease_s and settle_s together, {2 * (self.lease_s + self.settle_s):g}"
-            found.append((("forget_s",), f"{text}; give longer than the longest outage of Redis that is to be ridden out"))
+            found.append(
+                (("forget_s",), f"{text}; give longer than the longest outage of Redis that is to be ridden out")
+            )
         return found
 
 

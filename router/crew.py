@@ -39,6 +39,10 @@ class Crew(Protocol):
         """Everybody, and whoever comes later; what they still have on their replicas."""
         ...
 
+    def over(self, replica: str, why: str) -> None:
+        """Everybody; nobody waits until they know."""
+        ...
+
     async def left(self) -> Left:
         """What everybody has on the replicas; where somebody does not reply, none is released."""
         ...

@@ -5,9 +5,12 @@ Reads like a table of contents; decides only the order in which things begin and
 
 import asyncio
 import logging
+import os
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from uuid import uuid4
 
 import httpx
 from prometheus_client import CollectorRegistry
@@ -21,6 +24,7 @@ from batching.shares import NOTHING
 from config.checks import OWN_POLICY
 from config.gpus import gpu_table
 from config.schema import Config, ReplicaConfig
+from config.shared import SharedRedis
 from metrics.catalog import Metrics
 from router.admission import Admission
 from router.body_budget import BodyBudget
@@ -35,6 +39,8 @@ from router.gauges import Gauges
 from router.kv_watch import KvWatch
 from router.openai.errors import draining
 from router.report import Report, Wait
+from router.shared.book_in_redis import Book, BookInRedis
+from router.shared.budgets import SharedBudgets, terms_of
 from router.streams import Streams
 from router.watched import Watched
 
@@ -43,12 +49,20 @@ log = logging.getLogger("penstock")
 _HOUSEKEEPING_S = 0.5
 _POLICY_SEED = 0  # of what some baselines draw at random; any will do
 BackendFactory = Callable[[ReplicaConfig, Config, httpx.AsyncClient], Backend]
+BookFactory = Callable[[SharedRedis], Book]
 
 
 class Gateway:
     """One gateway: `async with gateway.running()` while it serves."""
 
-    def __init__(self, config: Config, *, version: str, backend_factory: BackendFactory = build_backend) -> None:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        version: str,
+        backend_factory: BackendFactory = build_backend,
+        book_factory: BookFactory = BookInRedis,
+    ) -> None:
         self.config = config
         self.draining = False
         self.crew: Crew | None = None  # the other workers, where there are any; set before `running`
@@ -84,9 +98,14 @@ class Gateway:
         self.streams: Streams = self.dispatcher.moves
         # Replicas that are drained or taken away.
         self.farewells = Farewells(config.spot, self.admission, self.streams, self.metrics)
+        self.farewells.on_over = self._over
+        # The same fleet's other gateways, where there may be some.
+        self.identity = f"{socket.gethostname()}:{os.getpid()}"  # unlike any other's; the server knows a better one
+        self.shared: SharedBudgets | None = None
         self.bodies = BodyBudget(config.server.max_held_body_bytes)
         self.gauges = Gauges(self.metrics, self.scheduler, self.bodies)
         self._backend_factory = backend_factory
+        self._book_factory = book_factory
         self._retired: list[Backend] = []  # removed or replaced by a reload; closed after their last stream
         self._http: httpx.AsyncClient | None = None
 
@@ -107,9 +126,11 @@ class Gateway:
                         scrape_interval_s=scrape_s,
                     )
                     self.farewells.begin(self.watch)
+                    self.shared = self._shared_budgets()
                     self.kv_watch = KvWatch(self.scheduler, self.metrics, http, tasks, self._is_adapter)
                     for replica in self.config.replicas:
                         self._add(replica)
+                    shared = None if self.shared is None else tasks.create_task(self.shared.run(), name="shared")
                     await self.watch.first_look()
                     housekeeping = tasks.create_task(self._housekeep(), name="housekeeping")
                     ledger = tasks.create_task(self.decisions.run(self._fleet), name="decisions")
@@ -118,6 +139,8 @@ class Gateway:
                     housekeeping.cancel()
                     ledger.cancel()
                     farewells.cancel()
+                    if shared is not None:
+                        shared.cancel()
                     self.dispatcher.moves.close()
                     self.watch.close()
                     self.kv_watch.close()
@@ -128,6 +151,8 @@ class Gateway:
                 self.admission.close()
                 for backend in [*self.backends.values(), *self._retired]:
                     await backend.aclose()
+                if self.shared is not None:
+                    await self.shared.leave()
 
     def begin_drain(self) -> None:
         """Not ready any more; queued requests are sent away with Retry-After, running ones go on."""
@@ -166,6 +191,8 @@ class Gateway:
         now = asyncio.get_running_loop().time()
         self.gauges.refresh(now, self.config.queue.max_requests)
         self.farewells.refresh_gauges(now)
+        if self.shared is not None:
+            self.shared.refresh_gauges()
         if self.watch is not None:
             self.watch.suspicion.show()
 
@@ -187,7 +214,7 @@ class Gateway:
         backend = self._backend_factory(replica, self.config, self._http)
         self.backends[ReplicaId(replica.name)] = backend
         self.watch.add(replica, backend)
-        if self.crew is not None:
+        if self.crew is not None or self.shared is not None:
             self.scheduler.allot(ReplicaId(replica.name), NOTHING)  # until the book of shares says more
         self.kv_watch.add(replica)
         self.farewells.added(ReplicaId(replica.name))
@@ -215,6 +242,23 @@ class Gateway:
         self.kv_watch.change(before, after)
         watched.wake.set()
 
+    def _shared_budgets(self) -> SharedBudgets | None:
+        config = self.config.redis
+        if not config.enabled:
+            return None
+        identity = self.identity
+        if config.name is not None:
+            identity = "/".join([config.name, *identity.split("/")[1:]])  # a worker's seat stays
+        return SharedBudgets(
+            self._book_factory(config),
+            self.admission,
+            self.farewells,
+            self.metrics,
+            name=identity,
+            instance=uuid4().hex,
+            terms=terms_of(config, self.config.server.workers if self.crew is not None else 1),
+        )
+
     def _fleet(self) -> list[ReplicaProfile]:
         return [state.profile for state in self.scheduler.states(0.0)]
 
@@ -227,6 +271,13 @@ class Gateway:
         watched = self.watch.replicas.get(replica) if self.watch is not None else None
         known = watched.known if watched is not None else None
         return known is not None and any(served.name == model and served.parent for served in known.models)
+
+    def _over(self, replica: ReplicaId, why: str) -> None:
+        """A notice ended by itself: the other workers and gateways hear of it."""
+        if self.crew is not None:
+            self.crew.over(replica, why)
+        if self.shared is not None:
+            self.shared.over(replica, why)
 
     def _attempted(self, exchange: Exchange) -> None:
         if self.kv_watch is not None:

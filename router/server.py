@@ -108,6 +108,7 @@ class PenstockServer(uvicorn.Server):
             )
         )
         self._gateway = gateway
+        gateway.identity = f"{socket.gethostname()}:{listener.getsockname()[1]}"
         self._listener = listener
         self._version = version
         self._reload = reload

@@ -5,6 +5,7 @@ is then thrown away, since what comes over it next might be the answer to someth
 """
 
 import asyncio
+import hashlib
 from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -15,7 +16,6 @@ from redis.asyncio.cluster import RedisCluster
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
-from redis.cluster import ClusterNode  # noqa: F401 - named in errors of the client
 from redis.exceptions import NoScriptError, RedisError
 
 from batching.request import ReplicaId
@@ -107,31 +107,24 @@ class BookInRedis:
                 if waits and self._config.wait_replicas:
                     await self._wait_for_replicas()
                 return found
-        except TimeoutError as error:
-            failure = Unreachable("timeout", f"no answer within {self._config.timeout_s:g} s")
-            raise failure from error
-        except Unreachable as error:
-            failure = error
-            raise
-        except RedisError as error:
-            connection = isinstance(error, redis.exceptions.ConnectionError | redis.exceptions.TimeoutError)
-            failure = Unreachable("connection" if connection else "refused", str(error) or type(error).__name__)
-            raise failure from error
-        except OSError as error:
-            failure = Unreachable("connection", str(error))
-            raise failure from error
-        except asyncio.CancelledError:
-            self._client = None  # its socket goes with it
-            raise
-        finally:
-            if "failure" in locals():
-                await self.aclose()
+        except (TimeoutError, OSError, RedisError, Unreachable) as error:
+            await self.aclose()
+            raise _unreachable(error, self._config.timeout_s) from error
 
     async def _wait_for_replicas(self) -> None:
         wanted = self._config.wait_replicas
         reached = await self._client.wait(wanted, int(self._config.timeout_s * 1000))
         if reached < wanted:
             raise Unreachable("replicas", f"{reached} replicas of Redis have the report, of {wanted} wanted")
+
+
+def _unreachable(error: Exception, timeout_s: float) -> Unreachable:
+    if isinstance(error, Unreachable):
+        return error
+    if isinstance(error, TimeoutError | redis.exceptions.TimeoutError):
+        return Unreachable("timeout", f"no answer within {timeout_s:g} s")
+    broken = isinstance(error, OSError | redis.exceptions.ConnectionError)
+    return Unreachable("connection" if broken else "refused", str(error) or type(error).__name__)
 
 
 async def _client(config: SharedRedis) -> Any:
@@ -147,7 +140,7 @@ async def _client(config: SharedRedis) -> Any:
     if config.sentinel is not None:
         nodes = [(host, int(port)) for host, _, port in (node.rpartition(":") for node in config.sentinel.nodes)]
         asked = {"password": config.sentinel.password, "socket_timeout": config.timeout_s / 2, "protocol": 2}
-        sentinels = Sentinel(nodes, sentinel_kwargs=asked, **common)
+        sentinels = Sentinel(nodes, sentinel_kwargs=asked, **common)  # type: ignore[no-untyped-call]
         return sentinels.master_for(config.sentinel.master, max_connections=1, retry=never)
     assert config.url is not None
     if config.cluster:
@@ -169,8 +162,6 @@ async def _evaluated(client: Any, script: str, keys: list[str], arguments: tuple
 
 
 def _digest(script: str) -> str:
-    import hashlib  # noqa: PLC0415
-
     return hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
 
 
@@ -179,9 +170,7 @@ def _heard(found: list[Any]) -> Heard:
     if status is not Status.OK:
         return Heard(reply=Reply(status=status))
     _, now_ms, frozen, bounds, others, stamp, notices = found
-    records = {
-        others[i].decode(): _record(others[i + 1], others[i + 2]) for i in range(0, len(others), 3)
-    }
+    records = {others[i].decode(): _record(others[i + 1], others[i + 2]) for i in range(0, len(others), 3)}
     reply = Reply(
         status=status,
         now_ms=now_ms,

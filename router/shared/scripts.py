@@ -32,7 +32,7 @@ if meta[1] ~= server then
   end
 elseif now < meta[2] or now - meta[2] > settle then
   for other, record in pairs(records) do record[3], changed[other] = now, true end
-  if meta[3] > meta[2] then meta[3] = now + lease + settle end
+  meta[3] = meta[2] <= meta[3] and now + lease + settle or 0
 end
 meta[2] = now
 redis.call('HSET', KEYS[1], '', cmsgpack.pack(meta))
@@ -121,20 +121,17 @@ return 1
 """
 
 # KEYS: notices (replica -> number, body, deadline on Redis' clock; "" -> the stamp of all). ARGV: replica, number before, body, left_ms
-# Returns the number that stands from now on; negative, less one, where another stood.
+# An empty body stays, too: it says that the replica may work again. Returns the number that stands from now on; negative, less one,
+# where another stood than the teller thought.
 NOTE: Final = """
 local before = redis.call('HGET', KEYS[1], ARGV[1])
 local number = before and cmsgpack.unpack(before)[1] or 0
 if number ~= tonumber(ARGV[2]) then return -1 - number end
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
-if ARGV[3] == '' then
-  redis.call('HDEL', KEYS[1], ARGV[1])
-else
-  number = math.max(number + 1, now)
-  local left = tonumber(ARGV[4])
-  redis.call('HSET', KEYS[1], ARGV[1], cmsgpack.pack({number, ARGV[3], left and now + left or 0}))
-end
-redis.call('HSET', KEYS[1], '', now .. ':' .. redis.sha1hex(ARGV[1] .. ARGV[3] .. number))
+local left = tonumber(ARGV[4])
+number = math.max(number + 1, now)
+redis.call('HSET', KEYS[1], ARGV[1], cmsgpack.pack({number, ARGV[3], left and now + left or 0}))
+redis.call('HSET', KEYS[1], '', now .. ':' .. redis.sha1hex(ARGV[1] .. number))
 return number
 """

@@ -8,7 +8,14 @@ from copy import deepcopy
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from batching.request import ReplicaId
 from batching.shared_book import Reply, Report, SharedBook, Terms
@@ -55,7 +62,7 @@ class SharedBookMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.true_s = 1000.0
+        self.true_s = 1_000_000.0
         self.book = SharedBook()
         self.server, self.jumped_s = 1, 0.0
         self.copies: list[SharedBook] = []
@@ -67,6 +74,10 @@ class SharedBookMachine(RuleBasedStateMachine):
     def begin(self, names: set[str]):
         for name in sorted(names):
             self._start(name, 0.0)
+        for _ in range(8):  # the book is not new any more
+            for name in sorted(names):
+                self._exchange(name)
+            self.true_s += 0.4
 
     # -- gateways ----------------------------------------------------------------------------------------------------
 
@@ -91,7 +102,7 @@ class SharedBookMachine(RuleBasedStateMachine):
             if self.sites[name].connected and self.sites[name].under_way is None:
                 site = self.sites.pop(name)
                 self.late = [late for late in self.late if late[0] != name]
-                self.book.leave(name, f"{site.holder._instance}.{site.holder._lives}")
+                self.book.leave(name, site.holder.instance)
 
     @rule(data=st.data(), stopped=st.booleans())
     def stop_or_go_on(self, data: st.DataObject, stopped: bool):
