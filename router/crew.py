@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Protocol
 
+from batching.request import ReplicaId
 from metrics.pages import Page
 from router.decision_documents import Document
 from router.decision_log import Asked
@@ -39,7 +40,7 @@ class Crew(Protocol):
         """Everybody, and whoever comes later; what they still have on their replicas."""
         ...
 
-    def over(self, replica: str, why: str) -> None:
+    def over(self, replica: ReplicaId, why: str) -> None:
         """Everybody; nobody waits until they know."""
         ...
 

@@ -187,9 +187,8 @@ class SharedBudgets:
             wait = "; its book is new, so that shares come when a lease has passed" if holder.frozen else ""
             log.info("budgets are shared through Redis as %s, with %d others%s", holder.name, others, wait)
         elif mode is Mode.LAST_LEASE:
-            log.warning(
-                "Redis does not answer (%s): the last shares hold for some %.1f s", trouble, self._terms.lease_ms / 1000
-            )
+            left_s = holder.expires_s - asyncio.get_running_loop().time()
+            log.warning("Redis does not answer (%s): the last shares hold for %.1f s more", trouble, left_s)
         elif mode is Mode.STATIC:
             log.warning("without Redis (%s): at most %.3g of each replica is used", trouble, self._terms.static / WHOLE)
         else:

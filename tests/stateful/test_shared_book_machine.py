@@ -140,8 +140,13 @@ class SharedBookMachine(RuleBasedStateMachine):
             greedy = self._one(data)
             self.contend_for(greedy, ticks, step_s, all_want=all_want)
 
-    @rule(data=st.data(), first=st.booleans(), how=st.sampled_from(("cut", "stop", "kill")))
-    def take_over(self, data: st.DataObject, first: bool, how: str):
+    @rule(
+        data=st.data(),
+        first=st.booleans(),
+        how=st.sampled_from(("cut", "stop", "kill")),
+        ticks=st.sampled_from(((16, 0.17), (30, 0.9))),
+    )
+    def take_over(self, data: st.DataObject, first: bool, how: str, ticks: tuple[int, float]):
         """One has all there is and is not heard any more; another would like it."""
         if len(self.sites) > 1:
             name = self._one(data)
@@ -153,7 +158,22 @@ class SharedBookMachine(RuleBasedStateMachine):
                 site.stopped = True
             else:
                 del self.sites[name]
-            self.contend_for(sorted(self.sites)[0 if first else -1], 8, 0.4)
+            self.contend_for(sorted(self.sites)[0 if first else -1], *ticks)
+
+    @rule(data=st.data())
+    def fall_back(self, data: st.DataObject):
+        """One is given all there is, and is cut off; Redis fails over to a copy from before that. Somebody else would like it."""
+        names = [name for name, site in self.sites.items() if site.connected and not site.stopped]
+        if len(names) > 1:
+            name = data.draw(st.sampled_from(sorted(names)))
+            other = next(other for other in sorted(names) if other != name)
+            self.contend_for(other, 4, 0.4)
+            before = deepcopy(self.book)
+            self.contend_for(name, 4, 0.4)
+            if (knower := self._knower(but=name)) is not None:
+                self.sites[name].connected = False
+                self._begin_again(before, knower)
+                self.contend_for(other, 8, 0.4)
 
     def contend_for(self, greedy: str, ticks: int, step_s: float = 0.05, *, all_want: bool = False) -> None:
         for name, site in self.sites.items():
@@ -232,11 +252,14 @@ class SharedBookMachine(RuleBasedStateMachine):
         knower = self._knower()
         assert knower is not None
         stale = data.draw(st.sampled_from((None, *range(len(self.copies)))))
-        self.book = SharedBook() if stale is None else deepcopy(self.copies[stale])
+        self.jumped_s += data.draw(st.sampled_from((0.0, -5.0, 5.0)))
+        self._begin_again(SharedBook() if stale is None else deepcopy(self.copies[stale]), knower)
+
+    def _begin_again(self, book: SharedBook, knower: str) -> None:
+        self.book = book
         self.copies.clear()
         self.late.clear()  # connections ended with the server
         self.server += 1
-        self.jumped_s += data.draw(st.sampled_from((0.0, -5.0, 5.0)))
         for site in self.sites.values():
             if site.under_way is not None:
                 site.under_way = None
@@ -287,12 +310,12 @@ class SharedBookMachine(RuleBasedStateMachine):
         now_ms = int((self.true_s + self.jumped_s) * 1000)
         return self.book.report(now_ms, f"server-{self.server}", report)
 
-    def _knower(self) -> str | None:
+    def _knower(self, but: str = "") -> str | None:
         """A gateway that reaches Redis and knows of every other that may believe in something."""
         believers = {name for name, site in self.sites.items() if site.holder.mode is not Mode.NONE}
         for name, site in sorted(self.sites.items()):
             known = {name, *site.holder._records}
-            usable = site.connected and not site.stopped and site.under_way is None
+            usable = name != but and site.connected and not site.stopped and site.under_way is None
             if usable and name in believers and believers <= known:
                 return name
         return None
@@ -302,7 +325,7 @@ class SharedBookMachine(RuleBasedStateMachine):
 
 
 SETTINGS = settings(
-    max_examples=400, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=250, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 
 
