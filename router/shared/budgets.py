@@ -6,6 +6,7 @@ Decides when to report, and what is said when Redis cannot be reached; what a re
 
 import asyncio
 import logging
+from math import inf
 from typing import Final
 
 from batching.shared_book import Terms
@@ -23,6 +24,7 @@ log = logging.getLogger("penstock.shared")
 
 _LEAST_PAUSE_S: Final = 0.005  # between two reports, however urgent
 _UNEASY_S: Final = 0.05
+_TICK_S: Final = 0.001  # timers may fire a little early; what is so near has come
 _BUSY_RATIO: Final = 20  # no more than a twentieth of the time is spent on reckoning
 
 
@@ -55,17 +57,23 @@ class SharedBudgets:
         self._notices = SharedNotices(book, farewells)
         self._hurried = asyncio.Event()
         self._reported_s = 0.0
+        self._due_s = inf  # the next report
+        self._urgent_s = -inf  # when a report was last made before its time
         self._pause_s = _UNEASY_S
         self._said = Mode.NONE  # the mode that the log knows
         self._trouble = "not asked yet"
 
     async def run(self) -> None:
         """Until it is cancelled."""
-        self._admission.on_waiting = self._hurried.set
+        self._admission.on_waiting = self._hurry
         self._admission.on_expired = self._expired
         while True:
             pause_s = await self._exchange()
-            await self._wait(max(pause_s, _LEAST_PAUSE_S))
+            if pause_s < self._pause_s:  # urgent, but not for ever: where all are short, all change all the time
+                now = asyncio.get_running_loop().time()
+                pause_s = max(pause_s, self._urgent_s + self._pause_s - now, _LEAST_PAUSE_S)
+                self._urgent_s = now + pause_s
+            await self._wait(pause_s)
 
     async def leave(self) -> None:
         """The others may have all of it; not more than one call's time is spent on saying so."""
@@ -152,17 +160,22 @@ class SharedBudgets:
     async def _wait(self, pause_s: float) -> None:
         """Until the next report is due: sooner where somebody waits, and no later than the shares change by themselves."""
         loop = asyncio.get_running_loop()
-        due_s = loop.time() + pause_s
-        while (now := loop.time()) < due_s:
-            if now >= self.holder.expires_s:
-                self._expired(now)
+        self._due_s = loop.time() + pause_s
+        while (now := loop.time()) < self._due_s - _TICK_S:
+            if now >= self.holder.expires_s - _TICK_S:
+                self._expired(now + _TICK_S)
             try:
-                async with asyncio.timeout_at(min(due_s, self.holder.expires_s)):
+                async with asyncio.timeout_at(min(self._due_s, self.holder.expires_s)):
                     await self._hurried.wait()
             except TimeoutError:
                 continue
             self._hurried.clear()
-            due_s = min(due_s, max(self._reported_s + self._pause_s, loop.time() + _LEAST_PAUSE_S))
+            self._due_s = min(self._due_s, max(self._reported_s + self._pause_s, loop.time() + _LEAST_PAUSE_S))
+
+    def _hurry(self) -> None:
+        """Somebody waits; whether for want of a share, the report will tell."""
+        if self._reported_s + self._pause_s < self._due_s - _TICK_S:
+            self._hurried.set()
 
     def _expired(self, now: float) -> None:
         """By the clock alone; `Admission` asks before it places anything."""

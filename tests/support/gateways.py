@@ -15,6 +15,7 @@ from router.engines import build_backend
 from router.gateway import Gateway
 from router.protocol import protocol_with
 from router.server import bind
+from router.shared.book_in_redis import Book
 from tests.support.servers import in_this_loop
 
 
@@ -70,6 +71,8 @@ async def gateway_over(
     engines: Mapping[str, Backend],
     config: Config | None = None,
     capacity: Mapping[str, Any] | None = None,
+    *,
+    book: Book | None = None,
     **sections: Any,
 ) -> AsyncIterator[Running]:
     """A gateway whose replicas are the given backends; the lifespan runs, no socket is opened."""
@@ -79,6 +82,8 @@ async def gateway_over(
         return engines[replica.name] if replica.name in engines else build_backend(replica, _config, _http)
 
     gateway = Gateway(config, version="test", backend_factory=factory)
+    if book is not None:
+        gateway = Gateway(config, version="test", backend_factory=factory, book_factory=lambda _redis: book)
     async with gateway.running():
         yield Running(gateway, create_app(gateway, "test"))
 
