@@ -295,8 +295,11 @@ class Config(Section):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @model_validator(mode="after")
-    def _replicas_fit_together(self) -> Self:
+    def _sections_fit_together(self) -> Self:
         problems = list(fleet_problems(self.replicas))
+        if self.redis.enabled and self.redis.settle_s < self.probe.interval_s:
+            text = f"{self.redis.settle_s:g} is less than probe.interval_s, {self.probe.interval_s:g}: nobody would have seen what still runs"
+            problems.append((("redis", "settle_s"), text))
         if problems:
             raise refusal("configuration", problems)
         return self

@@ -4,6 +4,7 @@ stop and go on, clocks that run unequally and jump, a Redis that comes back empt
 
 from collections.abc import Mapping
 from copy import deepcopy
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -182,7 +183,7 @@ class SharedBookMachine(RuleBasedStateMachine):
                 site.in_use = dict.fromkeys(REPLICAS, 0)
         for _ in range(ticks):
             for name in sorted(self.sites):
-                self._exchange(name)
+                self._exchange(name, immodest=name == greedy)
             self.true_s += step_s
             self.nobody_may_place_more_than_there_is()
 
@@ -300,11 +301,15 @@ class SharedBookMachine(RuleBasedStateMachine):
         self.lives += 1
         self.sites[name] = Site(name, self.lives, 1 + drift, 17.0 * self.lives)
 
-    def _exchange(self, name: str) -> None:
+    def _exchange(self, name: str, *, immodest: bool = False) -> None:
+        """`immodest`: it wishes for all there is, whatever is right; the book must not depend on manners."""
         site = self.sites[name]
         if site.connected and not site.stopped and site.under_way is None:
             now = site.now(self.true_s)
-            site.holder.take(now, self._apply(site.holder.report(now)))
+            report = site.holder.report(now)
+            if immodest:
+                report = replace(report, wishes={r: wish._replace(target=WHOLE) for r, wish in report.wishes.items()})
+            site.holder.take(now, self._apply(report))
 
     def _apply(self, report: Report) -> Reply:
         now_ms = int((self.true_s + self.jumped_s) * 1000)
