@@ -70,10 +70,7 @@ async def _trouble(asked: Asked, redis: RedisProcess, all_: list[GatewayProcess]
     if asked.kill:
         survivors = all_[1:]
         all_[0].kill()
-        began_s = loop.time()
-        while sum([await share_of(gateway) for gateway in survivors]) < 1 - asked.static - 1e-3:
-            await asyncio.sleep(0.02)
-        took_s = loop.time() - began_s
+        took_s = await _until_whole(survivors, 1 - asked.static - 1e-3)
         await asyncio.sleep(2)
         return f"; killed one: its share is back after {took_s:.2f} s"
     if asked.stop_redis_s:
@@ -86,8 +83,7 @@ async def _trouble(asked: Asked, redis: RedisProcess, all_: list[GatewayProcess]
         began_s = loop.time()
         for gateway in all_:
             await until_mode(gateway, "redis", gateways=len(all_))
-        while sum([await share_of(gateway) for gateway in all_]) < 0.99:
-            await asyncio.sleep(0.02)
+        await _until_whole(all_, 0.99)
         took_s = loop.time() - began_s
         rate, without = before / asked.seconds, during / asked.stop_redis_s
         return (
@@ -95,6 +91,15 @@ async def _trouble(asked: Asked, redis: RedisProcess, all_: list[GatewayProcess]
             f"exact again after {took_s:.2f} s"
         )
     return ""
+
+
+async def _until_whole(all_: list[GatewayProcess], least: float) -> float:
+    """Until they have so much of the first engine together; seconds."""
+    loop = asyncio.get_running_loop()
+    began_s = loop.time()
+    while sum([await share_of(gateway) for gateway in all_]) < least:  # noqa: ASYNC110 - other processes' state
+        await asyncio.sleep(0.02)
+    return loop.time() - began_s
 
 
 def _say(number: int, fleet: list[WatchedEngine], clients: Load, extra: str) -> bool:
