@@ -78,6 +78,7 @@ class Report:
     known: Mapping[str, int] = field(default_factory=dict)  # other holders it knew last, and their static shares
     join: Join = Join.NO
     words: bytes = b""  # for the other holders; the book does not read it
+    short: bool = False  # somebody waits for want of a share: the others are called
 
 
 @dataclass(slots=True)

@@ -134,6 +134,7 @@ class SharedHolder:
             wishes=wishes,
             known={name: record.terms.static for name, record in self._records.items()},
             join=self._join,
+            short=any(claim.short for claim in claims.values()),
             words=_encode(Words(claims, self._turns, self.released)),
         )
 

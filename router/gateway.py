@@ -130,7 +130,8 @@ class Gateway:
                     self.kv_watch = KvWatch(self.scheduler, self.metrics, http, tasks, self._is_adapter)
                     for replica in self.config.replicas:
                         self._add(replica)
-                    shared = None if self.shared is None else tasks.create_task(self.shared.run(), name="shared")
+                    shared = [] if self.shared is None else [self.shared.run(), self.shared.listen()]
+                    sharing = [tasks.create_task(each, name="shared") for each in shared]
                     await self.watch.first_look()
                     housekeeping = tasks.create_task(self._housekeep(), name="housekeeping")
                     ledger = tasks.create_task(self.decisions.run(self._fleet), name="decisions")
@@ -139,8 +140,8 @@ class Gateway:
                     housekeeping.cancel()
                     ledger.cancel()
                     farewells.cancel()
-                    if shared is not None:
-                        shared.cancel()
+                    for task in sharing:
+                        task.cancel()
                     self.dispatcher.moves.close()
                     self.watch.close()
                     self.kv_watch.close()

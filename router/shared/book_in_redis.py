@@ -6,7 +6,8 @@ is then thrown away, since what comes over it next might be the answer to someth
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -62,6 +63,10 @@ class Book(Protocol):
         """
         ...
 
+    async def listen(self, called: Callable[[str], None]) -> None:
+        """Until it fails or is cancelled: `called` with the name of each holder that says it is short. Raises Unreachable."""
+        ...
+
     async def aclose(self) -> None: ...
 
 
@@ -72,6 +77,7 @@ class BookInRedis:
         self._config = config
         tag = "{" + config.prefix + "}"  # one slot of a cluster
         self._keys = [f"{tag}:book", f"{tag}:words", f"{tag}:notices"]
+        self._channel = f"{tag}:short"
         self._client: Any = None
 
     async def report(self, report: Report, stamp: bytes, *, now_ms: int | None = None, server: str = "") -> Heard:
@@ -79,6 +85,7 @@ class BookInRedis:
         arguments = (
             report.name, report.instance, report.number, *report.terms, _encode(report.wishes), _encode(report.known),
             report.join.value, report.words, stamp, "" if now_ms is None else now_ms, server,
+            self._channel if report.short else "",
         )  # fmt: skip
         return _heard(await self._asked(REPORT, self._keys, arguments, waits=True))
 
@@ -88,6 +95,22 @@ class BookInRedis:
     async def note(self, replica: str, before: int, body: bytes, left_ms: int | None) -> int:
         arguments = (replica, before, body, "" if left_ms is None else left_ms)
         return int(await self._asked(NOTE, self._keys[2:], arguments, waits=True))
+
+    async def listen(self, called: Callable[[str], None]) -> None:
+        if self._config.cluster:  # its client has no subscriptions: who idles hears of it with the next report
+            await asyncio.get_running_loop().create_future()
+        client = await _client(self._config, waits=True)
+        try:
+            async with client.pubsub() as messages:
+                await messages.subscribe(self._channel)
+                async for message in messages.listen():
+                    if message["type"] == "message":
+                        called(message["data"].decode())
+        except (OSError, RedisError) as error:
+            raise _unreachable(error, self._config.timeout_s) from error
+        finally:
+            with suppress(OSError, RedisError):
+                await client.aclose()
 
     async def aclose(self) -> None:
         client, self._client = self._client, None
@@ -127,12 +150,12 @@ def _unreachable(error: Exception, timeout_s: float) -> Unreachable:
     return Unreachable("connection" if broken else "refused", str(error) or type(error).__name__)
 
 
-async def _client(config: SharedRedis) -> Any:
-    """Connected at the first command. One connection: WAIT asks for what was written on its own."""
+async def _client(config: SharedRedis, *, waits: bool = False) -> Any:
+    """Connected at the first command. One connection: WAIT asks for what was written on its own. `waits`: for what others say."""
     common: dict[str, Any] = {
         "username": config.username,
         "password": config.password,
-        "socket_timeout": config.timeout_s,
+        "socket_timeout": None if waits else config.timeout_s,
         "socket_connect_timeout": config.timeout_s,
         "protocol": 2,
     }
@@ -147,7 +170,7 @@ async def _client(config: SharedRedis) -> Any:
         client = RedisCluster.from_url(config.url, retry=never, **common)
         await client.initialize()
         return client
-    return redis.asyncio.Redis.from_url(config.url, single_connection_client=True, retry=never, **common)
+    return redis.asyncio.Redis.from_url(config.url, single_connection_client=not waits, retry=never, **common)
 
 
 async def _evaluated(client: Any, script: str, keys: list[str], arguments: tuple[object, ...]) -> Any:

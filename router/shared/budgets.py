@@ -6,6 +6,7 @@ Decides when to report, and what is said when Redis cannot be reached; what a re
 
 import asyncio
 import logging
+from contextlib import suppress
 from math import inf
 from typing import Final
 
@@ -74,6 +75,13 @@ class SharedBudgets:
                 pause_s = max(pause_s, self._urgent_s + self._pause_s - now, _LEAST_PAUSE_S)
                 self._urgent_s = now + pause_s
             await self._wait(pause_s)
+
+    async def listen(self) -> None:
+        """To others that are short, until it is cancelled; without it they are heard with the next report."""
+        while True:
+            with suppress(Unreachable):
+                await self._book.listen(self._called)
+            await asyncio.sleep(self.holder.pause_s)
 
     async def leave(self) -> None:
         """The others may have all of it; not more than one call's time is spent on saying so."""
@@ -171,6 +179,10 @@ class SharedBudgets:
                 continue
             self._hurried.clear()
             self._due_s = min(self._due_s, max(self._reported_s + self._pause_s, loop.time() + _LEAST_PAUSE_S))
+
+    def _called(self, name: str) -> None:
+        if name != self.holder.name:
+            self._hurry()
 
     def _hurry(self) -> None:
         """Somebody waits; whether for want of a share, the report will tell."""

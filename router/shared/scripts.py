@@ -7,7 +7,8 @@ are given in tests only: else the time is Redis' own, and the server its `run_id
 from typing import Final
 
 # KEYS: book (name -> record; "" -> the book itself), words (name -> what the others read), notices
-# ARGV: name, instance, number, lease_ms, settle_ms, forget_ms, static, wishes, known, join, words, stamp, now, server
+# ARGV: name, instance, number, lease_ms, settle_ms, forget_ms, static, wishes, known, join, words, stamp, now, server, channel (of
+# those who are short, to call the others; empty: nobody is)
 # A record: instance, number, heard_ms, lease_ms, settle_ms, forget_ms, static, lapsed, suspect, {replica: {bound, in use}}
 REPORT: Final = """
 local name, instance, number = ARGV[1], ARGV[2], tonumber(ARGV[3])
@@ -97,6 +98,7 @@ if status == 'ok' then
 end
 for other in pairs(changed) do redis.call('HSET', KEYS[1], other, cmsgpack.pack(records[other])) end
 if status ~= 'ok' then return {status} end
+if ARGV[15] ~= '' then redis.call('PUBLISH', ARGV[15], name) end
 
 local others = {}
 for other, record in pairs(records) do

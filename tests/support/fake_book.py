@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+from collections.abc import Callable
 
 import msgspec
 
@@ -19,6 +20,7 @@ class Store:
         self.server = 1
         self.notices: dict[bytes, bytes] = {}
         self.reports = 0
+        self.called: dict[str, Callable[[str], None]] = {}  # what listeners are called by
 
     def lose_everything(self) -> None:
         self.book, self.notices = SharedBook(), {}
@@ -43,6 +45,9 @@ class FakeBook:
         store = self.store
         store.reports += 1
         reply = store.book.report(store.now_ms(), f"server-{store.server}", report)
+        if report.short:
+            for called in self.store.called.values():
+                asyncio.get_running_loop().call_later(self.latency_s, called, report.name)
         await self._way()
         now = store.notices.get(b"", b"")
         return Heard(reply=reply, stamp=now, notices=None if now == stamp else dict(store.notices))
@@ -62,6 +67,13 @@ class FakeBook:
         notices[replica.encode()] = msgspec.msgpack.encode((number, body, 0 if left_ms is None else now_ms + left_ms))
         notices[b""] = f"{now_ms}:{hashlib.sha256(f'{replica}{number}'.encode()).hexdigest()}".encode()
         return number
+
+    async def listen(self, called: Callable[[str], None]) -> None:
+        self.store.called[str(id(self))] = lambda name: called(name) if self.reachable else None
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            del self.store.called[str(id(self))]
 
     async def aclose(self) -> None:
         pass
