@@ -61,7 +61,7 @@ def _claim(live: LiveReplica, demands: dict[str, _Demand], queue: WaitingQueue) 
         return found if usable is None else max(found, parts_for(blocks + more_blocks, usable))
 
     needed = wanted = 0
-    in_use = min(parts(0, 0), enforced) if live.ledger.leases else 0
+    in_use = parts(0, 0) if live.ledger.leases else 0  # after a lapse more than it may place
     if live.offer.open:
         wishes = [demands[model] for model in live.profile.models if model in demands]
         for need in _heads(live, wishes, queue):

@@ -168,26 +168,35 @@ def _free(holders: Mapping[HolderId, _Held]) -> int:
 
 
 def _targets(holders: Mapping[HolderId, _Held]) -> dict[HolderId, int]:
-    """What each should have: what it uses; then heads in order, a little for the idle, all who wait, and the rest for anybody."""
-    claims = {holder: held.claim for holder, held in holders.items()}
-    division = _Division({holder: min(held.claim.in_use, held.bound) for holder, held in holders.items()})
-    # Who has room for its head keeps its turn, too: it may be about to use it.
-    heads = [(held.turn, holder) for holder, held in holders.items() if held.turn is not None]
-    for _, holder in sorted(heads):
+    """What each should have."""
+    return divided(
+        {holder: held.claim for holder, held in holders.items()},
+        {holder: min(held.claim.in_use, held.bound) for holder, held in holders.items()},
+        # Who has room for its head keeps its turn, too: it may be about to use it.
+        {holder: held.turn for holder, held in holders.items() if held.turn is not None},
+    )
+
+
+def divided(
+    claims: Mapping[HolderId, Claim], kept: Mapping[HolderId, int], turns: Mapping[HolderId, int], whole: int = WHOLE
+) -> dict[HolderId, int]:
+    """Of `whole` parts, what each should have: what it keeps; then heads by their turns, a little for the idle, all who wait, and the rest for anybody."""
+    division = _Division(dict(kept), whole)
+    for holder in sorted(turns, key=lambda holder: (turns[holder], holder)):
         division.give(holder, claims[holder].needed - division.parts[holder])
-    for holder in holders:
-        division.give(holder, WHOLE // (_IDLE_RATIO * len(holders)) - division.parts[holder])
+    for holder in claims:
+        division.give(holder, whole // (_IDLE_RATIO * len(claims)) - division.parts[holder])
     division.share_out({holder: claim.wanted - division.parts[holder] for holder, claim in claims.items()})
-    division.share_out(dict.fromkeys(holders, WHOLE))
+    division.share_out(dict.fromkeys(claims, whole))
     return division.parts
 
 
 class _Division:
-    """The parts of one replica while they are handed out; never more than there are."""
+    """The parts of one replica while they are handed out; never more than there are. Where more is kept than there is, none are."""
 
-    def __init__(self, parts: dict[HolderId, int]) -> None:
+    def __init__(self, parts: dict[HolderId, int], whole: int) -> None:
         self.parts = parts
-        self._rest = WHOLE - sum(parts.values())
+        self._rest = max(0, whole - sum(parts.values()))
 
     def give(self, holder: HolderId, parts: int) -> None:
         more = max(0, min(parts, self._rest))

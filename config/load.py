@@ -47,6 +47,8 @@ _EACH = "*"
 _SECRET_PLACES: tuple[KeyPath, ...] = (
     ("server",),
     ("auth",),
+    ("redis",),
+    ("redis", "sentinel"),
     ("replicas", _EACH),
     ("discovery", "dns", _EACH, "replica"),
     ("discovery", "kubernetes", _EACH, "replica"),

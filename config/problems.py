@@ -17,7 +17,7 @@ from config.schema import Config
 
 KeyPath = tuple[str | int, ...]
 
-SECRET_KEYS = frozenset({"api_key", "admin_key", "pepper", "secret_keys"})
+SECRET_KEYS = frozenset({"api_key", "admin_key", "pepper", "secret_keys", "password"})
 SECRET_HEADERS = ("tracing", "headers")  # each value below it
 
 _BOUNDS = {

@@ -36,6 +36,7 @@ from config.replica import (
 )
 from config.scheduling import Floors, Hedge, Mechanism, Objectives, Queue, Scheduling, TierShares
 from config.section import Section
+from config.shared import SharedRedis
 from config.spot import Spot
 from config.tenants import Auth, Tenant, tenancy_problems
 from config.tracing import Tracing
@@ -191,12 +192,16 @@ class Config(Section):
     tracing: Tracing = Tracing()
     auth: Auth = Auth()
     tenants: tuple[Tenant, ...] = ()
+    redis: SharedRedis = SharedRedis()
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = Field("text", description="json: one object a line, tracebacks included")
 
     @model_validator(mode="after")
-    def _replicas_fit_together(self) -> Self:
+    def _sections_fit_together(self) -> Self:
         problems = [*fleet_problems(self.replicas), *tenancy_problems(self.auth, self.tenants)]
+        if self.redis.enabled and self.redis.settle_s < self.probe.interval_s:
+            text = f"{self.redis.settle_s:g} is less than probe.interval_s, {self.probe.interval_s:g}: nobody would have seen what still runs"
+            problems.append((("redis", "settle_s"), text))
         if problems:
             raise refusal("configuration", problems)
         return self

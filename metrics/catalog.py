@@ -21,6 +21,28 @@ __all__ = ["CLASS", "MACHINE", "PREFIX", "STREAM", "Metrics", "Spec"]
 class Metrics(FleetMetrics):
     """The instruments. Positional `labels(...)` follow the order given here."""
 
+    # Several gateways (docs/gateways.md); nothing without `redis`
+    shared_budget_state: Annotated[
+        Gauge,
+        Spec(
+            help="1 for how this gateway's shares stand: redis, last_lease, static, none (nothing may be placed)",
+            labels=("state",),
+        ),
+    ]
+    shared_budget_age_seconds: Annotated[
+        Gauge, Spec(help="Since the report to Redis that was answered last; NaN: none was")
+    ]
+    shared_budget_holders: Annotated[
+        Gauge, Spec(help="Processes that share the replicas and are heard, this one included")
+    ]
+    redis_errors_total: Annotated[
+        Counter,
+        Spec(
+            help="Calls to Redis that failed, by kind: timeout, connection, refused, replicas (too few have it)",
+            labels=("kind",),
+        ),
+    ]
+
     # The gateway itself
     # Keys, tenants and their limits (docs/tenants.md)
     auth_failures_total: Annotated[Counter, Spec(help="Callers refused by reason, docs/tenants.md", labels=("reason",))]

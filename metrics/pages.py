@@ -65,6 +65,9 @@ GAUGES: Final[Mapping[str, Across]] = {
     "replica_metrics_age_seconds": _M,
     "discovered_replicas": _M,
     "replica_share_ratio": _S,
+    "shared_budget_state": _S,  # how many are in each
+    "shared_budget_age_seconds": _M,
+    "shared_budget_holders": _M,
     "replica_deadline_seconds": Across.LEAST,
     "config_last_reload_success_timestamp_seconds": Across.LEAST,
     "build_info": _M,

@@ -99,19 +99,25 @@ async def _say(gateway: Gateway, watched: Watched, word: Standing, request: Requ
 
 
 async def _tell(gateway: Gateway, word: Word) -> Left:
-    """All workers, where there are several."""
-    if gateway.crew is not None:
-        return await gateway.crew.tell(word)
+    """All workers, where there are several; then all gateways, where they share the fleet."""
     replica = ReplicaId(word.replica)
-    if word.standing is None:
-        gateway.farewells.told(replica, None, why=word.why)
+    if gateway.crew is not None:
+        left = await gateway.crew.tell(msgspec.structs.replace(word))
     else:
-        gateway.farewells.join(replica, word.standing.at(asyncio.get_running_loop().time()))
-    return gateway.farewells.left()
+        if word.standing is None:
+            gateway.farewells.told(replica, None, why=word.why)
+        else:
+            gateway.farewells.join(replica, word.standing.at(asyncio.get_running_loop().time()))
+        left = gateway.farewells.left()
+    if gateway.shared is None:
+        return left
+    gateway.shared.say(word)
+    return gateway.shared.widened(left)
 
 
 async def _left(gateway: Gateway) -> Left:
-    return gateway.farewells.left() if gateway.crew is None else await gateway.crew.left()
+    left = gateway.farewells.left() if gateway.crew is None else await gateway.crew.left()
+    return left if gateway.shared is None else gateway.shared.widened(left)
 
 
 def _document(gateway: Gateway, watched: Watched, left: Left) -> dict[str, object]:

@@ -6,6 +6,7 @@ Invariant: every ticket's future is resolved once; a lease whose waiter has gone
 
 import asyncio
 from collections.abc import Callable, Sequence
+from math import inf
 from time import perf_counter
 
 from batching.request import Outcome, Reason, Request
@@ -44,6 +45,9 @@ class Admission:
         self._clock = clock
         self.on_waiting: Callable[[], None] | None = None  # called after a pass that leaves somebody waiting
         self._advance_soon = False
+        # Less may be placed from then on; a process that was stopped may place before any timer tells it so.
+        self.expires_s = inf
+        self.on_expired: Callable[[float], None] = lambda _now: None
 
     async def place(self, request: Request) -> Placed:
         """Wait for a placement; the caller then owns its lease and must `finish` it.
@@ -111,8 +115,11 @@ class Admission:
 
     def advance(self) -> None:
         self._advance_soon = False
+        now = self._now()
+        if now >= self.expires_s:
+            self.on_expired(now)
         began = self._clock()
-        decisions = self.scheduler.advance(self._now())
+        decisions = self.scheduler.advance(now)
         self._on_pass(self._clock() - began)
         self._settle(decisions, began)
         self._rearm()

@@ -123,8 +123,12 @@ def _add_health(api: FastAPI, gateway: Gateway) -> None:
     @api.get("/readyz", tags=["health"])
     async def readyz() -> JSONResponse:
         """200 while the gateway can accept work, also by queueing it; else 503 and why."""
-        verdict = readiness(gateway.watched(), draining=gateway.draining)
+        shared = gateway.shared
+        no_share = None if shared is None else shared.problem()
+        verdict = readiness(gateway.watched(), draining=gateway.draining, no_share=no_share)
         document, crew = verdict.document(), gateway.crew
+        if shared is not None:
+            document["shared"] = shared.document()
         if crew is not None:
             document["workers"] = {"answered_by": crew.seat, "live": crew.live, "configured": crew.seats}
         return JSONResponse(document, status_code=200 if verdict.ready else 503)

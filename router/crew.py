@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from batching.request import ReplicaId
 from metrics.pages import Page
 from router.board.part import Part, Wanted
 from router.decision_documents import Document
@@ -44,6 +45,10 @@ class Crew(Protocol):
 
     async def tell(self, word: Word) -> Left:
         """Everybody, and whoever comes later; what they still have on their replicas."""
+        ...
+
+    def over(self, replica: ReplicaId, why: str) -> None:
+        """Everybody; nobody waits until they know."""
         ...
 
     async def left(self) -> Left:

@@ -5,6 +5,8 @@ Reads like a table of contents; decides only the order in which things begin and
 
 import asyncio
 import logging
+import os
+import socket
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -44,6 +46,9 @@ from router.model_labels import ModelLabels
 from router.openai.errors import draining
 from router.report import Report, Wait
 from router.request_log import RequestLog
+from router.shared.book_in_redis import BookInRedis
+from router.shared.budgets import SharedBudgets
+from router.shared.build import BookFactory, build_shared
 from router.streams import Streams
 from router.tenants.gate import build_gate
 from router.tenants.key_store import KeyStore
@@ -71,10 +76,9 @@ class Gateway:
         backend_factory: BackendFactory = build_backend,
         names: Pseudonyms | None = None,
         span_sink: SpanSink | None = None,
+        book_factory: BookFactory = BookInRedis,
     ) -> None:
-        """`names`: those of all workers, where there are several. `span_sink`: where traces go, if they are on; None: to the configured
-        collector. Raises ImportError where its extra is missing.
-        """
+        """`names`: those of all workers. `span_sink`: of traces, else the configured collector; ImportError where its extra is missing."""
         names = Pseudonyms() if names is None else names
         self.config = config
         self.draining = False
@@ -120,14 +124,18 @@ class Gateway:
         self.streams: Streams = self.dispatcher.moves
         # Replicas that are drained or taken away.
         self.farewells = Farewells(config.spot, self.admission, self.streams, self.metrics)
-        self.discovered: Discovered | None = None
-        if config.discovery.is_on:
-            self.discovered = Discovered(config.discovery, self, Warnings(self.farewells), self.metrics)
+        words = Warnings(self.farewells)
+        self.discovered = Discovered(config.discovery, self, words, self.metrics) if config.discovery.is_on else None
+        self.farewells.on_over = self._over
+        # The same fleet's other gateways, where there may be some.
+        self.identity = f"{socket.gethostname()}:{os.getpid()}"  # unlike any other's; the server knows a better one
+        self.shared: SharedBudgets | None = None
         self.bodies = BodyBudget(config.server.max_held_body_bytes)
         self._figures = Figures(self.metrics, self.scheduler, self.models, self.bodies)
         # What people see of it.
         self.board = Board(self._sources(version, names))
         self._backend_factory = backend_factory
+        self._book_factory = book_factory
         self._retired: list[Backend] = []  # removed or replaced by a reload; closed after their last stream
         self._http: httpx.AsyncClient | None = None
 
@@ -150,6 +158,10 @@ class Gateway:
                         scrape_interval_s=scrape_s,
                     )
                     self.farewells.begin(self.watch)
+                    self.shared = build_shared(
+                        self.config, self._book_factory, self.admission, self.farewells, self.metrics,
+                        identity=self.identity, workers=1 if self.crew is None else self.config.server.workers,
+                    )  # fmt: skip
                     self.kv_watch = KvWatch(self.scheduler, self.metrics, http, tasks, self._is_adapter)
                     for replica in self.config.replicas:
                         self._add(replica)
@@ -174,6 +186,8 @@ class Gateway:
                 self.admission.close()
                 for backend in [*self.backends.values(), *self._retired]:
                     await backend.aclose()
+                if self.shared is not None:
+                    await self.shared.leave()
                 if self.tracer is not None:
                     await self.tracer.close()
 
@@ -186,7 +200,11 @@ class Gateway:
             "farewells": self.farewells.run(),
             "board": self.board.run(),
         }
-        return work if self.keys is None else {**work, "keys": self.keys.watch()}
+        if self.keys is not None:
+            work["keys"] = self.keys.watch()
+        if self.shared is not None:
+            work |= {"shared": self.shared.run(), "shared-words": self.shared.listen()}
+        return work
 
     def begin_drain(self) -> None:
         """Not ready any more; queued requests are sent away with Retry-After, running ones go on."""
@@ -238,6 +256,8 @@ class Gateway:
         now = asyncio.get_running_loop().time()
         self._figures.refresh(now, self.config, alone=self.crew is None)
         self.farewells.refresh_gauges(now)
+        if self.shared is not None:
+            self.shared.refresh_gauges()
         if self.watch is not None:
             self.watch.suspicion.show()
 
@@ -277,7 +297,7 @@ class Gateway:
         backend = self._backend_factory(replica, self.config, self._http)
         self.backends[ReplicaId(replica.name)] = backend
         self.watch.add(replica, backend)
-        if self.crew is not None:
+        if self.crew is not None or self.shared is not None:
             self.scheduler.allot(ReplicaId(replica.name), NOTHING)  # until the book of shares says more
             self.scheduler.pay(ReplicaId(replica.name), 0, asyncio.get_running_loop().time())
         self.kv_watch.add(replica)
@@ -308,6 +328,13 @@ class Gateway:
         watched.config = after
         self.kv_watch.change(before, after)
         watched.wake.set()
+
+    def _over(self, replica: ReplicaId, why: str) -> None:
+        """A notice ended by itself: the other workers and gateways hear of it."""
+        if self.crew is not None:
+            self.crew.over(replica, why)
+        if self.shared is not None:
+            self.shared.over(replica, why)
 
     def _fleet(self) -> list[ReplicaProfile]:
         return [state.profile for state in self.scheduler.states(0.0)]

@@ -19,14 +19,16 @@ class Readiness:
         return {"status": "ready" if self.ready else "not_ready", "problems": self.problems, "replicas": self.replicas}
 
 
-def readiness(watched: Iterable[Watched], *, draining: bool) -> Readiness:
-    """Ready unless draining, or a configured model was never served by any replica (a typo, a wrong port)."""
+def readiness(watched: Iterable[Watched], *, draining: bool, no_share: str | None = None) -> Readiness:
+    """Ready unless draining, or a configured model was never served by any replica (a typo, a wrong port), or `no_share`."""
     replicas = list(watched)
     served = {model for replica in replicas for model in replica.models_seen}
     configured = {spec.name for replica in replicas for spec in replica.config.models}
     problems = [f"model {model!r} has never been served by any replica" for model in sorted(configured - served)]
     if not served:
         problems.append("no replica has served any model yet")
+    if no_share is not None:
+        problems.append(no_share)
     blocking = bool(problems)
     if draining:
         problems.insert(0, "draining: this gateway is shutting down")

@@ -164,6 +164,7 @@ class PenstockServer(uvicorn.Server):
             )
         )
         self._gateway = gateway
+        gateway.identity = f"{socket.gethostname()}:{doors.main.getsockname()[1]}"
         self._doors = doors
         self._version = version
         self._reload = reload

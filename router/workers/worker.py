@@ -72,13 +72,14 @@ class WorkerServer(PenstockServer):
     def __init__(self, gateway: Gateway, doors: Doors, version: str, seat: Seat) -> None:
         wanted = seat.reload
         super().__init__(gateway, doors, version, None if wanted is None else lambda: of_worker(wanted(), seat.number))
+        gateway.identity += f"/worker-{seat.number}"
         self._seat = seat
         self._link: Link | None = None
         self._shares: ShareClient | None = None
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         self._link = self._gateway.crew = link = await connect(self._seat.path, self._seat.number)
-        self._shares = shares = ShareClient(self._gateway.admission, link)
+        self._shares = shares = ShareClient(self._gateway.admission, link)  # reports only where Redis has no book
         limits = LimitClient(link)
         if self._gateway.tenancy is not None:
             self._gateway.tenancy.accounts = limits
@@ -96,7 +97,6 @@ class WorkerServer(PenstockServer):
             told=self._told,
             used=self._gateway.usage.take,
         )
-        self._gateway.farewells.on_over = link.over
         async with asyncio.TaskGroup() as tasks:
             reading = tasks.create_task(link.run(orders), name="link")
             keeping = tasks.create_task(link.keep(self._page, self._gateway.usage.take), name="pages")
@@ -112,11 +112,14 @@ class WorkerServer(PenstockServer):
         await link.close()
 
     def announce(self) -> None:
-        """To the supervisor, once there is a share to serve with."""
+        """To the supervisor, once there is a share to serve with; where Redis has the book, `/readyz` says whether there is."""
         assert self._link is not None
         assert self._shares is not None
         link, text = self._link, self.banner()
-        self._shares.begin(on_first=lambda: link.ready(text))
+        if self._gateway.shared is not None:
+            link.ready(text)
+        else:
+            self._shares.begin(on_first=lambda: link.ready(text))
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         del frame

@@ -16,6 +16,7 @@ from router.engines import build_backend
 from router.gateway import Gateway
 from router.protocol import protocol_with
 from router.server import bind
+from router.shared.book_in_redis import Book
 from router.tracing.tracer import SpanSink
 from tests.support.servers import in_this_loop
 
@@ -74,6 +75,7 @@ async def gateway_over(
     capacity: Mapping[str, Any] | None = None,
     names: Pseudonyms | None = None,
     span_sink: SpanSink | None = None,
+    book: Book | None = None,
     **sections: Any,
 ) -> AsyncIterator[Running]:
     """A gateway whose replicas are the given backends; the lifespan runs, no socket is opened."""
@@ -82,7 +84,8 @@ async def gateway_over(
     def factory(replica: Any, _config: Any, _http: Any) -> Backend:
         return engines[replica.name] if replica.name in engines else build_backend(replica, _config, _http)
 
-    gateway = Gateway(config, version="test", backend_factory=factory, names=names, span_sink=span_sink)
+    books = {} if book is None else {"book_factory": lambda _redis: book}
+    gateway = Gateway(config, version="test", backend_factory=factory, names=names, span_sink=span_sink, **books)
     async with gateway.running():
         yield Running(gateway, create_app(gateway, "test"))
 

@@ -1,0 +1,1 @@
+"""What several gateways share through Redis: the budgets of replicas, and what was said about them."""

@@ -1,0 +1,149 @@
+"""Engines that know how much they were ever given, gateways as processes of their own, and clients that never rest."""
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import uvicorn
+
+from backends.simulated.options import EngineOptions
+from backends.simulated.sequence import EngineSequence
+from backends.simulated.server import _api, _app
+from tests.support.asgi import chat
+from tests.support.gateway_process import GatewayProcess, serving
+from tests.support.raw_http import ask, get, post
+from tests.support.scrape import from_page
+from tests.support.servers import in_this_loop
+
+CHAT = "/v1/chat/completions"
+SEQUENCES = 16  # that a replica is declared to run; the engine itself would take more, and remembers how many it got
+PATIENCE_S = 40.0
+
+
+@dataclass
+class WatchedEngine:
+    """A simulated engine in this process; `most` are the sequences that it ever had at once."""
+
+    url: str = ""
+    most: int = 0
+    added: int = 0
+    stopped_at: float = 0.0
+
+
+@asynccontextmanager
+async def watched_engine(**options: object) -> AsyncIterator[WatchedEngine]:
+    """Behind HTTP, for any number of gateways."""
+    found = WatchedEngine()
+    values: dict[str, object] = {"model": "m", "max_num_seqs": 256, "max_model_len": 8192, **options}
+    api = _api(EngineOptions(**values))  # type: ignore[arg-type]
+    engine = api.runner.engine
+    add = engine.add
+
+    def counted(sequence: EngineSequence, now: float) -> None:
+        add(sequence, now)
+        found.added += 1
+        found.most = max(found.most, len(engine._sequences) - len(engine._finishing))
+
+    engine.add = counted  # type: ignore[method-assign]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        async with in_this_loop(uvicorn.Server(uvicorn.Config(_app(api), log_level="warning")), listener):
+            found.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+            yield found
+
+
+def configuration(path: Path, engines: Sequence[WatchedEngine], redis: dict[str, object]) -> Path:
+    """A file for one gateway."""
+    replicas = [
+        {
+            "name": f"e{i}", "url": engine.url, "models": ["m"], "gpu": {"type": "H100-80G"},
+            "capacity": {"max_num_seqs": SEQUENCES},
+        }
+        for i, engine in enumerate(engines)
+    ]  # fmt: skip
+    sections = {"replicas": replicas, "redis": redis, "scheduling": {"hedge": {"enabled": False}}}
+    # A test's machine may stand still for longer than a healthy one: that is no lost lease.
+    path.write_text(json.dumps({**sections, "probe": {"interval_s": 0.5}}))
+    return path
+
+
+@asynccontextmanager
+async def gateways(
+    folder: Path, engines: Sequence[WatchedEngine], redis: Sequence[dict[str, object]]
+) -> AsyncIterator[list[GatewayProcess]]:
+    """One for each of `redis`, a section each."""
+    async with AsyncExitStack() as stack:
+        paths = [configuration(folder / f"g{i}.yaml", engines, section) for i, section in enumerate(redis)]
+        found = await asyncio.gather(*(stack.enter_async_context(serving(path)) for path in paths))
+        for gateway in found:
+            await until_mode(gateway, "redis")
+        yield found
+
+
+async def shared_of(gateway: GatewayProcess) -> dict[str, object]:
+    found: dict[str, object] = (await ask(gateway.url, get("/readyz"))).json()["shared"]
+    return found
+
+
+async def share_of(gateway: GatewayProcess, replica: str = "e0") -> float:
+    text = (await ask(gateway.url, get("/metrics"))).body.decode()
+    return from_page(text, "penstock_replica_share_ratio", replica=replica)
+
+
+async def until_mode(gateway: GatewayProcess, *modes: str, gateways: int | None = None) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while (found := await shared_of(gateway))["mode"] not in modes or gateways not in {None, found["gateways"]}:
+            await asyncio.sleep(0.05)
+
+
+async def until_share(gateway: GatewayProcess, least: float) -> float:
+    """Until it has so much of the first replica; how long that took, in seconds."""
+    loop = asyncio.get_running_loop()
+    began_s = loop.time()
+    async with asyncio.timeout(PATIENCE_S):
+        while await share_of(gateway) < least:
+            await asyncio.sleep(0.02)
+    return loop.time() - began_s
+
+
+@dataclass
+class Load:
+    """Clients in a closed loop; what they got."""
+
+    served: dict[str, int] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+    ended: bool = False
+
+    async def client(self, url: str, tokens: int) -> None:
+        """One request after the other, until `ended`."""
+        body = chat("Hello", stream=True, max_tokens=tokens, ignore_eos=True)
+        while not self.ended:
+            try:
+                answer = await ask(url, post(CHAT, body))
+            except (OSError, asyncio.IncompleteReadError, ValueError) as error:
+                self.failures.append(f"{url}: {error!r}")
+                await asyncio.sleep(0.1)
+                continue
+            if answer.status == 200 and answer.body.endswith(b"data: [DONE]\n\n") and b'"error"' not in answer.body:
+                self.served[url] = self.served.get(url, 0) + 1
+            else:
+                self.failures.append(f"{url}: {answer.status} {answer.body[-200:]!r}")
+                await asyncio.sleep(0.1)
+
+
+@asynccontextmanager
+async def load(clients: dict[str, int], tokens: int = 60) -> AsyncIterator[Load]:
+    """So many clients at each URL, to the end of the block; the requests under way then are waited for."""
+    found = Load()
+    async with asyncio.TaskGroup() as tasks:
+        for url, number in clients.items():
+            for _ in range(number):
+                tasks.create_task(found.client(url, tokens))
+        try:
+            yield found
+        finally:
+            found.ended = True
