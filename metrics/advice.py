@@ -93,6 +93,10 @@ ADVICE: Final[Mapping[str, Mapping[str, str]]] = {
         "replica_deadline_seconds": "Counts down; something still running near 0 will be moved.",
     },
     "The gateway itself": {
+        "shared_budget_state": "`last_lease` or `static` for long: Redis is away or too slow (docs/gateways.md); `none`: it has never answered, and nothing may be placed.",
+        "shared_budget_age_seconds": "Above redis.lease_s: the gateway works with its static share.",
+        "shared_budget_holders": "Fewer than there are processes: some do not reach Redis, or have another redis.prefix.",
+        "redis_errors_total": "`timeout`: Redis is slow or far; `refused`: wrong password or script; `replicas`: fewer replicas than redis.wait_replicas.",
         "auth_failures_total": "Somebody guesses, or a client has an old key; the log has the address and the key's id (docs/tenants.md).",
         "rate_limited_total": "A tenant asks for more than it may: raise its limits, or let it be; others are not touched.",
         "keys": "Far from what `penstock keys list` shows: the gateway reads another file.",

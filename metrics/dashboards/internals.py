@@ -20,7 +20,7 @@ def dashboard() -> Dashboard:
         uid="penstock-internals",
         title="Penstock / Gateway internals",
         description="What the gateway itself costs, what it believes of the engines, and how far that is from the truth.",
-        rows=[_process(), _keys(), _own_time(), _engines(), _beliefs(), _batches(), _kv_events(), _rest()],
+        rows=[_process(), _keys(), _gateways(), _own_time(), _engines(), _beliefs(), _batches(), _kv_events(), _rest()],
         instances=True,
     )
 
@@ -87,6 +87,38 @@ def _keys() -> Row:
                 title="Readings of the keys",
                 description="The file is read when it changes. Failed: the log says which line, and the last good keys stay in force.",
                 queries=[Query(events("key_loads_total", "result"), "{{result}}")],
+                unit=Unit.PER_SECOND,
+            ),
+        ],
+    )
+
+
+def _gateways() -> Row:
+    return Row(
+        "Several gateways",
+        [
+            TimeSeries(
+                title="How shares stand",
+                description="redis: as the book says. last_lease, static: Redis does not answer, and what may be placed is what was held, then the static share (docs/gateways.md).",
+                queries=[Query(gauge("shared_budget_state", "state"), "{{state}}")],
+                unit=Unit.NUMBER,
+            ),
+            TimeSeries(
+                title="Since Redis answered",
+                description="Since the report that was answered last. Above redis.lease_s a gateway is down to its static share.",
+                queries=[Query(gauge("shared_budget_age_seconds", fold="max"), "age")],
+                unit=Unit.SECONDS,
+            ),
+            TimeSeries(
+                title="Gateways that are heard",
+                description="Processes that share the replicas, workers each for themselves. Fewer than there are: some do not reach Redis.",
+                queries=[Query(gauge("shared_budget_holders", fold="max"), "holders")],
+                unit=Unit.NUMBER,
+            ),
+            TimeSeries(
+                title="Calls to Redis that failed",
+                description="By kind. None of them is on the way of a request.",
+                queries=[Query(events("redis_errors_total", "kind"), "{{kind}}")],
                 unit=Unit.PER_SECOND,
             ),
         ],

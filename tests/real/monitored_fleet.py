@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import yaml
 import zmq.asyncio
+from redis.asyncio import Redis
 
 from tests.support.engine_process import EngineProcess, replica
 from tests.support.fault_proxy import Fault, FaultProxy, Plan
@@ -33,13 +34,20 @@ class Scene:
     """
 
     def __init__(
-        self, gateway: GatewayProcess, http: httpx.AsyncClient, engines: list[EngineProcess], plan: Plan, config: Path
+        self,
+        gateway: GatewayProcess,
+        http: httpx.AsyncClient,
+        engines: list[EngineProcess],
+        plan: Plan,
+        config: Path,
+        shared: Redis,
     ) -> None:
         self.gateway = gateway
         self._http = http
         self._engines = engines
         self._plan = plan
         self._config = config
+        self._redis = shared
         self._asked = 0
 
     async def ask(
@@ -182,6 +190,11 @@ class Scene:
         await asyncio.sleep(1.5)
         self._config.write_text(good)
 
+    async def slow_redis(self) -> None:
+        """It answers nobody for a while: the gateway goes on with what it had."""
+        await asyncio.sleep(3)
+        await self._redis.client_pause(2500)
+
     async def play(self, engine: KvEngine, seconds: float) -> None:
         """All of it, beside ordinary traffic."""
         await asyncio.gather(*(self.ask(f"taught {i}", 8) for i in range(_TAUGHT)))
@@ -189,6 +202,7 @@ class Scene:
             tasks.create_task(self.traffic(asyncio.get_running_loop().time() + seconds))
             tasks.create_task(self.cached(engine))
             tasks.create_task(self.operators())
+            tasks.create_task(self.slow_redis())
             await self.overdue()
             await self.cut_streams()
             await self.flood()
@@ -204,7 +218,7 @@ def wall_s() -> float:
 
 
 @asynccontextmanager
-async def scene(folder: Path) -> AsyncIterator[tuple[Scene, KvEngine]]:
+async def scene(folder: Path, redis_url: str) -> AsyncIterator[tuple[Scene, KvEngine]]:
     """Ready."""
     plan = Plan()
     async with AsyncExitStack() as stack:
@@ -217,7 +231,7 @@ async def scene(folder: Path) -> AsyncIterator[tuple[Scene, KvEngine]]:
             for name, engine in zip(("spot", "steady"), engines, strict=True)
         ]
         config = folder / "penstock.yaml"
-        config.write_text(yaml.safe_dump(_config(folder, spot.url, steady.url, with_events)))
+        config.write_text(yaml.safe_dump(_config(folder, spot.url, steady.url, with_events, redis_url)))
         gateway = await stack.enter_async_context(serving(config))
         http = await stack.enter_async_context(
             httpx.AsyncClient(
@@ -231,10 +245,11 @@ async def scene(folder: Path) -> AsyncIterator[tuple[Scene, KvEngine]]:
         async with asyncio.timeout(60):
             while not (await http.get("/readyz")).is_success:
                 await asyncio.sleep(0.1)
-        yield Scene(gateway, http, engines, plan, config), with_events
+        shared = await stack.enter_async_context(Redis.from_url(redis_url))
+        yield Scene(gateway, http, engines, plan, config, shared), with_events
 
 
-def _config(folder: Path, spot: str, steady: str, with_events: KvEngine) -> dict[str, Any]:
+def _config(folder: Path, spot: str, steady: str, with_events: KvEngine, redis_url: str) -> dict[str, Any]:
     small = {
         "name": "small", "backend": "simulated", "models": ["sim-70b"], "gpu": {"type": "A100-80G", "count": 4},
         "cost": {"tier": "reserved", "usd_per_hour": 6.0, "on_demand_usd_per_hour": 9.0}, "simulated": {"shape": "70b"},
@@ -244,6 +259,7 @@ def _config(folder: Path, spot: str, steady: str, with_events: KvEngine) -> dict
     cheap["cost"]["on_demand_usd_per_hour"] = 3.0
     return {
         "server": {"admin_key": KEY},
+        "redis": {"url": redis_url},
         "auth": {"secret_keys": f"acme={TENANT} small={LIMITED}"},
         "tenants": [{"name": "acme"}, {"name": "small", "limits": {"requests_per_minute": 2}}],
         "replicas": [

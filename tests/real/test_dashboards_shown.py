@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.real.conftest import RedisServer
 from tests.real.monitored_fleet import scene, wall_s
 from tests.real.prometheus_server import Prometheus
 
@@ -47,7 +48,7 @@ class Watched:
 
 
 @pytest.fixture(scope="module")
-def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
+def watched(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer) -> Iterator[Watched]:
     """After all that can happen to a fleet has happened."""
     folder = tmp_path_factory.mktemp("watched")
     rules = sorted((ROOT / "metrics/rules").glob("*.yml"))
@@ -59,7 +60,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
 
         async def play() -> float:
             """When it is over, and the gateway still there."""
-            async with scene(folder) as (fleet, engine):
+            async with scene(folder, redis_server.url) as (fleet, engine):
                 begin(fleet.gateway.url.removeprefix("http://"))
                 async with asyncio.timeout(60):  # it looks for targets every five seconds
                     while not started[0].at("up", wall_s()):
