@@ -343,27 +343,11 @@ class Metrics:
         ),
     ]
 
-    # Several gateways (docs/gateways.md); nothing without `redis`
-    shared_budget_state: Annotated[
-        Gauge,
-        Spec(
-            help="1 for how this gateway's shares stand: redis, last_lease, static, none (nothing may be placed)",
-            labels=("state",),
-        ),
-    ]
-    shared_budget_age_seconds: Annotated[
-        Gauge, Spec(help="Since the report to Redis that was answered last; NaN: none was")
-    ]
-    shared_budget_holders: Annotated[
-        Gauge, Spec(help="Processes that share the replicas and are heard, this one included")
-    ]
-    redis_errors_total: Annotated[
-        Counter,
-        Spec(
-            help="Calls to Redis that failed, by kind: timeout, connection, refused, replicas (too few have it)",
-            labels=("kind",),
-        ),
-    ]
+    # Several gateways (docs/gateways.md); nothing without `redis`. state: redis, last_lease, static, none; kind: timeout, connection, ...
+    shared_budget_state: Annotated[Gauge, Spec(help="1 for how this gateway's shares stand", labels=("state",))]
+    shared_budget_age_seconds: Annotated[Gauge, Spec(help="Since the last report that Redis answered; NaN: none")]
+    shared_budget_holders: Annotated[Gauge, Spec(help="Processes that share the replicas, this one included")]
+    redis_errors_total: Annotated[Counter, Spec(help="Calls to Redis that failed, by kind", labels=("kind",))]
 
     # Replicas that are drained or taken away (docs/spot.md)
     spot_notices_total: Annotated[
