@@ -37,7 +37,7 @@ class Found:
     reports: int = 0
 
 
-async def one(number: int, replicas: int, rate: float, seconds: float) -> Found:
+async def one(number: int, replicas: int, rate: float, seconds: float, words_of_longest: int) -> Found:
     """`number` gateways; as many requests whatever the number."""
     store, found = Store(), Found()
     options = EngineOptions(model="m", gpu="A100-80G", max_num_seqs=SEQUENCES, speed=0.25)
@@ -57,7 +57,7 @@ async def one(number: int, replicas: int, rate: float, seconds: float) -> Found:
         async with asyncio.TaskGroup() as tasks:
             left_s = seconds
             while left_s > 0:
-                tasks.create_task(_ask(random_.choice(all_), found, random_.randint(20, 600)))
+                tasks.create_task(_ask(random_.choice(all_), found, random_.randint(20, words_of_longest)))
                 wait_s = random_.expovariate(rate)
                 left_s -= wait_s
                 await asyncio.sleep(wait_s)
@@ -87,10 +87,11 @@ def main() -> None:
     parser.add_argument("--replicas", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--rate", type=float, default=50.0, help="requests a second, of all")
+    parser.add_argument("--words", type=int, default=600, help="of the longest prompt")
     parser.add_argument("--gateways", type=int, action="append")
     asked = parser.parse_args()
     for number in asked.gateways or [1, 2, 4, 8]:
-        found = run_virtual(one(number, asked.replicas, asked.rate, asked.seconds))
+        found = run_virtual(one(number, asked.replicas, asked.rate, asked.seconds, asked.words))
         times = sorted(found.first_s)
         good = sum(time_s <= OBJECTIVE_S for time_s in times)
         print(

@@ -1,8 +1,10 @@
 """The scripts in a real Redis do what the pure book does, report for report."""
 
+import asyncio
 import random
 from itertools import count
 
+import msgspec
 import pytest
 
 from batching.request import ReplicaId
@@ -94,8 +96,33 @@ async def test_notices_are_written_if_nobody_was_faster(redis_server: RedisServe
     assert set(heard.notices) == {b"", b"a"}
     again = await book.report(Report(name="g", instance="1", number=2, terms=TERMS, wishes={}), heard.stamp)
     assert again.notices is None
-    assert await book.note("a", number, b"", None) == number
+    ended = await book.note("a", number, b"", None)
+    assert ended > number
     last = await book.report(Report(name="g", instance="1", number=3, terms=TERMS, wishes={}), heard.stamp)
     assert last.notices is not None
-    assert set(last.notices) == {b""}
+    assert msgspec.msgpack.decode(last.notices[b"a"]) == [ended, "", 0]  # that it may work again is kept, too
+    await book.aclose()
+
+
+async def test_who_is_short_calls_the_others(redis_server: RedisServer):
+    """A report that says so is heard by all who listen, under its holder's name; others are not."""
+    book, heard = book_at(redis_server), asyncio.Queue[str]()
+    listening = asyncio.get_running_loop().create_task(book.listen(heard.put_nowait))
+    async with asyncio.timeout(30):
+        number = 0
+        while heard.empty():  # until the subscription stands
+            number += 1
+            await book.report(
+                Report(name="calls", instance="1", number=number, terms=TERMS, wishes={}, short=True), b""
+            )
+            await asyncio.sleep(0.01)
+    assert heard.get_nowait() == "calls"
+    await asyncio.sleep(0.1)
+    while not heard.empty():
+        heard.get_nowait()
+    await book.report(Report(name="calls", instance="1", number=number + 1, terms=TERMS, wishes={}), b"")
+    await asyncio.sleep(0.1)
+    assert heard.empty()
+    listening.cancel()
+    await asyncio.gather(listening, return_exceptions=True)
     await book.aclose()

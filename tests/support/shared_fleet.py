@@ -31,7 +31,6 @@ class WatchedEngine:
     url: str = ""
     most: int = 0
     added: int = 0
-    stopped_at: float = 0.0
 
 
 @asynccontextmanager
@@ -66,7 +65,6 @@ def configuration(path: Path, engines: Sequence[WatchedEngine], redis: dict[str,
         for i, engine in enumerate(engines)
     ]  # fmt: skip
     sections = {"replicas": replicas, "redis": redis, "scheduling": {"hedge": {"enabled": False}}}
-    # A test's machine may stand still for longer than a healthy one: that is no lost lease.
     path.write_text(json.dumps({**sections, "probe": {"interval_s": 0.5}}))
     return path
 
