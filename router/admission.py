@@ -42,6 +42,7 @@ class Admission:
         self._on_pass = on_pass
         self._on_route = on_route
         self._clock = clock
+        self._began = 0.0  # the last pass, on `clock`
         self.on_waiting: Callable[[], None] | None = None  # called after a pass that leaves somebody waiting
         self._advance_soon = False
 
@@ -111,20 +112,19 @@ class Admission:
 
     def advance(self) -> None:
         self._advance_soon = False
-        began = self._clock()
+        began = self._began = self._clock()
         decisions = self.scheduler.advance(self._now())
         self._on_pass(self._clock() - began)
-        self._settle(decisions, began)
+        self._settle(decisions)
         self._rearm()
         if self.on_waiting is not None and self.scheduler.queued:
             self.on_waiting()
 
     def drain(self) -> None:
         """Refuse what is queued and what comes; leases run on."""
-        self._settle(self.scheduler.drain(self._now()), self._clock())
+        self._settle(self.scheduler.drain(self._now()))
 
-    def _settle(self, decisions: Sequence[Decision], began: float) -> None:
-        """`began`: the pass that decided, on `clock`."""
+    def _settle(self, decisions: Sequence[Decision]) -> None:
         for decision in decisions:
             waiter = self._waiters.get(decision.ticket.id)
             if isinstance(decision, Placed) and decision.hedges is not None:
@@ -135,7 +135,7 @@ class Admission:
             elif waiter is None or waiter.done():
                 self._unwanted(decision)
             else:
-                waiter.set_result((decision, began))
+                waiter.set_result((decision, self._began))
 
     def _unwanted(self, placed: Placed) -> None:
         self.finish(placed.lease, outcome=Outcome.CANCELLED)
