@@ -43,6 +43,7 @@ class Admission:
         self._on_pass = on_pass
         self._on_route = on_route
         self._clock = clock
+        self._began = 0.0  # the last pass, on `clock`
         self.on_waiting: Callable[[], None] | None = None  # called after a pass that leaves somebody waiting
         self._advance_soon = False
         # Less may be placed from then on; a process that was stopped may place before any timer tells it so.
@@ -118,20 +119,19 @@ class Admission:
         now = self._now()
         if now >= self.expires_s:
             self.on_expired(now)
-        began = self._clock()
+        began = self._began = self._clock()
         decisions = self.scheduler.advance(now)
         self._on_pass(self._clock() - began)
-        self._settle(decisions, began)
+        self._settle(decisions)
         self._rearm()
         if self.on_waiting is not None and self.scheduler.queued:
             self.on_waiting()
 
     def drain(self) -> None:
         """Refuse what is queued and what comes; leases run on."""
-        self._settle(self.scheduler.drain(self._now()), self._clock())
+        self._settle(self.scheduler.drain(self._now()))
 
-    def _settle(self, decisions: Sequence[Decision], began: float) -> None:
-        """`began`: the pass that decided, on `clock`."""
+    def _settle(self, decisions: Sequence[Decision]) -> None:
         for decision in decisions:
             waiter = self._waiters.get(decision.ticket.id)
             if isinstance(decision, Placed) and decision.hedges is not None:
@@ -142,7 +142,7 @@ class Admission:
             elif waiter is None or waiter.done():
                 self._unwanted(decision)
             else:
-                waiter.set_result((decision, began))
+                waiter.set_result((decision, self._began))
 
     def _unwanted(self, placed: Placed) -> None:
         self.finish(placed.lease, outcome=Outcome.CANCELLED)

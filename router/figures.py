@@ -25,6 +25,10 @@ class Figures:
         """How late the loop wakes, until cancelled."""
         await self._lag.watch()
 
+    def forget(self, replica: str) -> None:
+        """Its series are no more."""
+        self._money.forget(replica)
+
     def refresh(self, now: float, config: Config, *, alone: bool) -> None:
         """`alone`: there are no other workers."""
         self._gauges.refresh(now, config.queue.max_requests, alone=alone)

@@ -341,6 +341,7 @@ class Gateway:
 
     def _forget(self, replica: str) -> None:
         forget(self.metrics, replica)
+        self._figures.forget(replica)
         self._report.forget(replica)
 
     def _gpu_of(self, replica: ReplicaId) -> str:

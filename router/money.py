@@ -26,6 +26,11 @@ class Money:
         self._charged = Children(metrics.cost_units_total.labels)
         self._machines = Children(metrics.replica_cost_units_total.labels)
 
+    def forget(self, replica: str) -> None:
+        """Its series are no more: none of them is to be held on to."""
+        self._charged.forget(replica)
+        self._machines.forget(replica)
+
     def refresh(self, now: float, replicas: Iterable[ReplicaConfig]) -> None:
         """`replicas`: as they are configured now."""
         for spent in self._till.take(now):
