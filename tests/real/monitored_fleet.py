@@ -22,7 +22,7 @@ from tests.support.scrape import from_page
 KEY = "the-operators-key-0123456789abcdef"
 ADMIN = {"authorization": f"Bearer {KEY}"}
 SYSTEM = "You are an assistant that answers in plain words, shortly, and says so where it does not know something. " * 8
-_PATIENCE_S = 30
+_PATIENCE_S = 60
 _TAUGHT = 40  # answers, until predictions are worth something
 
 
@@ -77,7 +77,9 @@ class Scene:
     async def ready(self) -> None:
         """Both of the large model's replicas: what comes next needs one to break, and one to go to."""
         for name in ("spot", "steady"):
-            assert await self.seen("replica_up", _PATIENCE_S, replica=name), f"{name} does not come back"
+            assert await self.seen("replica_up", _PATIENCE_S, replica=name), (
+                f"{name} does not come back; the gateway's log:\n{self.gateway.log[-4000:]}"
+            )
 
     async def traffic(self, until_s: float) -> None:
         """Ordinary requests of all tiers, streamed and not, until this moment of the loop."""
@@ -155,7 +157,7 @@ class Scene:
                     stream.cancel()
             if found:
                 return
-        raise AssertionError("a frozen engine was never found out")
+        raise AssertionError(f"a frozen engine was never found out; the gateway's log:\n{self.gateway.log[-4000:]}")
 
     async def cached(self, engine: KvEngine) -> None:
         """Prompts of the model whose engine tells what it caches; in between a gap, and a new beginning."""
@@ -248,6 +250,7 @@ def _config(folder: Path, spot: str, steady: str, with_events: KvEngine) -> dict
         "queue": {"max_requests": 24, "max_wait_s": 6},
         "upstream": {"connect_timeout_s": 5.0},
         "probe": {"interval_s": 0.3, "timeout_s": 15},  # what is frozen is to be doubted before its probes say so
+        "health": {"longest_pause_s": 2},
         "decisions": {"file": str(folder / "decisions.jsonl")},
         "log_level": "warning",
     }
