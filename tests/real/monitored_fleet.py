@@ -24,7 +24,7 @@ KEY = "the-operators-key-0123456789abcdef"
 ADMIN = {"authorization": f"Bearer {KEY}"}
 TENANT, LIMITED = "the-key-of-acme-0123456789abcdefgh", "the-key-of-small-0123456789abcdefg"
 SYSTEM = "You are an assistant that answers in plain words, shortly, and says so where it does not know something. " * 8
-_PATIENCE_S = 30
+_PATIENCE_S = 60
 _TAUGHT = 40  # answers, until predictions are worth something
 
 
@@ -86,7 +86,9 @@ class Scene:
     async def ready(self) -> None:
         """Both of the large model's replicas: what comes next needs one to break, and one to go to."""
         for name in ("spot", "steady"):
-            assert await self.seen("replica_up", _PATIENCE_S, replica=name), f"{name} does not come back"
+            assert await self.seen("replica_up", _PATIENCE_S, replica=name), (
+                f"{name} does not come back; the gateway's log:\n{self.gateway.log[-4000:]}"
+            )
 
     async def traffic(self, until_s: float) -> None:
         """Ordinary requests of all tiers, streamed and not, until this moment of the loop."""
@@ -164,7 +166,7 @@ class Scene:
                     stream.cancel()
             if found:
                 return
-        raise AssertionError("a frozen engine was never found out")
+        raise AssertionError(f"a frozen engine was never found out; the gateway's log:\n{self.gateway.log[-4000:]}")
 
     async def cached(self, engine: KvEngine) -> None:
         """Prompts of the model whose engine tells what it caches; in between a gap, and a new beginning."""
@@ -274,6 +276,7 @@ def _config(folder: Path, spot: str, steady: str, with_events: KvEngine, redis_u
         "upstream": {"connect_timeout_s": 5.0},
         "probe": {"interval_s": 0.3, "timeout_s": 15},  # what is frozen is to be doubted before its probes say so
         "discovery": {"registration": {"enabled": True}},
+        "health": {"longest_pause_s": 2},
         "decisions": {"file": str(folder / "decisions.jsonl")},
         "log_level": "warning",
     }

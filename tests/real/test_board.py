@@ -189,6 +189,23 @@ async def test_key_opens_the_board(tmp_path: Path) -> None:
         await found.until_text(".theirs .why", "had room")
 
 
+async def test_chat_asks_for_an_api_key_where_the_gateway_does(tmp_path: Path) -> None:
+    """The board is this machine's; the chat is a caller like any other: refused, then asked for a key, then answered."""
+    simulated = [{"name": "sim", "backend": "simulated", "models": ["m"]}]
+    secret = "the-key-of-acme-0123456789abcdefgh"
+    async with (
+        serving(write(tmp_path, auth={"secret_keys": f"acme={secret}"}, replicas=simulated)) as gateway,
+        tab(gateway.url) as found,
+    ):
+        found.expected = ["401"]
+        await is_live(found)
+        assert not await found.page.is_visible("#api-key")
+        await ask_in_chat(found, "Hello")
+        assert await found.page.is_visible("#api-key")
+        await found.page.fill("#api-key", secret)
+        assert "sim" in await ask_in_chat(found, "Hello again")
+
+
 async def test_own_listener_and_workers_show_one_fleet(tmp_path: Path) -> None:
     """Two workers behind two listeners: the board at the admin's shows what both do, and chats through it."""
     simulated = [{"name": "sim", "backend": "simulated", "models": ["m"], "cost": {"usd_per_hour": 1.0}}]

@@ -40,11 +40,9 @@ class Watched:
     end_s: float
 
     def shows(self, expr: str, *, instant: bool = False) -> bool:
-        """Something that is a number, in the time watched or at its end."""
-        asked = filled(expr)
-        if instant:
-            return bool(self.prometheus.at(asked, self.end_s))
-        return bool(self.prometheus.over(asked, self.start_s, self.end_s))
+        """Something that is a number, in the time watched or at its end: some seconds, as a busy machine may miss a scrape."""
+        since_s = self.end_s - 10 if instant else self.start_s
+        return bool(self.prometheus.over(filled(expr), since_s, self.end_s))
 
 
 @pytest.fixture(scope="module")

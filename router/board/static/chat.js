@@ -7,6 +7,12 @@ import { count, reason, time } from "./words.js";
 
 const MARKS = 4; // underlines that differ; a fifth replica in one answer looks like the first
 const LONGEST = 40; // messages sent along
+const KEY = "penstock.api_key"; // kept in this tab until it is closed
+
+function keyHeaders() {
+  const key = sessionStorage.getItem(KEY) ?? sessionStorage.getItem("penstock.admin_key"); // one key may have both scopes
+  return key ? { authorization: `Bearer ${key}` } : {};
+}
 
 export class Chat {
   constructor(ask, clock) {
@@ -24,6 +30,11 @@ export class Chat {
       if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
       event.preventDefault();
       this.send();
+    });
+    this.by("api-key").addEventListener("change", () => {
+      const key = this.by("api-key").value.trim();
+      if (key) sessionStorage.setItem(KEY, key);
+      else sessionStorage.removeItem(KEY);
     });
     this.by("stop").addEventListener("click", () => this.stop());
     this.by("forget").addEventListener("click", () => this.forget());
@@ -114,10 +125,11 @@ class Answer {
     if (most) body.max_tokens = most;
     try {
       const response = await fetch("/v1/chat/completions", {
-        method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body), signal: this.cut.signal,
+        method: "POST", headers: { "content-type": "application/json", ...keyHeaders() }, body: JSON.stringify(body), signal: this.cut.signal,
       });
       this.id = response.headers.get("x-request-id");
       if (!response.ok) {
+        if (response.status === 401 || response.status === 403) document.getElementById("api-key-row").hidden = false;
         this.fail(await errorOf(response));
         return;
       }
