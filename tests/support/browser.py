@@ -87,7 +87,7 @@ class Tab:
     def clean(self) -> None:
         """Raises where something went wrong that the test did not bring about."""
         found = [said for said in self.problems if not any(words in said for words in self.expected)]
-        assert found == []
+        assert found == [], found
 
 
 @asynccontextmanager

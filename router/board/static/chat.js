@@ -245,6 +245,7 @@ class Answer {
 
   /** Why it went there, from the decision itself. */
   async explain(ask) {
+    if (!this.homes.length) return; // it went nowhere
     try {
       const found = await ask(`/admin/decisions/${encodeURIComponent(this.id)}`);
       const { choice } = found;
