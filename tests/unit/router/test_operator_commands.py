@@ -168,13 +168,13 @@ def test_the_systemd_unit_runs_a_command_that_parses(run: list[AgentOptions], mo
     assert unit["Service"]["Restart"] == "on-failure"  # and so not after a release
 
 
-def test_the_documented_daemonset_runs_a_command_that_parses(run: list[AgentOptions], monkeypatch: pytest.MonkeyPatch):
-    """The page's YAML is YAML, and its arguments are ours."""
+def test_the_daemonset_runs_a_command_that_parses(run: list[AgentOptions], monkeypatch: pytest.MonkeyPatch):
+    """Its arguments are ours; the node's name is what the gateway is told."""
     monkeypatch.setattr(config.load, "referenced_secret", lambda reference: "k")
-    page = (ROOT / "docs/spot-agent.md").read_text()
-    (block,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
-    pod = yaml.safe_load(block)["spec"]["template"]["spec"]
+    things = yaml.safe_load_all((ROOT / "deploy/kubernetes/components/spot-agent/agent.yaml").read_text())
+    (pod,) = (thing["spec"]["template"]["spec"] for thing in things if thing["kind"] == "DaemonSet")
     assert pod["hostNetwork"] is True
     result = cli(*pod["containers"][0]["args"])
     assert result.exit_code == 0, result.output
-    assert len(run[0].gateways) == 2
+    assert run[0].replica == "$(NODE_NAME)"  # of the variable that is set from the node's
+    assert pod["containers"][0]["env"][0]["valueFrom"]["fieldRef"]["fieldPath"] == "spec.nodeName"
