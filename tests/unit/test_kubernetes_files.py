@@ -101,9 +101,18 @@ def test_the_configuration_is_good(overlay: str, tmp_path: Path):
     key.write_text("0123456789abcdef-of-the-admin")
     file = tmp_path / "penstock.yaml"
     file.write_text(config_of(overlay).replace("/etc/penstock/secrets/admin.key", str(key)))
-    config = load(file, {}, {})
-    assert config.server.admin_key == key.read_text()
     gateway = next(pod for name, pod in pods() if name == f"{overlay}/penstock")
+    variables = {one["name"]: one["value"] for one in gateway["containers"][0].get("env", [])}
+    config = load(file, {}, variables)
+    assert config.server.admin_key == key.read_text()
+    several = next(
+        thing
+        for thing in rendered(overlay)
+        if thing["metadata"]["name"] == "penstock" and thing["kind"] == "Deployment"
+    )
+    assert (
+        several["spec"]["replicas"] == 1 or config.redis.enabled
+    )  # gateways that do not know of each other overfill engines
     assert gateway["terminationGracePeriodSeconds"] > config.server.drain_timeout_s + 10
     for source in config.discovery.kubernetes:
         services = {thing["metadata"]["name"] for thing in rendered(overlay) if thing["kind"] == "Service"}
