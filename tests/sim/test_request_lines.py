@@ -57,7 +57,7 @@ def test_a_stream_and_a_document(lines: pytest.LogCaptureFixture) -> None:
         "id": "r1", "endpoint": "chat", "model": "m", "tier": "default", "tenant": "anonymous", "stream": True, "status": 200,
         "outcome": "completed", "error": None, "finish_reason": "stop", "replica": "a", "gpu": "unknown", "cost_tier": "on_demand",
         "attempts": 1, "moves": 0, "client_retries": 2, "queue_ms": 0, "ttft_ms": 700, "tpot_ms": 100.0,
-        "prompt_tokens": 7, "cached_tokens": 0, "output_tokens": 3, "usd": None,
+        "prompt_tokens": 7, "cached_tokens": 0, "output_tokens": 3, "usd": 0.0,
     }  # fmt: skip
     assert (
         whole.items()
