@@ -169,7 +169,9 @@ class Dispatcher:
             exchange.trace.fields, exchange.trace.depth = body.fields, self._admission.scheduler.queued
         self._overhead.ingress.observe(self._overhead.clock() - whole_s)
         if self._tenancy is not None and caller is not None:
+            exchange.outcome = Outcome.REJECTED  # if it is
             entered = await self._tenancy.enter(caller, request, self._answer_tokens(spec))
+            exchange.outcome = Outcome.COMPLETED
             if entered is not None:
                 exchange.hold, exchange.limit_headers = entered
         exchange.request = request

@@ -118,9 +118,7 @@ def _tell(key: str, record: "KeyRecord") -> None:
     """The key alone on standard output, for whoever pipes it."""
     typer.echo(key)
     scopes = ", ".join(record.scopes)
-    text = (
-        f"key {record.id} of tenant {record.tenant}, for {scopes}, until {_when(record.expires)}; it is not shown again"
-    )
+    text = f"key {record.id} of tenant {record.tenant}, for {scopes}, {_until(record.expires)}; it is not shown again"
     typer.echo(text, err=True)
 
 
@@ -143,6 +141,10 @@ def _state(record: "KeyRecord", now: datetime) -> str:
     if record.expires is not None and record.expires <= now:
         return "expired"
     return "not yet" if record.not_before is not None and record.not_before > now else "good"
+
+
+def _until(time: datetime | None) -> str:
+    return "without end" if time is None else f"until {_when(time)}"
 
 
 def _when(time: datetime | None) -> str:

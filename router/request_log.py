@@ -10,6 +10,7 @@ from typing import Final
 from batching.request import ReplicaId
 from router.exchange import ENDPOINTS, Exchange
 from router.logs import FIELDS
+from router.money import ANONYMOUS
 from router.openai.errors import ApiError
 
 log = logging.getLogger("penstock.request")
@@ -41,7 +42,7 @@ class RequestLog:
         spec, trace, timeline, usage = exchange.spec, exchange.trace, exchange.timeline, exchange.usage
         placement = None if exchange.placed is None else exchange.placed.placement
         reasons = exchange.finish_reasons
-        tenant = None if exchange.request is None else self._pseudonym(exchange.request.tenant)
+        tenant = None if exchange.spec is None else self._pseudonym(exchange.spec.tenant or ANONYMOUS)
         fields: dict[str, object] = {
             "id": exchange.inbound.request_id,
             "endpoint": exchange.endpoint,

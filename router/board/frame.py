@@ -99,7 +99,7 @@ def _money(live: Live) -> Text:
         text.append(f" ({-saved:+.0%})" if abs(saved) >= 0.005 else "", "green" if saved > 0 else "yellow")
     text.append(f"   busy ${money.busy_usd_per_hour:.2f}/h")
     if money.usd_per_million_output_tokens is not None:
-        text.append(f"   {usd(money.usd_per_million_output_tokens)}/Mtok in the last minute")
+        text.append(f"   {usd(money.usd_per_million_output_tokens)}/Mtok lately")
     return text
 
 

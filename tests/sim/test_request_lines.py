@@ -10,6 +10,7 @@ from router.logs import FIELDS, JsonFormatter, TextFormatter
 from tests.support.asgi import chat, post
 from tests.support.fake_engine import FakeEngine, Script, document, whole_stream
 from tests.support.gateways import fake_config, gateway_over
+from tests.support.tenants import asking, bearer, key_for
 from tests.support.traces import KeptTraces
 from tests.support.virtual_time import run_virtual
 
@@ -120,3 +121,20 @@ def test_nobody_pays_for_a_line_that_is_not_written(caplog: pytest.LogCaptureFix
 
     run_virtual(main())
     assert [record.name for record in caplog.records] == []
+
+
+def test_beyond_a_limit_it_is_still_its_tenants(lines: pytest.LogCaptureFixture) -> None:
+    """Rejected, by a pseudonym that is the same as where it was served."""
+
+    async def main() -> None:
+        engine = FakeEngine(Script(whole_stream(3, prompt=7)))
+        limited = [{"name": "acme", "limits": {"requests_per_minute": 1}}]
+        async with gateway_over({"a": engine}, asking({"a": engine}, tenants=limited)) as running:
+            for _ in range(2):
+                await post(running.app, CHAT, chat(SECRET, stream=True), headers=[bearer(key_for("acme"))]).run()
+
+    run_virtual(main())
+    served, refused = fields_of(lines)
+    assert (served["status"], served["outcome"]) == (200, "completed")
+    assert (refused["status"], refused["outcome"], refused["error"]) == (429, "rejected", "rate_limit_exceeded")
+    assert served["tenant"] == refused["tenant"] != "acme"
