@@ -80,8 +80,28 @@ def asked(url: str, case: schemathesis.Case, mended: str, kept: int, stream: boo
     if mended and isinstance(case.body, dict):
         case.body = mend(case.path, case.body, mended, kept, stream=stream)
     note(f"{case.method} {case.path} {case.path_parameters} {case.query} {case.body!r}")
-    judge(requests.request(**case.as_transport_kwargs(base_url=url), timeout=PATIENCE_S))
+    if case.path == ENDLESS:
+        begun(requests.request(**case.as_transport_kwargs(base_url=url), timeout=PATIENCE_S, stream=True))
+    else:
+        judge(requests.request(**case.as_transport_kwargs(base_url=url), timeout=PATIENCE_S))
 
+
+def begun(response: requests.Response) -> None:
+    """Of a stream without an end the first event; then it is left."""
+    with response:
+        if response.status_code != 200:
+            judge(response)
+            return
+        first = b""
+        for part in response.iter_content(None):
+            first += part
+            if b"\n\n" in first.partition(b"event: live\n")[2]:
+                break
+        document = first.partition(b"event: live\ndata: ")[2].partition(b"\n\n")[0]
+        assert json.loads(document)["whole"] is True
+
+
+ENDLESS = "/admin/live"  # one event a second, for as long as somebody watches
 
 VALID: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 9},
