@@ -66,6 +66,8 @@ async def fleet(mortal: VllmServer, other: VllmServer) -> AsyncIterator[Running]
 async def under_way(running: Running, count: int, tasks: asyncio.TaskGroup) -> list[Call]:
     """So many streams, each some tokens far, all of them at the mortal replica: the other one is drained meanwhile."""
     farewells = running.gateway.farewells
+    for replica in (MORTAL, OTHER):  # one that is cold takes as long to begin as the streams take to end
+        await until(lambda replica=replica: running.metric("penstock_replica_up", replica=replica) == 1)
     farewells.join(OTHER, Standing(kind=Kind.DRAIN))
     calls = [post(running.app, CHAT, {**STREAMED, **body(number)}) for number in range(count)]
     for call in calls:
