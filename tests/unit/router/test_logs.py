@@ -103,7 +103,7 @@ def logging_of_the_process() -> Iterator[None]:
 def test_everything_of_the_process_is_json(capsys: pytest.CaptureFixture[str]) -> None:
     """Other libraries' lines, warnings, what ends the process, and what a newcomer would have copied."""
     configure_logging("info", "json")
-    logging.getLogger("some.library").warning("odd %s", b"\xff")
+    logging.getLogger("another.package").warning("odd %s", b"\xff")
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         logging.captureWarnings(capture=False)
@@ -113,7 +113,7 @@ def test_everything_of_the_process_is_json(capsys: pytest.CaptureFixture[str]) -
     sys.excepthook(ValueError, ValueError("bad"), None)
     announce("\nPenstock listens on http://h:1\n\nTry it:\n", "json")
     lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
-    assert [line["logger"] for line in lines] == ["some.library", "py.warnings", "penstock", "penstock"]
+    assert [line["logger"] for line in lines] == ["another.package", "py.warnings", "penstock", "penstock"]
     assert lines[2]["exception"] == "ValueError: bad"
     assert lines[3]["msg"] == "Penstock listens on http://h:1"
     announce("banner", "text")
