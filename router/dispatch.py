@@ -133,11 +133,8 @@ class Dispatcher:
             exchange.task.uncancel()
             self._refuse(exchange, exchange.aborted)
         except Exception:  # a bug of ours: whoever serves the connection says so to the client
-            exchange.outcome, exchange.error, exchange.status = (
-                Outcome.FAILED,
-                internal_error(),
-                internal_error().status,
-            )
+            exchange.outcome, exchange.error = Outcome.FAILED, internal_error()
+            exchange.status = exchange.error.status
             raise
         finally:
             if timer is not None:
