@@ -64,7 +64,9 @@ def configuration(path: Path, engines: Sequence[WatchedEngine], redis: dict[str,
         }
         for i, engine in enumerate(engines)
     ]  # fmt: skip
-    sections = {"replicas": replicas, "redis": redis, "scheduling": {"hedge": {"enabled": False}}}
+    # Nobody is late, so that nobody is refused or made to wait for others: what a slow machine makes of overload is not looked at.
+    patient = {"hedge": {"enabled": False}, "objectives": {"ttft_s": 600, "tpot_s": 60}}
+    sections = {"replicas": replicas, "redis": redis, "scheduling": patient}
     path.write_text(json.dumps({**sections, "probe": {"interval_s": 0.5}}))
     return path
 
