@@ -36,6 +36,9 @@ class Words(msgspec.Struct, array_like=True):
     claims: dict[ReplicaId, Claim]
     turns: dict[ReplicaId, int]  # since when a head waits, by the book's clock
     released: list[str] = []  # on their way out, and nothing of this gateway's is there
+    more: dict[
+        str, bytes
+    ] = {}  # by topic, what others than the shares' keeper have to say; small: it goes with every report
 
 
 _encode: Final = msgspec.msgpack.Encoder().encode
@@ -51,6 +54,7 @@ class SharedHolder:
         self.superseded = False  # another gateway goes by its name
         self.frozen = False
         self.released: list[str] = []  # told to the others with the next report
+        self.more: dict[str, bytes] = {}  # likewise, by topic
         self._holder = holder
         self._instance, self._lives = instance, 0
         self._terms = terms
@@ -101,6 +105,10 @@ class SharedHolder:
         """Sequences that other gateways run there."""
         return sum(words.claims[ReplicaId(replica)].sequences for words in self._elsewhere(replica))
 
+    def heard(self, topic: str) -> dict[HolderId, bytes]:
+        """What others say of it, as far as they are heard: other workers of this gateway, too."""
+        return {name: words.more[topic] for name, words in self._others.items() if topic in words.more}
+
     def _elsewhere(self, replica: str) -> Iterator[Words]:
         """What is said of it by other gateways; workers of this one are asked otherwise."""
         gateway = self.name.partition("/")[0]
@@ -135,7 +143,7 @@ class SharedHolder:
             known={name: record.terms.static for name, record in self._records.items()},
             join=self._join,
             short=any(claim.short for claim in claims.values()),
-            words=_encode(Words(claims, self._turns, self.released)),
+            words=_encode(Words(claims, self._turns, self.released, self.more)),
         )
 
     def take(self, now_s: float, reply: Reply) -> float:

@@ -111,13 +111,13 @@ async def _tell(gateway: Gateway, word: Word) -> Left:
         left = gateway.farewells.left()
     if gateway.shared is None:
         return left
-    gateway.shared.say(word)
-    return gateway.shared.widened(left)
+    gateway.shared.budgets.say(word)
+    return gateway.shared.budgets.widened(left)
 
 
 async def _left(gateway: Gateway) -> Left:
     left = gateway.farewells.left() if gateway.crew is None else await gateway.crew.left()
-    return left if gateway.shared is None else gateway.shared.widened(left)
+    return left if gateway.shared is None else gateway.shared.budgets.widened(left)
 
 
 def _document(gateway: Gateway, watched: Watched, left: Left) -> dict[str, object]:

@@ -123,7 +123,7 @@ def _add_health(api: FastAPI, gateway: Gateway) -> None:
     @api.get("/readyz", tags=["health"])
     async def readyz() -> JSONResponse:
         """200 while the gateway can accept work, also by queueing it; else 503 and why."""
-        shared = gateway.shared
+        shared = None if gateway.shared is None else gateway.shared.budgets
         no_share = None if shared is None else shared.problem()
         verdict = readiness(gateway.watched(), draining=gateway.draining, no_share=no_share)
         document, crew = verdict.document(), gateway.crew

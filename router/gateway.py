@@ -47,8 +47,7 @@ from router.openai.errors import draining
 from router.report import Report, Wait
 from router.request_log import RequestLog
 from router.shared.book_in_redis import BookInRedis
-from router.shared.budgets import SharedBudgets
-from router.shared.build import BookFactory, build_shared
+from router.shared.build import BookFactory, Shared, build_shared
 from router.streams import Streams
 from router.tenants.gate import build_gate
 from router.tenants.key_store import KeyStore
@@ -129,7 +128,7 @@ class Gateway:
         self.farewells.on_over = self._over
         # The same fleet's other gateways, where there may be some.
         self.identity = f"{socket.gethostname()}:{os.getpid()}"  # unlike any other's; the server knows a better one
-        self.shared: SharedBudgets | None = None
+        self.shared: Shared | None = None
         self.bodies = BodyBudget(config.server.max_held_body_bytes)
         self._figures = Figures(self.metrics, self.scheduler, self.models, self.bodies)
         # What people see of it.
@@ -203,7 +202,7 @@ class Gateway:
         if self.keys is not None:
             work["keys"] = self.keys.watch()
         if self.shared is not None:
-            work |= {"shared": self.shared.run(), "shared-words": self.shared.listen()}
+            work |= self.shared.work()
         return work
 
     def begin_drain(self) -> None:
@@ -334,7 +333,7 @@ class Gateway:
         if self.crew is not None:
             self.crew.over(replica, why)
         if self.shared is not None:
-            self.shared.over(replica, why)
+            self.shared.budgets.over(replica, why)
 
     def _fleet(self) -> list[ReplicaProfile]:
         return [state.profile for state in self.scheduler.states(0.0)]

@@ -18,8 +18,9 @@ from config.shared import SharedRedis
 from metrics.catalog import Metrics
 from router.admission import Admission
 from router.farewell import Farewells
-from router.shared.book_in_redis import Book, Unreachable
+from router.shared.book_in_redis import Book
 from router.shared.notices import SharedNotices
+from router.shared.redis_line import Unreachable
 from router.standing import Left, Word
 
 log = logging.getLogger("penstock.shared")

@@ -1,6 +1,7 @@
-"""The shared budgets of one process, where the configuration wants them; decides only under which name."""
+"""All that one process shares with the other gateways of its fleet, where the configuration wants it; decides only under which name."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from uuid import uuid4
 
 from config.schema import Config
@@ -14,6 +15,24 @@ from router.shared.budgets import SharedBudgets, terms_of
 BookFactory = Callable[[SharedRedis], Book]
 
 
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """`leave` when all that ran has ended."""
+
+    budgets: SharedBudgets
+
+    def work(self) -> dict[str, Coroutine[None, None, None]]:
+        """By name, what goes on as long as the gateway serves."""
+        return {"shared": self.budgets.run(), "shared-words": self.budgets.listen()}
+
+    def refresh_gauges(self) -> None:
+        """Before a scrape."""
+        self.budgets.refresh_gauges()
+
+    async def leave(self) -> None:
+        await self.budgets.leave()
+
+
 def build_shared(
     config: Config,
     book_factory: BookFactory,
@@ -23,14 +42,15 @@ def build_shared(
     *,
     identity: str,
     workers: int,
-) -> SharedBudgets | None:
+) -> Shared | None:
     """None: this gateway is alone. `identity`: of the process, unlike any other's; `workers`: of its gateway."""
     redis = config.redis
     if not redis.enabled:
         return None
     if redis.name is not None:
         identity = "/".join([redis.name, *identity.split("/")[1:]])  # a worker's seat stays
-    return SharedBudgets(
+    budgets = SharedBudgets(
         book_factory(redis), admission, farewells, metrics,
         name=identity, instance=uuid4().hex, terms=terms_of(redis, workers),
     )  # fmt: skip
+    return Shared(budgets)

@@ -11,7 +11,8 @@ from batching.request import ReplicaId
 from batching.shared_book import Join, Report, SharedBook, Terms, Wish
 from batching.shares import WHOLE
 from config.shared import SharedRedis
-from router.shared.book_in_redis import BookInRedis, Unreachable
+from router.shared.book_in_redis import BookInRedis
+from router.shared.redis_line import Unreachable
 from tests.real.conftest import RedisServer
 
 pytestmark = pytest.mark.real

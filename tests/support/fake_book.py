@@ -7,7 +7,8 @@ from collections.abc import Callable
 import msgspec
 
 from batching.shared_book import Report, SharedBook
-from router.shared.book_in_redis import Heard, Unreachable
+from router.shared.book_in_redis import Heard
+from router.shared.redis_line import Unreachable
 
 _EPOCH_MS = 1_764_000_000_000  # of the book's clock at 0.0 of the loop's
 
