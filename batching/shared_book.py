@@ -190,12 +190,13 @@ class SharedBook:
 
     @staticmethod
     def _entry(own: Record | None, others: Iterable[Record], replica: ReplicaId, wish: Wish, frozen: bool) -> Entry:
-        """Lowered to what it keeps to, raised as far as there is room."""
+        """Lowered to what it keeps to, raised as far as there is room; who was never heard, or is forgotten, has nothing beyond that."""
         bound = wish.enforced
         if own is not None and not own.suspect:
             before = own.entries.get(replica)
             bound = min(bound, 0 if before is None else before.bound)
-        if not frozen and wish.target > bound:
-            free = WHOLE - sum(record.occupied(replica) for record in others)
+        if not frozen and (own is None or wish.target > bound):
+            free = max(0, WHOLE - sum(record.occupied(replica) for record in others))
+            bound = min(bound, free) if own is None else bound
             bound = max(bound, min(wish.target, free))
         return Entry(bound, wish.in_use)

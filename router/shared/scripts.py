@@ -78,7 +78,7 @@ if status == 'ok' then
     if own and own[9] == 0 then
       bound = math.min(bound, own[10][replica] and own[10][replica][1] or 0)
     end
-    if target > bound and not frozen then
+    if not frozen and (not own or target > bound) then
       local free = WHOLE
       for other, record in pairs(records) do
         if other ~= name then
@@ -87,6 +87,8 @@ if status == 'ok' then
           elseif entry then free = free - math.max(entry[1], entry[2]) end
         end
       end
+      free = math.max(0, free)
+      if not own then bound = math.min(bound, free) end
       bound = math.max(bound, math.min(target, free))
     end
     entries[replica] = {bound, wish[2]}
