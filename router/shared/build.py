@@ -23,7 +23,8 @@ class Shared:
 
     def work(self) -> dict[str, Coroutine[None, None, None]]:
         """By name, what goes on as long as the gateway serves."""
-        return {"shared": self.budgets.run(), "shared-words": self.budgets.listen()}
+        budgets = self.budgets
+        return {"shared": budgets.run(), "shared-listen": budgets.listen(), "shared-tell": budgets.tell()}
 
     def refresh_gauges(self) -> None:
         """Before a scrape."""
