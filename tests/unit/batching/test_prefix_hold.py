@@ -124,10 +124,10 @@ def test_another_holder_that_has_room_is_as_good():
     """It is the beginning that is waited for, not the replica."""
     built, _ = busy()
     built.add_replica(profile("c", **LARGE), Lifecycle.STARTING, 1.0)
-    built.correct_prefixes(ReplicaId("c"), held=CHUNKS["prefix_hashes"])
+    built.prefixes.correct(ReplicaId("c"), held=CHUNKS["prefix_hashes"])
     assert ask(built) == []
     built.set_lifecycle(ReplicaId("c"), Lifecycle.READY, 1.05)
-    built.correct_prefixes(ReplicaId("c"), held=CHUNKS["prefix_hashes"])
+    built.prefixes.correct(ReplicaId("c"), held=CHUNKS["prefix_hashes"])
     assert where(built, 1.3) == [("turn", "c")]
 
 
