@@ -40,6 +40,9 @@ class SharedRedis(Section):
         pattern=r"^[^\s/]{1,120}$",
         description="of this gateway, unlike any other's; it takes over what its predecessor of the same name held. null: host name and port",
     )
+    share_prefixes: bool = Field(
+        True, description="tell each other which replica was given which beginnings of prompts, by hashes"
+    )
     lease_s: PositiveFloat = Field(
         1.5, le=60, description="without an answer for so long, a gateway keeps no more than its static share"
     )

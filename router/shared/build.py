@@ -11,6 +11,8 @@ from router.admission import Admission
 from router.farewell import Farewells
 from router.shared.book_in_redis import Book
 from router.shared.budgets import SharedBudgets, terms_of
+from router.shared.prefixes import PrefixLine, SharedPrefixes
+from router.shared.seal import Seal
 
 BookFactory = Callable[[SharedRedis], Book]
 
@@ -20,17 +22,23 @@ class Shared:
     """`leave` when all that ran has ended."""
 
     budgets: SharedBudgets
+    prefixes: SharedPrefixes | None  # who holds which beginnings of prompts; None: each process believes its own
 
     def work(self) -> dict[str, Coroutine[None, None, None]]:
         """By name, what goes on as long as the gateway serves."""
         budgets = self.budgets
-        return {"shared": budgets.run(), "shared-listen": budgets.listen(), "shared-tell": budgets.tell()}
+        work = {"shared": budgets.run(), "shared-listen": budgets.listen(), "shared-tell": budgets.tell()}
+        if self.prefixes is not None:
+            work["shared-prefixes"] = self.prefixes.run()
+        return work
 
     def refresh_gauges(self) -> None:
         """Before a scrape."""
         self.budgets.refresh_gauges()
 
     async def leave(self) -> None:
+        if self.prefixes is not None:
+            await self.prefixes.leave()
         await self.budgets.leave()
 
 
@@ -50,8 +58,22 @@ def build_shared(
         return None
     if redis.name is not None:
         identity = "/".join([redis.name, *identity.split("/")[1:]])  # a worker's seat stays
+    book, instance = book_factory(redis), uuid4().hex
     budgets = SharedBudgets(
-        book_factory(redis), admission, farewells, metrics,
-        name=identity, instance=uuid4().hex, terms=terms_of(redis, workers),
+        book, admission, farewells, metrics,
+        name=identity, instance=instance, terms=terms_of(redis, workers),
     )  # fmt: skip
-    return Shared(budgets)
+    return Shared(budgets, _prefixes(config, book.prefixes(instance), admission, metrics))
+
+
+def _prefixes(config: Config, line: PrefixLine, admission: Admission, metrics: Metrics) -> SharedPrefixes | None:
+    """Sealed where the fleet has a secret; else a digest has what whoever may read there could make of a guessed prompt, too."""
+    if not config.redis.share_prefixes:
+        return None
+    pepper = config.auth.pepper
+    return SharedPrefixes(
+        line,
+        admission.scheduler.prefixes,
+        seal=None if pepper is None else Seal(pepper.encode(), f"prefixes {config.redis.prefix}"),
+        on_failure=lambda error: metrics.redis_errors_total.labels(error.kind).inc(),
+    )

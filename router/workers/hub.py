@@ -15,6 +15,7 @@ import msgspec
 from prometheus_client import CollectorRegistry
 
 from batching.payers import PayBook
+from batching.prefix_log import PrefixLog
 from batching.shares import HolderId, ShareBook
 from metrics.catalog import Metrics
 from metrics.pages import Page, merged, packed, read, unpacked
@@ -78,6 +79,7 @@ class Hub:
         self.limits = LimitBook()
         self.usage = usage
         self.payers = PayBook()
+        self.prefixes = PrefixLog()
         self.metrics = Metrics.create(CollectorRegistry())  # what only a supervisor can count
         self._seats = seats
         self._on_ready = on_ready
@@ -147,6 +149,11 @@ class Hub:
                 )
             case Reply(id, body):
                 self._reply(line, id, body)
+            case Ask(id, Topic.PREFIXES, question):
+                digest, after = msgspec.msgpack.decode(question, type=tuple[bytes, int])
+                now_ms = int(asyncio.get_running_loop().time() * 1000)
+                told = self.prefixes.exchange(now_ms, line.holder, digest, after)
+                send(line.writer, Replies(id, [msgspec.msgpack.encode(told)]))
             case Ask():
                 self._ask(line, message)
             case Used(entries):

@@ -15,6 +15,7 @@ from typing import Final
 import msgspec
 
 from batching.payers import Payer
+from batching.prefix_log import Told
 from batching.request import ReplicaId
 from batching.shares import Claim, Share
 from metrics.pages import Page, packed, unpacked
@@ -166,6 +167,11 @@ class Link:
         """By the hub's book, after everybody has told it all; None: there is no hub."""
         bodies = await self._ask(Topic.USAGE, msgspec.json.encode(asked))
         return msgspec.json.decode(bodies[0], type=Found) if bodies else None
+
+    async def prefixes(self, digest: bytes, after: int) -> Told | None:
+        """What other workers said of prefix caches, after this is said; None: there is no hub."""
+        bodies = await self._ask(Topic.PREFIXES, msgspec.msgpack.encode((digest, after)))
+        return msgspec.msgpack.decode(bodies[0], type=Told) if bodies else None
 
     def _left(self, bodies: list[bytes] | None) -> Left:
         if bodies is None:

@@ -30,6 +30,7 @@ class Topic(StrEnum):
     REGISTRATION = "registration"  # nothing: they are told of an engine that called in
     BOARD = "board"  # their part of the board
     FAREWELL = "farewell"  # the same, after a word about one of them that holds for all
+    PREFIXES = "prefixes"  # nobody: the hub itself has what others said of prefix caches
     USAGE = "usage"  # what requests have used that the hub's book does not have yet
 
 
@@ -64,7 +65,7 @@ class Claims(msgspec.Struct, tag="claims"):
 
 
 class Ask(msgspec.Struct, tag="ask"):
-    """A question to all workers, itself included."""
+    """A question to all workers, itself included; or to the hub."""
 
     id: int
     topic: Topic

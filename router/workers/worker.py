@@ -24,9 +24,11 @@ from router.decision_documents import Pseudonyms
 from router.gateway import Gateway
 from router.logs import configure_logging
 from router.server import CannotListenError, Doors, PenstockServer, open_doors
+from router.shared.prefixes import SharedPrefixes
 from router.standing import Word
 from router.tenants.limit_client import LimitClient
 from router.workers.link import Link, Orders, connect
+from router.workers.prefixes import PrefixesOverHub
 from router.workers.share_client import ShareClient
 
 
@@ -98,15 +100,20 @@ class WorkerServer(PenstockServer):
             used=self._gateway.usage.take,
         )
         async with asyncio.TaskGroup() as tasks:
-            reading = tasks.create_task(link.run(orders), name="link")
-            keeping = tasks.create_task(link.keep(self._page, self._gateway.usage.take), name="pages")
+            standing = [
+                tasks.create_task(link.run(orders), name="link"),
+                tasks.create_task(link.keep(self._page, self._gateway.usage.take), name="pages"),
+            ]
+            if not self._gateway.config.redis.enabled:  # else all gateways' workers tell each other there
+                prefixes = SharedPrefixes(PrefixesOverHub(link), self._gateway.scheduler.prefixes)
+                standing.append(tasks.create_task(prefixes.run(), name="prefixes"))
             try:
                 await super().serve(sockets)
             finally:
                 shares.close()
                 limits.close()
-                reading.cancel()
-                keeping.cancel()
+                for task in standing:
+                    task.cancel()
         link.tell_used(self._gateway.usage.take())
         link.tell_page(self._page())
         await link.close()
