@@ -158,7 +158,7 @@ class Gateway:
                     )
                     self.farewells.begin(self.watch)
                     self.shared = build_shared(
-                        self.config, self._book_factory, self.admission, self.farewells, self.metrics,
+                        self.config, self._book_factory, self.admission, self.farewells, self.watch.suspicion, self.metrics,
                         identity=self.identity, workers=1 if self.crew is None else self.config.server.workers,
                     )  # fmt: skip
                     self.kv_watch = KvWatch(self.scheduler, self.metrics, http, tasks, self._is_adapter)

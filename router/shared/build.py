@@ -11,6 +11,8 @@ from router.admission import Admission
 from router.farewell import Farewells
 from router.shared.book_in_redis import Book
 from router.shared.budgets import SharedBudgets, terms_of
+from router.shared.suspicion import SharedSuspicion
+from router.suspicion import Suspicion
 
 BookFactory = Callable[[SharedRedis], Book]
 
@@ -38,6 +40,7 @@ def build_shared(
     book_factory: BookFactory,
     admission: Admission,
     farewells: Farewells,
+    suspicion: Suspicion,
     metrics: Metrics,
     *,
     identity: str,
@@ -53,4 +56,5 @@ def build_shared(
         book_factory(redis), admission, farewells, metrics,
         name=identity, instance=uuid4().hex, terms=terms_of(redis, workers),
     )  # fmt: skip
+    budgets.topics.append(SharedSuspicion(suspicion, budgets.soon))
     return Shared(budgets)
