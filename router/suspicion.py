@@ -33,6 +33,7 @@ log = logging.getLogger("penstock.fleet")
 _TICK_S: Final = 0.25  # how often silent streams are looked at: what it adds to the time until one is found
 _RETURN: Final = "no_first_token"  # why a breaker stays open whose replica comes back
 _HEARSAY: Final = "other_gateway"  # why it is asked that only others doubt; a metric label
+_SLOW_SIGNS = frozenset({Sign.STANDING, Sign.LATE})
 _LEAVING = frozenset({Lifecycle.DRAINING, Lifecycle.RECLAIMING})
 
 
@@ -249,8 +250,11 @@ class Suspicion:
         self, watched: Watched, case: Case, reason: Sign | Trip, why: str, now: float, still_s: float = 0.0
     ) -> None:
         """There is a sign: no new work while it is asked. One that cannot be spared works on. `still_s`: since when it stands."""
-        if case.question is not None and not case.by_hearsay:
-            return
+        if case.question is not None:
+            if case.by_hearsay and reason in _SLOW_SIGNS:
+                case.reason, case.by_hearsay = reason.value, False  # asked already, with as much patience
+            if not case.by_hearsay:
+                return
         standings = self._cases.standings()
         if watched.lifecycle is Lifecycle.READY and may_go(watched.id, standings):
             self._suspect(watched, case, reason, why, now, still_s)
@@ -285,6 +289,7 @@ class Suspicion:
             except Exception:  # one question must not end the gateway's task group
                 log.exception("the question to %s broke off", watched.config.name)
                 case.question = None
+            self.on_found()
 
         case.drop_question()
         case.reason, case.by_hearsay, case.asked_s = "", False, asyncio.get_running_loop().time()
