@@ -166,7 +166,8 @@ class Gateway:
                         self._add(replica)
                     if self.discovered is not None:
                         await self.discovered.begin(self.config.replicas, tasks)
-                    await self.watch.first_look()
+                    begun = [] if self.shared is None else [self.shared.begin()]
+                    await asyncio.gather(self.watch.first_look(), *begun)
                     if self.keys is not None:
                         await self.keys.begin()
                     standing = [tasks.create_task(work, name=name) for name, work in self._standing_work().items()]

@@ -14,6 +14,7 @@ from batching.shared_book import Entry, Record, Reply, Report, Status, Terms
 from config.shared import SharedRedis
 from router.shared.redis_line import RedisLine
 from router.shared.scripts import LEAVE, NOTE, REPORT
+from router.shared.shelf import Shelf, ShelfInRedis
 
 _encode: Final = msgspec.msgpack.Encoder().encode
 _decode: Final = msgspec.msgpack.Decoder().decode
@@ -30,6 +31,11 @@ class Heard:
 
 class Book(Protocol):
     """Where the shared book is; the tests have one without a Redis."""
+
+    @property
+    def shelf(self) -> Shelf:
+        """What gateways have learned; on a line of its own."""
+        ...
 
     async def report(self, report: Report, stamp: bytes) -> Heard:
         """Raises Unreachable."""
@@ -58,6 +64,7 @@ class BookInRedis:
 
     def __init__(self, config: SharedRedis) -> None:
         self._line = line = RedisLine(config)
+        self.shelf = ShelfInRedis(config)
         self._keys = [line.key(name) for name in ("book", "words", "notices")]
         self._channel = line.key("short")
 

@@ -1,5 +1,6 @@
 """All that one process shares with the other gateways of its fleet, where the configuration wants it; decides only under which name."""
 
+import asyncio
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from uuid import uuid4
@@ -11,6 +12,7 @@ from router.admission import Admission
 from router.farewell import Farewells
 from router.shared.book_in_redis import Book
 from router.shared.budgets import SharedBudgets, terms_of
+from router.shared.learned import SharedLearned
 from router.shared.suspicion import SharedSuspicion
 from router.suspicion import Suspicion
 
@@ -22,17 +24,22 @@ class Shared:
     """`leave` when all that ran has ended."""
 
     budgets: SharedBudgets
+    learned: SharedLearned
+
+    async def begin(self) -> None:
+        """Before anything is placed; takes one call's time at most."""
+        await self.learned.begin()
 
     def work(self) -> dict[str, Coroutine[None, None, None]]:
         """By name, what goes on as long as the gateway serves."""
-        return {"shared": self.budgets.run(), "shared-words": self.budgets.listen()}
+        return {"shared": self.budgets.run(), "shared-words": self.budgets.listen(), "learned": self.learned.run()}
 
     def refresh_gauges(self) -> None:
         """Before a scrape."""
         self.budgets.refresh_gauges()
 
     async def leave(self) -> None:
-        await self.budgets.leave()
+        await asyncio.gather(self.budgets.leave(), self.learned.leave())
 
 
 def build_shared(
@@ -52,9 +59,11 @@ def build_shared(
         return None
     if redis.name is not None:
         identity = "/".join([redis.name, *identity.split("/")[1:]])  # a worker's seat stays
+    book = book_factory(redis)
     budgets = SharedBudgets(
-        book_factory(redis), admission, farewells, metrics,
+        book, admission, farewells, metrics,
         name=identity, instance=uuid4().hex, terms=terms_of(redis, workers),
     )  # fmt: skip
-    budgets.topics.append(SharedSuspicion(suspicion, budgets.soon))
-    return Shared(budgets)
+    learned = SharedLearned(book.shelf, admission.scheduler.experience, metrics, identity)
+    budgets.topics += [SharedSuspicion(suspicion, budgets.soon), learned]
+    return Shared(budgets, learned)
