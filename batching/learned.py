@@ -95,13 +95,18 @@ _Part = TypeVar("_Part", OfModel, OfAnswers, OfReplica)
 
 def packed(learned: Learned) -> bytes:
     """Within bounds, whatever has been learned."""
-    return _HEADER + _encode(
-        Learned(
-            _foremost((one for one in learned.models if len(one.model) <= _LONGEST_NAME), _MOST_MODELS),
-            _foremost((one for one in learned.answers if len(one.model) <= _LONGEST_NAME), _MOST_KINDS),
-            _foremost((one for one in learned.replicas if _is_short(one)), _MOST_REPLICAS),
+    parts = 1
+    while True:
+        body = _HEADER + _encode(
+            Learned(
+                _foremost((one for one in learned.models if len(one.model) <= _LONGEST_NAME), _MOST_MODELS // parts),
+                _foremost((one for one in learned.answers if len(one.model) <= _LONGEST_NAME), _MOST_KINDS // parts),
+                _foremost((one for one in learned.replicas if _is_short(one)), _MOST_REPLICAS // parts),
+            )
         )
-    )
+        if len(body) <= MAX_BYTES:
+            return body
+        parts *= 2  # long names
 
 
 def unpacked(body: bytes) -> Learned:

@@ -24,7 +24,7 @@ from tests.support.virtual_time import run_virtual
 
 SETTLED_S = 4.0  # a new book gives nothing for a lease
 REQUESTS = 50
-SPEEDS = {"slow": 0.2, "middling": 0.5}  # of what their GPUs promise
+SPEEDS = {"slow": 0.2, "swift": 0.5}  # of what their GPUs promise
 
 
 def engines() -> dict[str, SimulatedBackend]:
@@ -97,7 +97,7 @@ def test_a_new_gateway_predicts_as_one_that_has_learned(judged: list[Judged]) ->
         store, fleet = Store(), engines()
         async with gateway(store, "old", fleet) as (old, _):
             await asyncio.sleep(SETTLED_S)
-            await ask(old, 250, seed=1)
+            await ask(old, 120, seed=1)
             await asyncio.sleep(31)
             taught = await first_requests(store, judged, fleet)
         return taught, await first_requests(Store(), judged, engines())
@@ -119,41 +119,52 @@ async def first_four(store: Store) -> list[str | None]:
         return [call.header("x-penstock-replica") for call in calls]
 
 
-async def taught_store() -> Store:
-    """One gateway has answered many, and left."""
+@pytest.fixture(scope="module")
+def learned() -> bytes:
+    """What a gateway has put down that answered many, and left."""
+
+    async def main() -> bytes:
+        store = Store()
+        async with gateway(store, "old", engines()) as (old, _):
+            await asyncio.sleep(SETTLED_S)
+            await ask(old, 120, seed=1)
+        return store.learned.read(Store.now_ms())[0].body
+
+    return run_virtual(main())
+
+
+def taught(body: bytes, name: str = "old") -> Store:
+    """A store in which it lies. Inside a loop."""
     store = Store()
-    async with gateway(store, "old", engines()) as (old, _):
-        await asyncio.sleep(SETTLED_S)
-        await ask(old, 250, seed=1)
+    store.learned.put(Store.now_ms(), name, body)
     return store
 
 
-def test_the_first_placement_goes_by_it() -> None:
+def test_the_first_placement_goes_by_it(learned: bytes) -> None:
     """Nothing was answered here yet, and the very first requests go to the machine that another gateway, gone by now, found to be faster."""
 
     async def main() -> list[str | None]:
-        return await first_four(await taught_store())
+        return await first_four(taught(learned))
 
-    assert run_virtual(main()) == ["middling"] * 4
+    assert run_virtual(main()) == ["swift"] * 4
     assert "slow" in run_virtual(first_four(Store()))
 
 
-def test_what_was_inherited_is_handed_on() -> None:
+def test_what_was_inherited_is_handed_on(learned: bytes) -> None:
     """A gateway that starts, answers nobody and ends leaves no less for the next of its name."""
 
-    async def main() -> tuple[Learned, Learned, list[str | None]]:
-        store = await taught_store()
-        before = unpacked(store.learned.read(Store.now_ms())[0].body)
+    async def main() -> tuple[Learned, list[str | None]]:
+        store = taught(learned)
         for _ in range(2):
             async with gateway(store, "old", engines()):
                 await asyncio.sleep(SETTLED_S)
         after = unpacked(store.learned.read(Store.now_ms())[0].body)
-        return before, after, await first_four(store)
+        return after, await first_four(store)
 
-    before, after, where = run_virtual(main())
+    before, (after, where) = unpacked(learned), run_virtual(main())
     assert {one.replica for one in after.replicas} == {one.replica for one in before.replicas}
     assert {kind.octave for kind in after.answers} == {kind.octave for kind in before.answers}
-    assert where == ["middling"] * 4
+    assert where == ["swift"] * 4
 
 
 def wrong(replicas: tuple[str, ...]) -> bytes:
@@ -183,12 +194,8 @@ def test_what_is_wrong_is_soon_forgotten(judged: list[Judged]) -> None:
             await ask(new, REQUESTS, seed=2)
             return errors(judged)
 
-    misled = Store()
-    misled.learned.put(0, "liar", wrong(tuple(SPEEDS)))
-
     async def told_wrong() -> dict[Signal, float]:
-        misled.learned.put(Store.now_ms(), "liar", wrong(tuple(SPEEDS)))
-        return await main(misled)
+        return await main(taught(wrong(tuple(SPEEDS)), "liar"))
 
     misled_errors, own = run_virtual(told_wrong()), run_virtual(main(Store()))
     for signal in (Signal.TPOT, Signal.OUTPUT, Signal.FINISH):
@@ -214,11 +221,11 @@ def test_what_cannot_be_used_is_ignored(body: bytes, caplog: pytest.LogCaptureFi
     assert len([record for record in caplog.records if "is ignored" in record.getMessage()]) == 1
 
 
-def test_without_redis_the_start_waits_for_one_call_at_most() -> None:
+def test_without_redis_the_start_waits_for_one_call_at_most(learned: bytes) -> None:
     """It does not answer: the gateway has begun after one time-out, goes by its priors, and takes what there is when Redis is back."""
 
     async def main() -> tuple[float, float, float]:
-        store = await taught_store()
+        store = taught(learned)
         loop = asyncio.get_running_loop()
         began_s = loop.time()
         config = fleet_config(*SPEEDS, capacity={"max_num_seqs": 16}, redis={"url": "redis://book", "name": "new"})
@@ -244,11 +251,11 @@ def factor(running: Running) -> float:
     return state.extras["tpot_factor"]
 
 
-def test_a_replica_that_comes_later_begins_from_machines_like_it() -> None:
+def test_a_replica_that_comes_later_begins_from_machines_like_it(learned: bytes) -> None:
     """Its name is new, as a pod's is after each restart; the machine and the model are not."""
 
     async def main() -> float:
-        store = await taught_store()
+        store = taught(learned)
         fleet = {"pod-7f": engines()["slow"]}
         async with gateway(store, "new", fleet) as (new, _):
             await asyncio.sleep(SETTLED_S)
