@@ -15,6 +15,7 @@ from batching.decisions import Decisions
 from batching.desired import Desired
 from batching.dispatching import Dispatching
 from batching.estimators import Estimators
+from batching.experience import Experience
 from batching.filling import Filling
 from batching.fleet import Fleet
 from batching.hedging import Hedging, Refusal
@@ -81,6 +82,7 @@ class Scheduler:
             self._filling = Dispatching(policy, self._queue, self._fleet, self._estimators, decisions)
         self.desired = Desired(scheduling, self._fleet, self._queue)
         self._leaving = Leaving(self._queue, self._fleet, self._filling, self._overload, self._estimators)
+        self.experience = Experience(self._fleet, self._estimators)
         self.till = Till()  # who paid for the machines' time
         self._ticket_ids = count(1)
         self._draining = False
@@ -208,13 +210,9 @@ class Scheduler:
         self._fleet.close(lease_id, now)
         if self._decisions is not None:
             self._decisions.finished(
-                record,
-                now,
-                outcome,
-                prompt_tokens=prompt_tokens,
-                cached_tokens=cached_tokens,
-                output_tokens=output_tokens,
-            )
+                record, now, outcome,
+                prompt_tokens=prompt_tokens, cached_tokens=cached_tokens, output_tokens=output_tokens,
+            )  # fmt: skip
         if self._policy is not None:
             if outcome is Outcome.COMPLETED and output_tokens is not None:
                 self._policy.answered(record.lease.request, output_tokens, now)

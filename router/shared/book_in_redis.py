@@ -15,6 +15,7 @@ from config.shared import SharedRedis
 from router.shared.prefixes import PrefixesInRedis, PrefixLine
 from router.shared.redis_line import RedisLine
 from router.shared.scripts import LEAVE, NOTE, PUBLISH, REPORT
+from router.shared.shelf import Shelf, ShelfInRedis
 
 _encode: Final = msgspec.msgpack.Encoder().encode
 _decode: Final = msgspec.msgpack.Decoder().decode
@@ -31,6 +32,11 @@ class Heard:
 
 class Book(Protocol):
     """Where the shared book is; the tests have one without a Redis."""
+
+    @property
+    def shelf(self) -> Shelf:
+        """What gateways have learned; on a line of its own."""
+        ...
 
     async def report(self, report: Report, stamp: bytes) -> Heard:
         """Raises Unreachable."""
@@ -71,6 +77,7 @@ class BookInRedis:
     def __init__(self, config: SharedRedis) -> None:
         self._config = config
         self._line = line = RedisLine(config)
+        self.shelf = ShelfInRedis(config)
         self._keys = [line.key(name) for name in ("book", "words", "notices")]
         self._channel, self._news = line.key("short"), line.key("running")
         self._telling = RedisLine(config)  # no report waits behind it

@@ -8,7 +8,7 @@ import asyncio
 import logging
 from contextlib import suppress
 from math import inf
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 
@@ -45,6 +45,18 @@ def terms_of(config: SharedRedis, workers: int) -> Terms:
     return Terms(lease, settle, forget, int(WHOLE * config.static_share_ratio) // workers)
 
 
+class Topic(Protocol):
+    """What gateways tell each other with their reports: `SharedHolder.more` and `heard`, small things."""
+
+    def say(self, holder: SharedHolder) -> None:
+        """Before each report."""
+        ...
+
+    def hear(self, holder: SharedHolder) -> None:
+        """After each, answered or not, and when a lease ends without one."""
+        ...
+
+
 class SharedBudgets:
     """`run` inside the gateway's task group, once its replicas are known; `leave` when all that ran has ended."""
 
@@ -60,6 +72,7 @@ class SharedBudgets:
         terms: Terms,
     ) -> None:
         self.holder = SharedHolder(admission.scheduler.stake, name, instance, terms)
+        self.topics: list[Topic] = []
         self._terms = terms
         self._book = book
         self._admission = admission
@@ -116,6 +129,10 @@ class SharedBudgets:
     def say(self, word: Word) -> None:
         """What was just done here about a replica, for the others."""
         self._notices.say(word)
+        self.soon()
+
+    def soon(self) -> None:
+        """There is something to tell: the next report need not be waited for."""
         self._hurried.set()
 
     def over(self, replica: str, why: str) -> None:
@@ -171,6 +188,8 @@ class SharedBudgets:
         began_s = self._reported_s = loop.time()
         self._hurried.clear()
         holder.released = sorted(self._farewells.left().released)
+        for topic in self.topics:
+            topic.say(holder)
         report = holder.report(began_s)
         self._pause_s = max(_UNEASY_S, _BUSY_RATIO * (loop.time() - began_s))
         try:
@@ -231,6 +250,8 @@ class SharedBudgets:
         """After anything that may have changed what may be placed."""
         self._admission.expires_s = self.holder.expires_s
         self._pay()
+        for topic in self.topics:
+            topic.hear(self.holder)
         self._admission.soon()
         self._say_mode()
 

@@ -1,5 +1,6 @@
 """All that one process shares with the other gateways of its fleet, where the configuration wants it; decides only under which name."""
 
+import asyncio
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from uuid import uuid4
@@ -11,8 +12,11 @@ from router.admission import Admission
 from router.farewell import Farewells
 from router.shared.book_in_redis import Book
 from router.shared.budgets import SharedBudgets, terms_of
+from router.shared.learned import SharedLearned
 from router.shared.prefixes import PrefixLine, SharedPrefixes
 from router.shared.seal import Seal
+from router.shared.suspicion import SharedSuspicion
+from router.suspicion import Suspicion
 
 BookFactory = Callable[[SharedRedis], Book]
 
@@ -22,12 +26,22 @@ class Shared:
     """`leave` when all that ran has ended."""
 
     budgets: SharedBudgets
+    learned: SharedLearned
     prefixes: SharedPrefixes | None  # who holds which beginnings of prompts; None: each process believes its own
+
+    async def begin(self) -> None:
+        """Before anything is placed; takes one call's time at most."""
+        await self.learned.begin()
 
     def work(self) -> dict[str, Coroutine[None, None, None]]:
         """By name, what goes on as long as the gateway serves."""
         budgets = self.budgets
-        work = {"shared": budgets.run(), "shared-listen": budgets.listen(), "shared-tell": budgets.tell()}
+        work = {
+            "shared": budgets.run(),
+            "shared-listen": budgets.listen(),
+            "shared-tell": budgets.tell(),
+            "learned": self.learned.run(),
+        }
         if self.prefixes is not None:
             work["shared-prefixes"] = self.prefixes.run()
         return work
@@ -37,9 +51,10 @@ class Shared:
         self.budgets.refresh_gauges()
 
     async def leave(self) -> None:
+        leaving = [self.budgets.leave(), self.learned.leave()]
         if self.prefixes is not None:
-            await self.prefixes.leave()
-        await self.budgets.leave()
+            leaving.append(self.prefixes.leave())
+        await asyncio.gather(*leaving)
 
 
 def build_shared(
@@ -47,6 +62,7 @@ def build_shared(
     book_factory: BookFactory,
     admission: Admission,
     farewells: Farewells,
+    suspicion: Suspicion,
     metrics: Metrics,
     *,
     identity: str,
@@ -63,7 +79,9 @@ def build_shared(
         book, admission, farewells, metrics,
         name=identity, instance=instance, terms=terms_of(redis, workers),
     )  # fmt: skip
-    return Shared(budgets, _prefixes(config, book.prefixes(instance), admission, metrics))
+    learned = SharedLearned(book.shelf, admission.scheduler.experience, metrics, identity)
+    budgets.topics += [SharedSuspicion(suspicion, budgets.soon), learned]
+    return Shared(budgets, learned, _prefixes(config, book.prefixes(instance), admission, metrics))
 
 
 def _prefixes(config: Config, line: PrefixLine, admission: Admission, metrics: Metrics) -> SharedPrefixes | None:

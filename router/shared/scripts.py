@@ -7,6 +7,7 @@ are given in tests only: else the time is Redis' own, and the server its `run_id
 from typing import Final
 
 from batching.prefix_log import EACH_BYTES
+from batching.shelf import KEEP_MS, MOST_KEPT, MOST_READ
 
 # KEYS: book (name -> record; "" -> the book itself), words (name -> what the others read), notices
 # ARGV: name, instance, number, lease_ms, settle_ms, forget_ms, static, wishes, known, join, words, stamp, now, server, channel (of
@@ -188,3 +189,48 @@ end
 
 # ARGV: channel, message
 PUBLISH: Final = "return redis.call('PUBLISH', ARGV[1], ARGV[2])"
+
+# `batching.shelf` says the same in Python. KEYS: learned (name -> when, body). ARGV: name, body, now (in tests)
+_SHELF: Final = """
+local now = tonumber(ARGV[#ARGV])
+if not now then
+  local time = redis.call('TIME')
+  now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+end
+local function latest()
+  local kept, flat = {}, redis.call('HGETALL', KEYS[1])
+  for i = 1, #flat, 2 do
+    local entry = cmsgpack.unpack(flat[i + 1])
+    kept[#kept + 1] = {flat[i], entry[1], entry[2]}
+  end
+  table.sort(kept, function(a, b) return a[2] > b[2] or (a[2] == b[2] and a[1] < b[1]) end)
+  return kept
+end
+"""
+
+PUT: Final = (
+    _SHELF
+    + """
+redis.call('HSET', KEYS[1], ARGV[1], cmsgpack.pack({now, ARGV[2]}))
+redis.call('PEXPIRE', KEYS[1], KEEP)
+local left = 0
+for _, entry in ipairs(latest()) do
+  if now - entry[2] > KEEP or left >= MOST then redis.call('HDEL', KEYS[1], entry[1]) else left = left + 1 end
+end
+return left
+""".replace("KEEP", str(KEEP_MS)).replace("MOST", str(MOST_KEPT))
+)
+
+READ: Final = (
+    _SHELF
+    + """
+local found = {}
+for _, entry in ipairs(latest()) do
+  local age = math.max(0, now - entry[2])
+  if age <= KEEP and #found < 3 * MOST then
+    found[#found + 1], found[#found + 2], found[#found + 3] = entry[1], age, entry[3]
+  end
+end
+return found
+""".replace("KEEP", str(KEEP_MS)).replace("MOST", str(MOST_READ))
+)

@@ -17,7 +17,7 @@ import msgspec
 from batching.payers import Payer
 from batching.prefix_log import Told
 from batching.request import ReplicaId
-from batching.shares import Claim, Share
+from batching.shares import Claim, HolderId, Share
 from metrics.pages import Page, packed, unpacked
 from router.board.part import Part, Wanted
 from router.decision_documents import Document
@@ -35,6 +35,7 @@ from router.workers.wire import (
     Crew,
     FromWorker,
     Grants,
+    Heard,
     Hello,
     Question,
     Ready,
@@ -42,6 +43,7 @@ from router.workers.wire import (
     Replies,
     Reply,
     Report,
+    Said,
     Standings,
     Stop,
     Topic,
@@ -70,6 +72,7 @@ class Orders:
     left: Callable[[], Left]  # what runs on the replicas
     registered: Callable[[str, Mapping[str, object] | None], None]  # an engine that called in at another worker
     told: Callable[[Word], None]  # of a replica; its deadline counts from now
+    heard: Callable[[str, Mapping[HolderId, bytes]], None]  # on a topic, all that the other workers say
     used: Callable[[], list[Entry]]  # by requests, since it was last asked
 
 
@@ -116,6 +119,10 @@ class Link:
     def claim(self, number: int, claims: Mapping[str, LimitClaim]) -> None:
         """Of tenants' limits."""
         self._send(Claims(number, dict(claims)))
+
+    def say(self, topic: str, body: bytes) -> None:
+        """To the other workers, in place of what was said before; whoever comes later hears it, too."""
+        self._send(Said(topic, body))
 
     def ready(self, banner: str) -> None:
         self._send(Ready(banner))
@@ -229,6 +236,8 @@ class Link:
             case Replies(number, bodies):
                 if (future := self._asked.get(number)) is not None and not future.done():
                     future.set_result(bodies)
+            case Heard(topic, by):
+                orders.heard(topic, by)
             case Crew(live, seats):
                 self.live, self.seats = live, seats
             case Stop(now):

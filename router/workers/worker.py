@@ -25,8 +25,10 @@ from router.gateway import Gateway
 from router.logs import configure_logging
 from router.server import CannotListenError, Doors, PenstockServer, open_doors
 from router.shared.prefixes import SharedPrefixes
+from router.shared.suspicion import TOPIC
 from router.standing import Word
 from router.tenants.limit_client import LimitClient
+from router.workers.doubts import WorkerSuspicion
 from router.workers.link import Link, Orders, connect
 from router.workers.prefixes import PrefixesOverHub
 from router.workers.share_client import ShareClient
@@ -78,10 +80,12 @@ class WorkerServer(PenstockServer):
         self._seat = seat
         self._link: Link | None = None
         self._shares: ShareClient | None = None
+        self._doubts: WorkerSuspicion | None = None
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         self._link = self._gateway.crew = link = await connect(self._seat.path, self._seat.number)
         self._shares = shares = ShareClient(self._gateway.admission, link)  # reports only where Redis has no book
+        self._doubts = doubts = WorkerSuspicion(lambda body: link.say(TOPIC, body))
         limits = LimitClient(link)
         if self._gateway.tenancy is not None:
             self._gateway.tenancy.accounts = limits
@@ -97,6 +101,7 @@ class WorkerServer(PenstockServer):
             left=self._gateway.farewells.left,
             registered=self._registered,
             told=self._told,
+            heard=doubts.hear,
             used=self._gateway.usage.take,
         )
         async with asyncio.TaskGroup() as tasks:
@@ -126,6 +131,9 @@ class WorkerServer(PenstockServer):
         if self._gateway.shared is not None:
             link.ready(text)
         else:
+            assert self._gateway.watch is not None
+            assert self._doubts is not None
+            self._doubts.begin(self._gateway.watch.suspicion)
             self._shares.begin(on_first=lambda: link.ready(text))
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

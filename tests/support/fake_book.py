@@ -8,6 +8,8 @@ import msgspec
 
 from batching.prefix_log import PrefixLog, Told
 from batching.shared_book import Report, SharedBook
+from batching.shelf import Kept
+from batching.shelf import Shelf as PureShelf
 from router.shared.book_in_redis import Heard
 from router.shared.redis_line import Unreachable
 
@@ -23,6 +25,7 @@ class Store:
         self.notices: dict[bytes, bytes] = {}
         self.reports = 0
         self.prefixes = PrefixLog()
+        self.learned = PureShelf()
         self.called: dict[str, Callable[[str], None]] = {}  # what listeners are called by
         self.told: dict[str, Callable[[bytes], None]] = {}
 
@@ -35,11 +38,30 @@ class Store:
         return _EPOCH_MS + int(asyncio.get_running_loop().time() * 1000)
 
 
+class FakeShelf:
+    """`Shelf`, as far away as its book."""
+
+    def __init__(self, book: "FakeBook") -> None:
+        self._book = book
+
+    async def put(self, name: str, body: bytes) -> None:
+        await self._book.way()
+        self._book.store.learned.put(Store.now_ms(), name, body)
+
+    async def read(self) -> list[Kept]:
+        await self._book.way()
+        return self._book.store.learned.read(Store.now_ms())
+
+    async def aclose(self) -> None:
+        pass
+
+
 class FakeBook:
     """`Book`. Out of reach, a call takes its whole time-out."""
 
     def __init__(self, store: Store, *, latency_s: float = 0.001, timeout_s: float = 0.5) -> None:
         self.store = store
+        self.shelf = FakeShelf(self)
         self.reachable = True
         self.latency_s = latency_s
         self._timeout_s = timeout_s
