@@ -67,9 +67,7 @@ class Auth(Section):
     @property
     def on(self) -> bool:
         """Whether anybody is asked for a key."""
-        return (
-            self.keys_file is not None or bool(self.keys) or self.secret_keys is not None or self.keys_redis.enabled
-        )
+        return self.keys_file is not None or bool(self.keys) or self.secret_keys is not None or self.keys_redis.enabled
 
     @model_validator(mode="after")
     def _no_contradiction(self) -> Self:

@@ -125,10 +125,13 @@ def _add_health(api: FastAPI, gateway: Gateway) -> None:
         """200 while the gateway can accept work, also by queueing it; else 503 and why."""
         shared = None if gateway.shared is None else gateway.shared.budgets
         no_share = None if shared is None else shared.problem()
-        verdict = readiness(gateway.watched(), draining=gateway.draining, no_share=no_share)
+        no_keys = None if gateway.keys is None else gateway.keys.problem()
+        verdict = readiness(gateway.watched(), draining=gateway.draining, no_share=no_share, no_keys=no_keys)
         document, crew = verdict.document(), gateway.crew
         if shared is not None:
             document["shared"] = shared.document()
+        if gateway.keys is not None and (keys := gateway.keys.document()) is not None:
+            document["keys"] = keys
         if crew is not None:
             document["workers"] = {"answered_by": crew.seat, "live": crew.live, "configured": crew.seats}
         return JSONResponse(document, status_code=200 if verdict.ready else 503)

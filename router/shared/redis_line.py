@@ -17,7 +17,7 @@ from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError
 
-from config.shared import SharedRedis
+from config.shared import RedisServer
 
 
 class Unreachable(Exception):
@@ -31,7 +31,7 @@ class Unreachable(Exception):
 class RedisLine:
     """Connects when first asked, and again after each failure."""
 
-    def __init__(self, config: SharedRedis) -> None:
+    def __init__(self, config: RedisServer) -> None:
         self._config = config
         self._client: Any = None
 
@@ -95,7 +95,7 @@ def _unreachable(error: Exception, timeout_s: float) -> Unreachable:
     return Unreachable("connection" if broken else "refused", str(error) or type(error).__name__)
 
 
-async def _client(config: SharedRedis, *, waits: bool = False) -> Any:
+async def _client(config: RedisServer, *, waits: bool = False) -> Any:
     """Connected at the first command. One connection: WAIT asks for what was written on its own. `waits`: for what others say."""
     common: dict[str, Any] = {
         "username": config.username,
