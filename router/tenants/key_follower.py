@@ -20,7 +20,7 @@ from router.tenants.key_columns import ColumnsOf
 from router.tenants.key_index import Found, KeyIndex
 from router.tenants.key_reading import BadStore
 from router.tenants.keys import BadRecord, KeyRecord
-from router.tenants.keys_in_redis import KeyBook
+from router.tenants.keys_in_redis import Changes, KeyBook
 
 log = logging.getLogger("penstock.keys")
 
@@ -145,23 +145,30 @@ class KeyFollower:
         if index is None or self._all_again:
             await self._read_all()
             return
-        while True:
-            heard = await self._book.changes(self._stamp)
-            if heard.records is None or not index.has_room:
-                await self._read_all()
-                return
-            before, bad = len(index), dict(self._bad)
-            await self._take_all(index, heard.records, self._bad)
-            if heard.records:
-                self._metrics.key_loads_total.labels("ok").inc()
-                self._count += len(index) - before
-            if bad != self._bad:
-                self._count = heard.keys  # which of them are new is not known
-            self._stamp = heard.stamp
-            if heard.whole:
-                break
+        before, bad = len(index), dict(self._bad)
+        heard = await self._catch_up(self._stamp, index, self._bad)
+        if heard.records is None:
+            await self._read_all()
+            return
+        if heard.stamp != self._stamp:
+            self._metrics.key_loads_total.labels("ok").inc()
+        self._stamp = heard.stamp
+        self._count += len(index) - before
+        if bad != self._bad:
+            self._count = heard.keys  # which of the bad ones are new is not known
         if heard.keys != self._count:  # somebody wrote there past us
             await self._read_all()
+
+    async def _catch_up(self, stamp: str, index: KeyIndex, bad: dict[str, str]) -> Changes:
+        """All changes since then come into the index. The last answer: without records where not all could come, which then must be read."""
+        while True:
+            heard = await self._book.changes(stamp)
+            if heard.records is None or not index.has_room:
+                return heard._replace(records=None)
+            await self._take_all(index, heard.records, bad)
+            stamp = heard.stamp
+            if heard.whole:
+                return heard
 
     async def _read_all(self) -> None:
         """Into an index of its own, which takes the place of the one in force when it is whole."""
@@ -170,19 +177,10 @@ class KeyFollower:
         known = 0 if old is None else len(old)
         index = KeyIndex(max(heard.keys + heard.keys // 4, known) + _SPARE)
         bad: dict[str, str] = {}
-        cursor, stamp = "0", heard.stamp
-        while True:
-            cursor, page = await self._book.page(cursor)
-            await self._take_page(index, page, bad)
-            if cursor == "0":
-                break
-        heard = heard._replace(whole=False)
-        while not heard.whole:
-            heard = await self._book.changes(stamp)
-            if heard.records is None or not index.has_room:
-                raise BadStore("keys in Redis have changed faster than they can be read; they are read again")
-            await self._take_all(index, heard.records, bad)
-            stamp = heard.stamp
+        await self._take_pages(index, bad, heard.stamp)
+        heard = await self._catch_up(heard.stamp, index, bad)
+        if heard.records is None:
+            raise BadStore("keys in Redis have changed faster than they can be read; they are read again")
         if len(index) + len(index.doubles) + len(bad) < heard.keys:
             what = f"{heard.keys} keys are in Redis, and only {len(index)} could be read; they are read again"
             raise BadStore(what)
@@ -195,8 +193,47 @@ class KeyFollower:
             lost += came
             await asyncio.sleep(0)
         log.info("API keys read from Redis: %d", len(index))
-        self._index, self._stamp, self._count, self._bad, self._lost = index, stamp, heard.keys, bad, lost
+        self._index, self._stamp, self._count, self._bad, self._lost = index, heard.stamp, heard.keys, bad, lost
         self._metrics.key_loads_total.labels("ok").inc()
+
+    async def _take_pages(self, index: KeyIndex, bad: dict[str, str], stamp: str) -> None:
+        """All, the next one on its way while one is taken. What changes meanwhile comes into the index in force as soon as ever."""
+        loop, failed = asyncio.get_running_loop(), None
+        follows_s = loop.time() + _LOOK_S
+        async with asyncio.TaskGroup() as tasks:
+            coming = tasks.create_task(self._page("0"))
+            while not isinstance(found := await coming, Unreachable):
+                cursor, page = found
+                if self._index is not None and (self._told.is_set() or loop.time() >= follows_s):
+                    self._told.clear()
+                    follows_s = loop.time() + _LOOK_S
+                    failed = await self._follow(stamp)
+                    if failed is not None:
+                        break
+                if cursor != "0":
+                    coming = tasks.create_task(self._page(cursor))
+                await self._take_page(index, page, bad)
+                if cursor == "0":
+                    break
+            else:
+                failed = found
+        if failed is not None:
+            raise failed
+
+    async def _page(self, cursor: str) -> tuple[str, bytes] | Unreachable:
+        try:
+            return await self._book.page(cursor)
+        except Unreachable as error:  # a task group would wrap it
+            return error
+
+    async def _follow(self, stamp: str) -> Unreachable | None:
+        """What has changed since then, in the index in force."""
+        assert self._index is not None
+        try:
+            await self._catch_up(stamp, self._index, self._bad)
+        except Unreachable as error:
+            return error
+        return None
 
     async def _take_page(self, index: KeyIndex, page: bytes, bad: dict[str, str]) -> None:
         try:

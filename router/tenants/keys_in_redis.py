@@ -12,7 +12,7 @@ from router.shared.redis_line import RedisLine
 from router.tenants.key_scripts import CHANGES, GET, PAGE, PUT
 
 _CHANGES_AT_ONCE: Final = 500
-_PAGE_RECORDS: Final = 1000  # a millisecond of Redis' time
+_PAGE_RECORDS: Final = 300  # a millisecond of Redis' time, and of ours
 _CHANGES_KEPT: Final = 10_000  # a gateway that has missed more reads all keys again
 
 

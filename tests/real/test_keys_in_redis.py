@@ -47,7 +47,9 @@ async def test_the_scripts_are_the_twin(redis_server: RedisServer, seed: int):
             assert before == await twin.get(some)
             if random_.random() < 0.1:
                 before[0] += b"?"
-            changes = [Change(id_, old, b"%d-%d" % (step, n)) for n, (id_, old) in enumerate(zip(some, before, strict=True))]
+            changes = [
+                Change(id_, old, b"%d-%d" % (step, n)) for n, (id_, old) in enumerate(zip(some, before, strict=True))
+            ]
             assert await real.put(changes) == await twin.put(changes)
             stamps.append(((await real.changes("")).stamp, twin.head))
             theirs, ours = random_.choice(stamps[-100:])

@@ -17,7 +17,7 @@ class FakeKeys:
         self.reachable = True
         self.messages = True
         self.between: Callable[[], None] = lambda: None
-        self.asked = 0
+        self.page_s = 0.0  # that a page takes
         self.tags = 0
         self._page_records = page_records
         self._at_once = at_once
@@ -34,7 +34,6 @@ class FakeKeys:
 
     async def changes(self, since: str) -> Changes:
         await self._way()
-        self.asked += 1
         return self.changes_now(since)
 
     def changes_now(self, since: str) -> Changes:
@@ -55,6 +54,7 @@ class FakeKeys:
 
     async def page(self, cursor: str) -> tuple[str, bytes]:
         await self._way()
+        await asyncio.sleep(self.page_s)
         first = int(cursor)
         some = list(self.records.values())[first : first + self._page_records]
         following = first + self._page_records

@@ -271,6 +271,26 @@ def test_keys_that_change_while_they_are_read():
     run_virtual(main())
 
 
+def test_a_long_reading_holds_no_change_up():
+    """While all is read again, which takes ten seconds here, a revocation is known within one, and is not undone when the reading ends."""
+
+    async def main() -> None:
+        book = filled(200)
+        async with watched(book) as store:
+            book.page_s = 0.5
+            store.read_again()
+            for number in (3, 150, 77):
+                await asyncio.sleep(2)
+                revoke(book, number)
+                await asyncio.sleep(1)
+                assert good(store, number) == [False]
+            await asyncio.sleep(10)
+            assert good(store, 3, 150, 77, 4) == [False, False, False, True]
+            assert store.knows_all
+
+    run_virtual(main())
+
+
 def test_a_record_that_cannot_be_used_takes_no_other_along(caplog: pytest.LogCaptureFixture):
     """Broken ones, and one of another pepper, are named; the rest is good. Nobody is told that his key is wrong while it may be one of those."""
 
