@@ -26,6 +26,9 @@ class RedisServer(Section):
     url: str | None = Field(None, description="redis://host:6379/0, rediss://... or unix:///path; null: none")
     sentinel: Sentinel | None = Field(None, description="instead of `url`")
     cluster: bool = Field(False, description="`url` is one node of a Redis Cluster")
+    cluster_nodes: tuple[str, ...] = Field(
+        (), description="host:port of others, which are asked, too, when the first connection is made"
+    )
     username: str | None = None
     password: str | None = Field(None, repr=False, description="`env:NAME` or `file:/path` keep it out of this file")
     prefix: str = Field(
@@ -102,16 +105,27 @@ def _address_problems(redis: RedisServer) -> list[Problem]:
         text = _address_problem(redis.url)
         if text:
             found.append((("url",), text))
-    for index, node in enumerate(redis.sentinel.nodes if redis.sentinel is not None else ()):
-        host, _, port = node.rpartition(":")
-        if not host or not port.isdigit() or not 0 < int(port) < 65536:
-            found.append((("sentinel", "nodes", index), f"{node!r} is no host:port, such as sentinel-0:26379"))
+    sentinels = redis.sentinel.nodes if redis.sentinel is not None else ()
+    for index in _no_addresses(sentinels):
+        text = f"{sentinels[index]!r} is no host:port, such as sentinel-0:26379"
+        found.append((("sentinel", "nodes", index), text))
+    for index in _no_addresses(redis.cluster_nodes):
+        text = f"{redis.cluster_nodes[index]!r} is no host:port, such as redis-1:6379"
+        found.append((("cluster_nodes", index), text))
+    if redis.cluster_nodes and not redis.cluster:
+        found.append((("cluster_nodes",), "these are of a cluster, and `cluster` is false; set it, or remove them"))
     if redis.cluster and redis.url is None:
         found.append((("cluster",), "needs `url`, of one of its nodes; a cluster has no Sentinels"))
     if redis.cluster and redis.wait_replicas:
         text = "cannot be asked of a cluster; set min-replicas-to-write 1 on its nodes instead"
         found.append((("wait_replicas",), text))
     return found
+
+
+def _no_addresses(nodes: tuple[str, ...]) -> list[int]:
+    """Where something else than a host and its port stands."""
+    split = [node.rpartition(":") for node in nodes]
+    return [i for i, (host, _, port) in enumerate(split) if not host or not port.isdigit() or not 0 < int(port) < 65536]
 
 
 def _address_problem(url: str) -> str | None:
