@@ -16,12 +16,13 @@ from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import NoScriptError, RedisClusterException, RedisError
 
 from config.shared import RedisServer
 
 _Node = tuple[str, int]
 _MEETING_S = 5.0
+_FAILURES = (TimeoutError, OSError, RedisError, RedisClusterException)  # the last is none of the third
 
 
 class Unreachable(Exception):
@@ -59,7 +60,7 @@ class RedisLine:
                 if self._config.cluster:
                     self._nodes = [(node.host, int(node.port)) for node in self._client.get_nodes()]
                 return found
-        except (TimeoutError, OSError, RedisError, Unreachable) as error:
+        except (*_FAILURES, Unreachable) as error:
             await self.aclose()
             raise _unreachable(error, self._config.timeout_s) from error
 
@@ -78,10 +79,10 @@ class RedisLine:
                 async for message in messages.listen():
                     if message["type"] == "message":
                         called(message["data"])
-        except (OSError, RedisError) as error:
+        except _FAILURES as error:
             raise _unreachable(error, self._config.timeout_s) from error
         finally:
-            with suppress(OSError, RedisError):
+            with suppress(*_FAILURES):
                 await client.aclose()
 
     async def aclose(self) -> None:
@@ -93,7 +94,7 @@ class RedisLine:
                     if self._config.cluster:  # what has failed it takes for closed
                         await client.nodes_manager.aclose()
                         await client.nodes_manager.aclose("startup_nodes")
-            except (TimeoutError, OSError, RedisError):
+            except _FAILURES:
                 pass  # it was of no use any more
 
     async def _meet(self, client: Any) -> None:
@@ -113,21 +114,18 @@ def _unreachable(error: Exception, timeout_s: float) -> Unreachable:
         return error
     if isinstance(error, TimeoutError | redis.exceptions.TimeoutError):
         return Unreachable("timeout", f"no answer within {timeout_s:g} s")
-    broken = isinstance(error, OSError | redis.exceptions.ConnectionError)
+    broken = isinstance(error, OSError | redis.exceptions.ConnectionError | RedisClusterException)
     return Unreachable("connection" if broken else "refused", str(error) or type(error).__name__)
 
 
 def _client(config: RedisServer, known: Sequence[_Node] = (), *, waits: bool = False) -> Any:
     """Connected at the first command. `known`: nodes of the cluster. `waits`: for what others say."""
-    never = _never()
+    never, common = _never(), _common(config, waits=waits)
     if config.cluster:
-        half_s = config.timeout_s / 2  # a node that says nothing leaves time for another
-        common = {**_common(config, waits=False), "socket_timeout": half_s, "socket_connect_timeout": half_s}
         nodes: list[Any] = [ClusterNode(host, port) for host, port in {*_configured(config), *known}]
         return RedisCluster.from_url(
             str(config.url), startup_nodes=nodes, require_full_coverage=False, retry=never, **common
         )
-    common = _common(config, waits=waits)
     if config.sentinel is not None:
         nodes = [(host, int(port)) for host, _, port in (node.rpartition(":") for node in config.sentinel.nodes)]
         asked = {"password": config.sentinel.password, "socket_timeout": config.timeout_s / 2, "protocol": 2}
