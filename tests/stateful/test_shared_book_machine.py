@@ -253,6 +253,7 @@ class SharedBookMachine(RuleBasedStateMachine):
     @rule()
     def restart_as_it_was(self):
         self.server += 1
+        self._break_connections()
 
     @precondition(lambda self: self._knower() is not None)
     @rule(data=st.data())
@@ -267,13 +268,17 @@ class SharedBookMachine(RuleBasedStateMachine):
     def _begin_again(self, book: SharedBook, knower: str) -> None:
         self.book = book
         self.copies.clear()
-        self.late.clear()  # connections ended with the server
         self.server += 1
+        self._break_connections()
+        self._exchange(knower)
+
+    def _break_connections(self) -> None:
+        """They end with the server: what was on its way over them reaches no other."""
+        self.late.clear()
         for site in self.sites.values():
             if site.under_way is not None:
                 site.under_way = None
                 site.holder.failed(site.now(self.true_s))
-        self._exchange(knower)
 
     # -- what must hold ----------------------------------------------------------------------------------------------
 
