@@ -32,6 +32,7 @@ from batching.queue import QueueStatistics, WaitingQueue
 from batching.replica import CACHE_LOST, EngineLoad, Lifecycle, ReplicaProfile, ReplicaState
 from batching.request import Outcome, Reason, Rejected, ReplicaId, Request
 from batching.retry_budget import RetryBudget
+from batching.service import Service
 from batching.shares import Claim, Share
 from batching.ticket import Decision, LeaseId, Ticket, TicketId, TicketState
 from batching.window import Window
@@ -81,6 +82,7 @@ class Scheduler:
         self.desired = Desired(scheduling, self._fleet, self._queue)
         self._leaving = Leaving(self._queue, self._fleet, self._filling, self._overload, self._estimators)
         self.till = Till()  # who paid for the machines' time
+        self.service = Service(self._queue)  # to tenants, where others serve them, too
         self._ticket_ids = count(1)
         self._draining = False
 
@@ -245,8 +247,7 @@ class Scheduler:
 
     def update_profile(self, profile: ReplicaProfile, now: float) -> None:
         """Price, capacity or models have changed or become known."""
-        live = self._fleet[profile.id]
-        live.meter.reprice(profile, live.ledger.leases.values(), now)
+        (live := self._fleet[profile.id]).meter.reprice(profile, live.ledger.leases.values(), now)
         self._fleet.update(profile)
 
     def set_lifecycle(self, replica: ReplicaId, lifecycle: Lifecycle, now: float) -> None:
@@ -394,7 +395,6 @@ class Scheduler:
         return Ticket(TicketId(next(self._ticket_ids)), request, now)
 
     def _note_grown(self, replica: ReplicaId) -> None:
-        live = self._fleet[replica]
-        if live.lifecycle is Lifecycle.READY:
+        if (live := self._fleet[replica]).lifecycle is Lifecycle.READY:
             for model in live.profile.models:
                 self._overload.grown(model)

@@ -6,9 +6,10 @@ Decides when to report, and what is said when Redis cannot be reached; what a re
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from contextlib import suppress
 from math import inf
-from typing import Final
+from typing import Final, Protocol
 
 from batching.meter import WHOLE_PRICE
 from batching.shared_book import Terms
@@ -29,6 +30,18 @@ _LEAST_PAUSE_S: Final = 0.005  # between two reports, however urgent
 _UNEASY_S: Final = 0.05
 _TICK_S: Final = 0.001  # timers may fire a little early; what is so near has come
 _BUSY_RATIO: Final = 20  # no more than a twentieth of the time is spent on reckoning
+
+
+class Speaker(Protocol):
+    """What has something to say to the other gateways with each report."""
+
+    def say(self, now_s: float) -> None:
+        """Before a report."""
+        ...
+
+    def hear(self, now_s: float) -> None:
+        """After an answer."""
+        ...
 
 
 def terms_of(config: SharedRedis, workers: int) -> Terms:
@@ -65,6 +78,7 @@ class SharedBudgets:
         self._pause_s = _UNEASY_S
         self._said = Mode.NONE  # the mode that the log knows
         self._trouble = "not asked yet"
+        self.speakers: Sequence[Speaker] = ()
 
     async def run(self) -> None:
         """Until it is cancelled."""
@@ -151,6 +165,8 @@ class SharedBudgets:
         began_s = self._reported_s = loop.time()
         self._hurried.clear()
         holder.released = sorted(self._farewells.left().released)
+        for speaker in self.speakers:
+            speaker.say(began_s)
         report = holder.report(began_s)
         self._pause_s = max(_UNEASY_S, _BUSY_RATIO * (loop.time() - began_s))
         try:
@@ -158,6 +174,8 @@ class SharedBudgets:
             pause_s = holder.take(loop.time(), heard.reply)
             self._trouble = heard.reply.status.value
             if holder.mode is Mode.REDIS:
+                for speaker in self.speakers:
+                    speaker.hear(loop.time())
                 self._notices.take(heard)
                 await self._notices.tell()
         except Unreachable as error:

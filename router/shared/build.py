@@ -11,6 +11,7 @@ from router.admission import Admission
 from router.farewell import Farewells
 from router.shared.book_in_redis import Book
 from router.shared.budgets import SharedBudgets, terms_of
+from router.shared.fairness import SharedFairness
 
 BookFactory = Callable[[SharedRedis], Book]
 
@@ -49,8 +50,10 @@ def build_shared(
         return None
     if redis.name is not None:
         identity = "/".join([redis.name, *identity.split("/")[1:]])  # a worker's seat stays
+    instance = uuid4().hex
     budgets = SharedBudgets(
         book_factory(redis), admission, farewells, metrics,
-        name=identity, instance=uuid4().hex, terms=terms_of(redis, workers),
+        name=identity, instance=instance, terms=terms_of(redis, workers),
     )  # fmt: skip
+    budgets.speakers = [SharedFairness(admission.scheduler.service, budgets.holder, instance)]
     return Shared(budgets)

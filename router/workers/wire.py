@@ -12,7 +12,7 @@ import msgspec
 from batching.payers import Payer
 from batching.request import ReplicaId
 from batching.shares import Claim as ShareClaim
-from batching.shares import Share
+from batching.shares import HolderId, Share
 from router.standing import Standing
 from router.tenants.limit_book import Claim, Grant
 from router.usage_book import Entry
@@ -54,6 +54,7 @@ class Report(msgspec.Struct, tag="report"):
     number: int
     claims: dict[ReplicaId, ShareClaim]
     payers: dict[ReplicaId, Payer]
+    service: bytes = b""  # to tenants, so far (`batching.service`)
 
 
 class Claims(msgspec.Struct, tag="claims"):
@@ -95,6 +96,7 @@ class Answer(msgspec.Struct, tag="answer"):
     number: int
     shares: dict[ReplicaId, Share]
     paying: dict[ReplicaId, int]  # parts of each price
+    service: dict[HolderId, bytes] = {}  # what others have said of theirs since the last answer
 
 
 class Grants(msgspec.Struct, tag="grants"):

@@ -88,6 +88,7 @@ class WorkerServer(PenstockServer):
             reload=self._reload_config,
             orphaned=self._orphaned,
             answer=shares.take,
+            heard=shares.hear,
             granted=limits.take,
             page=self._page,
             decisions=self._gateway.decisions.recent,
