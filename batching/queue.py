@@ -85,6 +85,7 @@ class WaitingQueue:
         self.arrived: set[str] = set()  # models with fresh tickets
         self.soonest_s = inf  # nobody leaves, turns late or is let go before
         self._newcomers: list[Waiting] = []  # all of them wait
+        self._collects = False  # somebody asks what tenants were served
         self.tokens = 0
         self.bytes = 0
         self.crowd = Crowd(config)
@@ -113,6 +114,8 @@ class WaitingQueue:
         lane = self.lanes.get(model)
         if lane is None:
             lane = self.lanes[model] = Lane(model, self._floors)
+            if self._collects:
+                lane.collect_service()  # from its first request on
         return lane
 
     def first(self, model: str) -> Waiting:
@@ -351,6 +354,7 @@ class WaitingQueue:
 
     def collect_service(self) -> dict[tuple[str, int], dict[str, float]]:
         """What each tenant was served since this was last called, by model and class of ranks: tokens over weight."""
+        self._collects = True
         return {
             (model, class_): by_tenant
             for model, lane in self.lanes.items()

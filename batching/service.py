@@ -12,14 +12,25 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Iterable
 from heapq import nlargest
 from math import inf
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 
-from batching.queue import WaitingQueue
-
 Class = tuple[str, int]  # model, and which of its lane's counters
 News = dict[Class, dict[str, float]]  # by tenant, tokens over weight
+
+
+class Counters(Protocol):
+    """Where service is charged: the queue."""
+
+    def collect_service(self) -> News:
+        """What was served here since this was last called; the first call begins to count."""
+        ...
+
+    def serve_elsewhere(self, service: News) -> None:
+        """What others have served."""
+        ...
+
 
 MOST_TOLD: Final = 64  # accounts in a report: it goes with others several times a second; the rest have their turn
 _REFRESH_S: Final = 0.25  # a report within that of the last one says the same again
@@ -89,8 +100,8 @@ class _Teller:
 class Service:
     """One process's part. It counts from the first `tell` on: where nobody else serves, nothing is kept."""
 
-    def __init__(self, queue: WaitingQueue) -> None:
-        self._queue = queue
+    def __init__(self, counters: Counters) -> None:
+        self._counters = counters
         self._accounts: dict[tuple[Class, str], _Account] = {}
         self._last = 0  # account's number
         self._words = b""
@@ -106,7 +117,7 @@ class Service:
         if now < self._told_s + _REFRESH_S:
             return self._words
         began_s = self._begin(now)
-        for class_, by_tenant in self._queue.collect_service().items():
+        for class_, by_tenant in self._counters.collect_service().items():
             for tenant, tokens in by_tenant.items():
                 self._grow((class_, tenant), tokens, now)
         self._close(now)
@@ -152,7 +163,7 @@ class Service:
                 for tenant, tokens in grown.items():
                     by_tenant[tenant] = by_tenant.get(tenant, 0.0) + tokens
         if total:
-            self._queue.serve_elsewhere(total)
+            self._counters.serve_elsewhere(total)
 
     def _news(self, said: bytes, now: float) -> News:
         try:
