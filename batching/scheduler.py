@@ -32,7 +32,7 @@ from batching.queue import QueueStatistics, WaitingQueue
 from batching.replica import CACHE_LOST, EngineLoad, Lifecycle, ReplicaProfile, ReplicaState
 from batching.request import Outcome, Reason, Rejected, ReplicaId, Request
 from batching.retry_budget import RetryBudget
-from batching.service import Service
+from batching.service import service_of
 from batching.shares import Claim, Share
 from batching.ticket import Decision, LeaseId, Ticket, TicketId, TicketState
 from batching.window import Window
@@ -82,7 +82,7 @@ class Scheduler:
         self.desired = Desired(scheduling, self._fleet, self._queue)
         self._leaving = Leaving(self._queue, self._fleet, self._filling, self._overload, self._estimators)
         self.till = Till()  # who paid for the machines' time
-        self.service = Service(self._queue)  # to tenants, where others serve them, too
+        self.service = service_of(self._fleet, self._queue)  # to tenants, where others serve them, too
         self._ticket_ids = count(1)
         self._draining = False
 
@@ -289,7 +289,7 @@ class Scheduler:
 
     def claims(self) -> Mapping[ReplicaId, Claim]:
         """What it has of each replica, and what those who wait would need."""
-        return claims(self._fleet, self._queue)
+        return claims(self._fleet, self._queue, self.service.fair_parts)
 
     def correct_prefixes(self, replica: ReplicaId, *, held: Sequence[int] = (), lost: Sequence[int] = ()) -> None:
         """Its engine said that it has these prompt chunks, and those no longer."""

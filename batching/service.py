@@ -9,12 +9,17 @@ Units: tokens as the lane's counters have them, over the tenant's weight. Times 
 """
 
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from heapq import nlargest
 from math import inf
 from typing import Final, Protocol
 
 import msgspec
+
+from batching.fleet import Fleet
+from batching.queue import WaitingQueue
+from batching.shares import WHOLE
+from batching.tenant_demand import Demand, Demands, demands, fair_parts, named
 
 Class = tuple[str, int]  # model, and which of its lane's counters
 News = dict[Class, dict[str, float]]  # by tenant, tokens over weight
@@ -34,6 +39,7 @@ class Counters(Protocol):
 
 MOST_TOLD: Final = 64  # accounts in a report: it goes with others several times a second; the rest have their turn
 _REFRESH_S: Final = 0.25  # a report within that of the last one says the same again
+_STALE_S: Final = 3.0  # what somebody wanted is forgotten if it was not said again
 _LATELY_S: Final = 60.0  # an account that has not grown for so long is closed
 _MOST_ACCOUNTS: Final = 1000  # open at a time: beyond it those that grew least lately are closed
 _MOST_KNOWN: Final = 4 * _MOST_ACCOUNTS  # accounts of one teller that are remembered: more than it can have open
@@ -50,6 +56,7 @@ class Told(msgspec.Struct, array_like=True):
     age_ms: int  # since its accounts began
     last: int  # account numbers up to this one are in use
     accounts: list[tuple[str, int, list[tuple[str, int, int]]]]  # model, class, [tenant, account's number, tokens]
+    demands: dict[str, dict[str, Demand]] = {}  # by model and tenant: what runs and waits there
 
 
 _encode: Final = msgspec.msgpack.Encoder().encode
@@ -69,7 +76,7 @@ class _Account:
 class _Teller:
     """What is known of one other process."""
 
-    __slots__ = ("began_s", "forgotten", "heard_s", "known", "words")
+    __slots__ = ("began_s", "demands", "forgotten", "heard_s", "known", "words")
 
     def __init__(self, began_s: float, forgotten: int, now: float) -> None:
         self.began_s = began_s
@@ -77,6 +84,7 @@ class _Teller:
         self.known: OrderedDict[int, int] = OrderedDict()  # tokens by account, the one heard of longest ago first
         self.words = b""
         self.heard_s = now
+        self.demands: Mapping[str, Demands] = {}
 
     def news(self, told: Told, now: float) -> News:
         """What has come since it was last heard."""
@@ -100,8 +108,11 @@ class _Teller:
 class Service:
     """One process's part. It counts from the first `tell` on: where nobody else serves, nothing is kept."""
 
-    def __init__(self, counters: Counters) -> None:
+    def __init__(self, counters: Counters, demands: Callable[[], Mapping[str, Demands]] = dict) -> None:
+        """`demands`: what runs and waits here now, by model that somebody waits for and by tenant."""
         self._counters = counters
+        self._demands = demands
+        self._fair: dict[str, int] = {}  # parts, by model that somebody waits for here
         self._accounts: dict[tuple[Class, str], _Account] = {}
         self._last = 0  # account's number
         self._words = b""
@@ -126,10 +137,23 @@ class Service:
         for (class_, tenant), account in nlargest(MOST_TOLD, open_, key=lambda entry: _urgency(entry[1])):
             account.told = account.tokens
             told[class_].append((tenant, account.number, int(account.tokens)))
+        own = self._demands()
+        self._weigh(own, now)
         listed = [(model, number, accounts) for (model, number), accounts in told.items()]
         self._told_s = now
-        self._words = _encode(Told(instance, int(1000 * (now - began_s)), self._last, listed))
+        told_demands = {model: named(of_model) for model, of_model in own.items()}
+        self._words = _encode(Told(instance, int(1000 * (now - began_s)), self._last, listed, told_demands))
         return self._words
+
+    def fair_parts(self, model: str) -> int:
+        """Of all replicas of a model, what the tenants here should have together, by the last `tell`."""
+        return self._fair.get(model, WHOLE)
+
+    def _weigh(self, own: Mapping[str, Demands], now: float) -> None:
+        heard = [teller.demands for teller in self._tellers.values() if now < teller.heard_s + _STALE_S]
+        self._fair = {
+            model: fair_parts(mine, (theirs.get(model, {}) for theirs in heard)) for model, mine in own.items()
+        }
 
     def _begin(self, now: float) -> float:
         if self._began_s is None:
@@ -177,10 +201,15 @@ class Service:
             self._tellers[told.instance] = teller
         self._tellers.move_to_end(told.instance)
         news = {} if said == teller.words else teller.news(told, now)
-        teller.words, teller.heard_s = said, now
+        teller.words, teller.heard_s, teller.demands = said, now, told.demands
         while len(self._tellers) > _MOST_TELLERS:
             self._since_s = max(self._since_s, self._tellers.popitem(last=False)[1].began_s)
         return news
+
+
+def service_of(fleet: Fleet, queue: WaitingQueue) -> Service:
+    """A scheduler's."""
+    return Service(queue, lambda: demands(fleet, queue))
 
 
 def _urgency(account: _Account) -> tuple[float, float]:

@@ -6,7 +6,6 @@ Decides when to report, and what is said when Redis cannot be reached; what a re
 
 import asyncio
 import logging
-from collections.abc import Sequence
 from contextlib import suppress
 from math import inf
 from typing import Final, Protocol
@@ -32,22 +31,22 @@ _TICK_S: Final = 0.001  # timers may fire a little early; what is so near has co
 _BUSY_RATIO: Final = 20  # no more than a twentieth of the time is spent on reckoning
 
 
-class Speaker(Protocol):
-    """What has something to say to the other gateways with each report."""
-
-    def say(self, now_s: float) -> None:
-        """Before a report."""
-        ...
-
-    def hear(self, now_s: float) -> None:
-        """After an answer."""
-        ...
-
-
 def terms_of(config: SharedRedis, workers: int) -> Terms:
     """Of one worker: the gateway's static share is all its workers' together."""
     lease, settle, forget = (int(1000 * s) for s in (config.lease_s, config.settle_s, config.forget_s))
     return Terms(lease, settle, forget, int(WHOLE * config.static_share_ratio) // workers)
+
+
+class Topic(Protocol):
+    """What gateways tell each other with their reports: `SharedHolder.more` and `heard`, small things."""
+
+    def say(self, holder: SharedHolder) -> None:
+        """Before each report."""
+        ...
+
+    def hear(self, holder: SharedHolder) -> None:
+        """After each, answered or not, and when a lease ends without one."""
+        ...
 
 
 class SharedBudgets:
@@ -65,6 +64,7 @@ class SharedBudgets:
         terms: Terms,
     ) -> None:
         self.holder = SharedHolder(admission.scheduler, name, instance, terms)
+        self.topics: list[Topic] = []
         self._terms = terms
         self._book = book
         self._admission = admission
@@ -78,7 +78,6 @@ class SharedBudgets:
         self._pause_s = _UNEASY_S
         self._said = Mode.NONE  # the mode that the log knows
         self._trouble = "not asked yet"
-        self.speakers: Sequence[Speaker] = ()
 
     async def run(self) -> None:
         """Until it is cancelled."""
@@ -165,8 +164,8 @@ class SharedBudgets:
         began_s = self._reported_s = loop.time()
         self._hurried.clear()
         holder.released = sorted(self._farewells.left().released)
-        for speaker in self.speakers:
-            speaker.say(began_s)
+        for topic in self.topics:
+            topic.say(holder)
         report = holder.report(began_s)
         self._pause_s = max(_UNEASY_S, _BUSY_RATIO * (loop.time() - began_s))
         try:
@@ -174,8 +173,6 @@ class SharedBudgets:
             pause_s = holder.take(loop.time(), heard.reply)
             self._trouble = heard.reply.status.value
             if holder.mode is Mode.REDIS:
-                for speaker in self.speakers:
-                    speaker.hear(loop.time())
                 self._notices.take(heard)
                 await self._notices.tell()
         except Unreachable as error:
@@ -218,6 +215,8 @@ class SharedBudgets:
         """After anything that may have changed what may be placed."""
         self._admission.expires_s = self.holder.expires_s
         self._pay()
+        for topic in self.topics:
+            topic.hear(self.holder)
         self._admission.soon()
         self._say_mode()
 

@@ -55,5 +55,5 @@ def build_shared(
         book_factory(redis), admission, farewells, metrics,
         name=identity, instance=instance, terms=terms_of(redis, workers),
     )  # fmt: skip
-    budgets.speakers = [SharedFairness(admission.scheduler.service, budgets.holder, instance)]
+    budgets.topics += [SharedFairness(admission.scheduler.service, instance)]
     return Shared(budgets)
