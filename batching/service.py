@@ -1,4 +1,4 @@
-"""What each tenant was served by this process, said to the others, and what they served, taken over into this one's counters. Pure.
+"""What each tenant was served by this process and wants of it, said to the others, and what they said, taken over into this one's counters. Pure.
 
 A tenant that spreads over several processes would otherwise stand in each of them as if the others had served it nothing. What is said
 is cumulative, by account: an account is one tenant in one lane's class of ranks, since this process began to serve it; its number is never
@@ -19,7 +19,7 @@ import msgspec
 from batching.fleet import Fleet
 from batching.queue import WaitingQueue
 from batching.shares import WHOLE
-from batching.tenant_demand import Demand, Demands, demands, fair_parts, named
+from batching.tenant_demand import MOST_NAMED, Demand, Demands, demands, fair_parts, named
 
 Class = tuple[str, int]  # model, and which of its lane's counters
 News = dict[Class, dict[str, float]]  # by tenant, tokens over weight
@@ -141,7 +141,7 @@ class Service:
         self._weigh(own, now)
         listed = [(model, number, accounts) for (model, number), accounts in told.items()]
         self._told_s = now
-        told_demands = {model: named(of_model) for model, of_model in own.items()}
+        told_demands = {model: named(of_model, MOST_NAMED // len(own)) for model, of_model in own.items()}
         self._words = _encode(Told(instance, int(1000 * (now - began_s)), self._last, listed, told_demands))
         return self._words
 

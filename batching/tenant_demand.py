@@ -15,7 +15,7 @@ from batching.shares import WHOLE, parts_for
 
 REST: Final = ""  # all tenants that are not named, as one of their weights together
 
-_MOST_NAMED: Final = 32  # a model
+MOST_NAMED: Final = 32  # of all models together
 
 
 class Demand(NamedTuple):
@@ -48,11 +48,11 @@ def fair_parts(own: Demands, others: Iterable[Demands]) -> int:
     return min(WHOLE, round(found))
 
 
-def named(demands: Demands) -> dict[str, Demand]:
-    """The largest, and the others as one: what is told of them is bounded."""
-    if len(demands) <= _MOST_NAMED:
+def named(demands: Demands, most: int) -> dict[str, Demand]:
+    """The `most` largest, and the others as one: what is told of them is bounded."""
+    if len(demands) <= most:
         return dict(demands)
-    largest = dict(nlargest(_MOST_NAMED, demands.items(), key=lambda entry: entry[1].parts))
+    largest = dict(nlargest(most, demands.items(), key=lambda entry: entry[1].parts))
     others = [demand for tenant, demand in demands.items() if tenant not in largest]
     rest = Demand(sum(demand.weight for demand in others), sum(demand.parts for demand in others))
     return {**largest, REST: rest}
