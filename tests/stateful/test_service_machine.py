@@ -52,14 +52,14 @@ class ServiceMachine(RuleBasedStateMachine):
         self.met: set[tuple[str, str]] = set()
         self.first: dict[tuple[str, str], Counter[str]] = {}
 
-    @initialize(sites=st.integers(2, 4))
+    @initialize(sites=st.integers(2, 3))
     def begin(self, sites: int):
         for _ in range(sites):
             self.join()
 
     @rule()
     def join(self):
-        if len(self.sites) < 4:
+        if len(self.sites) < 3:
             self.born += 1
             self.now += STEP_S
             self.sites.append(Site(f"i{self.born}", self.now))
@@ -77,6 +77,13 @@ class ServiceMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def tell(self, data: st.DataObject):
         self._tell(self._one(data))
+
+    @rule(data=st.data(), tenant=st.sampled_from(TENANTS), tokens=st.integers(1, 1000))
+    def talk(self, data: st.DataObject, tenant: str, tokens: int):
+        """As it nearly always goes: one serves and tells, another hears."""
+        teller = self._one(data)
+        teller.serve(tenant, tokens)
+        self._deliver(self._one(data), self._tell(teller), 1)
 
     @rule(data=st.data(), times=st.sampled_from((1, 1, 1, 2)))
     def hear(self, data: st.DataObject, times: int):

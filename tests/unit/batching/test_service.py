@@ -116,6 +116,17 @@ def test_little_use_elsewhere_is_no_debt_for_ever():
     assert sorted(line.place(6)) == ["a", "a", "a", "b", "b", "b"]
 
 
+def test_who_begins_elsewhere_stands_where_it_would_here():
+    """It never came here before, is served 300 elsewhere and then comes: it stands 300 behind who was served all the time, not far before it."""
+    line = Line()
+    line.wait(*"b" * 20)
+    line.place(10)
+    line.lane.serve_elsewhere(0, {"a": 300.0})
+    line.wait(*"aaa")
+    assert line.place(2) == "bb"
+    assert "a" in line.place(2)
+
+
 def test_classes_are_apart():
     """What was served of batch elsewhere is no reason to wait where somebody watches."""
     one = scheduler(profile(max_num_seqs=1))
