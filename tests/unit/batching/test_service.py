@@ -117,8 +117,10 @@ def test_little_use_elsewhere_is_no_debt_for_ever():
 
 
 def test_who_begins_elsewhere_stands_where_it_would_here():
-    """It never came here before, is served 300 elsewhere and then comes: it stands 300 behind who was served all the time, not far before it."""
+    """It was here once, long ago; it is served 300 elsewhere and then comes: it stands 300 behind who was served all the time, not far before it."""
     line = Line()
+    line.wait("a")
+    line.place()
     line.wait(*"b" * 20)
     line.place(10)
     line.lane.serve_elsewhere(0, {"a": 300.0})
