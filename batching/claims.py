@@ -10,7 +10,7 @@ from batching.live_replica import LiveReplica
 from batching.placement import Need, blocks_needed, could_ever_hold
 from batching.queue import WaitingQueue
 from batching.request import ReplicaId
-from batching.shares import WHOLE, Claim, parts_for
+from batching.shares import WHOLE, Claim, Running, parts_for
 
 _COUNTED: Final = 64  # of those who wait, for what all of them would like: a claim is a wish, not a budget
 
@@ -34,6 +34,12 @@ def claims(
     queue.settle()
     demands = {model: _demand(lane, queue, fair_parts(model)) for model, lane in queue.lanes.items() if lane.size}
     return {live.profile.id: _claim(live, demands, queue) for live in fleet}
+
+
+def running_on(live: LiveReplica) -> Running:
+    """What this scheduler has there."""
+    ledger = live.ledger
+    return Running(ledger.sequences, ledger.held_blocks, round(ledger.prefill_s, 4))
 
 
 def blocks_in_use(live: LiveReplica) -> int:
@@ -77,7 +83,7 @@ def _claim(live: LiveReplica, demands: dict[str, _Demand], queue: WaitingQueue) 
             tokens = sum(wish.tokens for wish in wishes)
             wanted = max(needed, parts(sum(wish.sequences for wish in wishes), tokens // live.block_size))
             wanted = min(wanted, sum(wish.parts for wish in wishes))
-    return Claim(enforced, in_use, needed, min(wanted, WHOLE), sequences, live.ledger.held_blocks)
+    return Claim(enforced, in_use, needed, min(wanted, WHOLE), running_on(live))
 
 
 def _heads(live: LiveReplica, wishes: Iterable[_Demand], queue: WaitingQueue) -> Iterator[Need]:

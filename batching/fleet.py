@@ -20,6 +20,7 @@ from batching.placement import Need
 from batching.prefix_index import MAX_CHUNKS_PER_PROMPT, PrefixIndex
 from batching.replica import CACHE_LOST, TRANSITIONS, EngineLoad, Lifecycle, ReplicaProfile, ReplicaState
 from batching.request import ReplicaId, ServiceTier
+from batching.seen import state_of
 from batching.shares import Share
 from batching.ticket import LeaseId
 from batching.watched_load import WatchedLoad
@@ -126,10 +127,10 @@ class Fleet:
             self._stale_at.pop(replica, None)
         self._changed(live)
 
-    def allot(self, replica: ReplicaId, share: Share) -> None:
-        if (live := self._replicas.get(replica)) is not None:
-            live.share = share
-            self.update(live.profile)
+    def share(self, replica: ReplicaId, share: Share, now: float) -> None:
+        live = self._replicas[replica]
+        if live.share_with(share, now) | self._rewritten(live):
+            self._grew(live)
 
     def correct_prefixes(self, replica: ReplicaId, *, held: Sequence[int], lost: Sequence[int]) -> None:
         """By its engine's events; nothing is believed of one that is on its way out, or has no cache now."""
@@ -287,7 +288,7 @@ class Fleet:
         return min(waits)[1] if waits else None
 
     def states(self, now: float, *, briefly: bool = False) -> tuple[ReplicaState, ...]:
-        return tuple(live.state(now, self._stale_after_s, briefly=briefly) for live in self._replicas.values())
+        return tuple(state_of(live, now, self._stale_after_s, briefly=briefly) for live in self._replicas.values())
 
     def ledger_only(self, replica: ReplicaId, now: float) -> bool:
         """Whether nothing of what its engine says of its KV cache is gone by now."""

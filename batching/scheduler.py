@@ -11,7 +11,6 @@ from math import inf
 
 from batching.admission import refuse_unservable
 from batching.arrears import end_s, next_step_s, overdue, patience_s, predictions_known
-from batching.claims import claims
 from batching.decisions import Decisions
 from batching.desired import Desired
 from batching.dispatching import Dispatching
@@ -26,14 +25,12 @@ from batching.ledger import Counts
 from batching.lessons import learn
 from batching.meter import Till
 from batching.overload import Overload, Refused
-from batching.payers import Payer
 from batching.policies.policy import Policy
 from batching.queue import QueueStatistics, WaitingQueue
 from batching.replica import CACHE_LOST, EngineLoad, Lifecycle, ReplicaProfile, ReplicaState
 from batching.request import Outcome, Reason, Rejected, ReplicaId, Request
 from batching.retry_budget import RetryBudget
-from batching.service import service_of
-from batching.shares import Claim, Share
+from batching.stake import Stake
 from batching.ticket import Decision, LeaseId, Ticket, TicketId, TicketState
 from batching.window import Window
 from config.schema import Mechanism, Queue, Scheduling
@@ -63,6 +60,7 @@ class Scheduler:
             queue, by_deadline=Mechanism.DEADLINES not in without, with_floors=Mechanism.FLOORS not in without
         )
         self._fleet = Fleet(scheduling, stale_after_s=stale_after_s)
+        self.stake = Stake(self._fleet, self._queue)
         early = policy is None and Mechanism.EARLY_REFUSAL not in without
         self._overload = Overload(queue, self._queue, early=early)
         self._shed: list[Decision] = []  # evicted for somebody who came since the last pass
@@ -82,7 +80,6 @@ class Scheduler:
         self.desired = Desired(scheduling, self._fleet, self._queue)
         self._leaving = Leaving(self._queue, self._fleet, self._filling, self._overload, self._estimators)
         self.till = Till()  # who paid for the machines' time
-        self.service = service_of(self._fleet, self._queue)  # to tenants, where others serve them, too
         self._ticket_ids = count(1)
         self._draining = False
 
@@ -273,23 +270,6 @@ class Scheduler:
     def observe(self, replica: ReplicaId, load: EngineLoad, now: float) -> None:
         """What the engine says of itself."""
         self._fleet.observe(replica, load, now)
-
-    def allot(self, replica: ReplicaId, share: Share) -> None:
-        """What this scheduler may use of a replica that others use, too; all of it until somebody says so."""
-        self._fleet.allot(replica, share)
-
-    def pay(self, replica: ReplicaId, parts: int, now: float) -> None:
-        """Of `meter.WHOLE_PRICE`, that this scheduler splits among its requests from now on, where others use the replica, too."""
-        if replica in self._fleet:
-            self._fleet[replica].meter.pay(parts, now)
-
-    def payers(self) -> Mapping[ReplicaId, Payer]:
-        """What it splits of each replica's price, and among how much."""
-        return {live.profile.id: Payer(live.meter.parts, live.meter.weight) for live in self._fleet}
-
-    def claims(self) -> Mapping[ReplicaId, Claim]:
-        """What it has of each replica, and what those who wait would need."""
-        return claims(self._fleet, self._queue, self.service.fair_parts)
 
     def correct_prefixes(self, replica: ReplicaId, *, held: Sequence[int] = (), lost: Sequence[int] = ()) -> None:
         """Its engine said that it has these prompt chunks, and those no longer."""

@@ -20,7 +20,6 @@ from batching.policies import BASELINES
 from batching.replica import ReplicaProfile
 from batching.request import ReplicaId
 from batching.scheduler import Scheduler
-from batching.shares import NOTHING
 from config.checks import OWN_POLICY
 from config.gpus import gpu_table
 from config.schema import Config, ReplicaConfig
@@ -297,8 +296,8 @@ class Gateway:
         self.backends[ReplicaId(replica.name)] = backend
         self.watch.add(replica, backend)
         if self.crew is not None or self.shared is not None:
-            self.scheduler.allot(ReplicaId(replica.name), NOTHING)  # until the book of shares says more
-            self.scheduler.pay(ReplicaId(replica.name), 0, asyncio.get_running_loop().time())
+            self.scheduler.stake.allot(ReplicaId(replica.name), 0)  # until the book of shares says more
+            self.scheduler.stake.pay(ReplicaId(replica.name), 0, asyncio.get_running_loop().time())
         self.kv_watch.add(replica)
         self.farewells.added(ReplicaId(replica.name))
         self._departed.came(ReplicaId(replica.name))

@@ -10,10 +10,13 @@ from contextlib import suppress
 from math import inf
 from typing import Final, Protocol
 
+import msgspec
+
 from batching.meter import WHOLE_PRICE
+from batching.request import ReplicaId
 from batching.shared_book import Terms
 from batching.shared_holder import Mode, SharedHolder
-from batching.shares import WHOLE
+from batching.shares import WHOLE, HolderId, Running
 from config.shared import SharedRedis
 from metrics.catalog import Metrics
 from router.admission import Admission
@@ -25,10 +28,15 @@ from router.standing import Left, Word
 
 log = logging.getLogger("penstock.shared")
 
+_TELL_S: Final = 0.005  # between two words of what runs here
+_TELL_S_A_GATEWAY: Final = 0.001  # ... for each of many: nobody has more than a thousand words a second to hear
 _LEAST_PAUSE_S: Final = 0.005  # between two reports, however urgent
 _UNEASY_S: Final = 0.05
 _TICK_S: Final = 0.001  # timers may fire a little early; what is so near has come
 _BUSY_RATIO: Final = 20  # no more than a twentieth of the time is spent on reckoning
+
+_encode: Final = msgspec.msgpack.Encoder().encode
+_decode: Final = msgspec.msgpack.Decoder(tuple[HolderId, int, dict[ReplicaId, Running]]).decode
 
 
 def terms_of(config: SharedRedis, workers: int) -> Terms:
@@ -63,7 +71,7 @@ class SharedBudgets:
         instance: str,
         terms: Terms,
     ) -> None:
-        self.holder = SharedHolder(admission.scheduler, name, instance, terms)
+        self.holder = SharedHolder(admission.scheduler.stake, name, instance, terms)
         self.topics: list[Topic] = []
         self._terms = terms
         self._book = book
@@ -95,8 +103,20 @@ class SharedBudgets:
         """To others that are short, until it is cancelled; without it they are heard with the next report."""
         while True:
             with suppress(Unreachable):
-                await self._book.listen(self._called)
+                await self._book.listen(self._called, self._told)
             await asyncio.sleep(self.holder.pause_s)
+
+    async def tell(self) -> None:
+        """The others what runs by now, until it is cancelled: without it they know it as of the last report, and pick the same replica at once."""
+        loop, holder = asyncio.get_running_loop(), self.holder
+        while True:
+            began_s = loop.time()
+            number, running = holder.running()
+            cost_s = loop.time() - began_s
+            if running and holder.gateways > 1:
+                with suppress(Unreachable):  # the report will say so
+                    await self._book.tell(_encode((holder.name, number, running)))
+            await asyncio.sleep(max(_TELL_S, _TELL_S_A_GATEWAY * holder.gateways, _BUSY_RATIO * cost_s))
 
     async def leave(self) -> None:
         """The others may have all of it; not more than one call's time is spent on saying so."""
@@ -197,6 +217,17 @@ class SharedBudgets:
             self._hurried.clear()
             self._due_s = min(self._due_s, max(self._reported_s + self._pause_s, loop.time() + _LEAST_PAUSE_S))
 
+    def _told(self, message: bytes) -> None:
+        """What another has running."""
+        try:
+            name, number, running = _decode(message)
+        except msgspec.DecodeError:
+            log.warning("what a gateway tells here is of another version; what it has running is known less exactly")
+            return
+        if name != self.holder.name:
+            self.holder.hear(name, number, running, asyncio.get_running_loop().time())
+            self._admission.soon()
+
     def _called(self, name: str) -> None:
         if name != self.holder.name:
             self._hurry()
@@ -222,9 +253,9 @@ class SharedBudgets:
 
     def _pay(self) -> None:
         """Of each machine's price as much as may be used of it: all gateways together never charge more than there is (docs/cost.md)."""
-        scheduler, now = self._admission.scheduler, asyncio.get_running_loop().time()
-        for replica, claim in scheduler.claims().items():
-            scheduler.pay(replica, claim.enforced * WHOLE_PRICE // WHOLE, now)
+        stake, now = self._admission.scheduler.stake, asyncio.get_running_loop().time()
+        for replica, claim in stake.claims().items():
+            stake.pay(replica, claim.enforced * WHOLE_PRICE // WHOLE, now)
 
     def _say_mode(self) -> None:
         """Once at each change."""

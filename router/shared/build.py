@@ -24,7 +24,8 @@ class Shared:
 
     def work(self) -> dict[str, Coroutine[None, None, None]]:
         """By name, what goes on as long as the gateway serves."""
-        return {"shared": self.budgets.run(), "shared-words": self.budgets.listen()}
+        budgets = self.budgets
+        return {"shared": budgets.run(), "shared-listen": budgets.listen(), "shared-tell": budgets.tell()}
 
     def refresh_gauges(self) -> None:
         """Before a scrape."""
@@ -55,5 +56,5 @@ def build_shared(
         book_factory(redis), admission, farewells, metrics,
         name=identity, instance=instance, terms=terms_of(redis, workers),
     )  # fmt: skip
-    budgets.topics += [SharedFairness(admission.scheduler.service, instance)]
+    budgets.topics += [SharedFairness(admission.scheduler.stake.service, instance)]
     return Shared(budgets)

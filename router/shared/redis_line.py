@@ -6,7 +6,7 @@ away, since what comes over it next might be the answer to something older. Whoe
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -53,17 +53,17 @@ class RedisLine:
             await self.aclose()
             raise _unreachable(error, self._config.timeout_s) from error
 
-    async def listen(self, channel: str, called: Callable[[bytes], None]) -> None:
-        """Until it fails or is cancelled: `called` with each message. A cluster has no messages. Raises Unreachable."""
+    async def listen(self, called: Mapping[str, Callable[[bytes], None]]) -> None:
+        """Until it fails or is cancelled: by channel, called with each message. A cluster has no messages. Raises Unreachable."""
         if self._config.cluster:  # its client has no subscriptions: who idles hears of it with the next report
             await asyncio.get_running_loop().create_future()
         client = await _client(self._config, waits=True)
         try:
             async with client.pubsub() as messages:
-                await messages.subscribe(channel)
+                await messages.subscribe(*called)
                 async for message in messages.listen():
                     if message["type"] == "message":
-                        called(message["data"])
+                        called[message["channel"].decode()](message["data"])
         except (OSError, RedisError) as error:
             raise _unreachable(error, self._config.timeout_s) from error
         finally:

@@ -75,10 +75,11 @@ if status == 'ok' then
   local entries = {}
   for replica, wish in pairs(wishes) do
     local bound, target = wish[1], wish[3]
-    if own and own[9] == 0 then
+    local trusted = own and own[9] == 0
+    if trusted then
       bound = math.min(bound, own[10][replica] and own[10][replica][1] or 0)
     end
-    if target > bound and not frozen then
+    if not frozen and (target > bound or not trusted) then
       local free = WHOLE
       for other, record in pairs(records) do
         if other ~= name then
@@ -87,6 +88,8 @@ if status == 'ok' then
           elseif entry then free = free - math.max(entry[1], entry[2]) end
         end
       end
+      free = math.max(0, free)
+      if not trusted then bound = math.min(bound, free) end
       bound = math.max(bound, math.min(target, free))
     end
     entries[replica] = {bound, wish[2]}
@@ -137,3 +140,6 @@ redis.call('HSET', KEYS[1], ARGV[1], cmsgpack.pack({number, ARGV[3], left and no
 redis.call('HSET', KEYS[1], '', now .. ':' .. redis.sha1hex(ARGV[1] .. number))
 return number
 """
+
+# ARGV: channel, message
+TELL: Final = "return redis.call('PUBLISH', ARGV[1], ARGV[2])"

@@ -35,8 +35,8 @@ class ShareClient:
         self._admission = admission
         self._desk = desk
         self._instance = uuid4().hex
-        self._holding = Holding(admission.scheduler)
-        self._paying = Paying(admission.scheduler)
+        self._holding = Holding(admission.scheduler.stake)
+        self._paying = Paying(admission.scheduler.stake)
         self._timer: asyncio.TimerHandle | None = None
         self._due_s = 0.0  # when it fires; uvloop's handle of what is due at once cannot say
         self._reported_s = 0.0
@@ -55,8 +55,9 @@ class ShareClient:
 
     def take(self, number: int, shares: Mapping[ReplicaId, Share], paying: Mapping[ReplicaId, int]) -> None:
         """An answer of the desk."""
-        lower = self._paying.take(number, paying, asyncio.get_running_loop().time())
-        if self._holding.take(number, shares) or lower:
+        now = asyncio.get_running_loop().time()
+        lower = self._paying.take(number, paying, now)
+        if self._holding.take(number, shares, now) or lower:
             self._report()
         self._admission.soon()
         if self._on_first is not None:
@@ -66,7 +67,7 @@ class ShareClient:
     def hear(self, service: Mapping[HolderId, bytes]) -> None:
         """What other workers have served."""
         if service:
-            self._admission.scheduler.service.hear(service.values(), asyncio.get_running_loop().time())
+            self._admission.scheduler.stake.service.hear(service.values(), asyncio.get_running_loop().time())
 
     def _hurry(self) -> None:
         """Somebody waits; whether for want of a share, the report will tell."""
@@ -80,7 +81,7 @@ class ShareClient:
         loop = asyncio.get_running_loop()
         self._reported_s = loop.time()
         number, claims = self._holding.report()
-        service = self._admission.scheduler.service.tell(self._instance, self._reported_s)
+        service = self._admission.scheduler.stake.service.tell(self._instance, self._reported_s)
         self._desk.report(number, claims, self._paying.report(number), service)
         # A large fleet takes a while to reckon: no more than a twentieth of the time is spent on it.
         self._pause_s = max(_UNEASY_S, 20 * (loop.time() - self._reported_s))

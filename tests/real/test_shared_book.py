@@ -107,8 +107,8 @@ async def test_notices_are_written_if_nobody_was_faster(redis_server: RedisServe
 
 async def test_who_is_short_calls_the_others(redis_server: RedisServer):
     """A report that says so is heard by all who listen, under its holder's name; others are not."""
-    book, heard = book_at(redis_server), asyncio.Queue[str]()
-    listening = asyncio.get_running_loop().create_task(book.listen(heard.put_nowait))
+    book, heard, said = book_at(redis_server), asyncio.Queue[str](), asyncio.Queue[bytes]()
+    listening = asyncio.get_running_loop().create_task(book.listen(heard.put_nowait, said.put_nowait))
     async with asyncio.timeout(30):
         number = 0
         while heard.empty():  # until the subscription stands
@@ -117,7 +117,9 @@ async def test_who_is_short_calls_the_others(redis_server: RedisServer):
                 Report(name="calls", instance="1", number=number, terms=TERMS, wishes={}, short=True), b""
             )
             await asyncio.sleep(0.01)
-    assert heard.get_nowait() == "calls"
+        assert heard.get_nowait() == "calls"
+        await book.tell(b"what runs \xff")
+        assert await said.get() == b"what runs \xff"
     await asyncio.sleep(0.1)
     while not heard.empty():
         heard.get_nowait()

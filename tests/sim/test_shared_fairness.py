@@ -56,3 +56,11 @@ def test_who_spreads_over_workers_would_win_otherwise():
     demands = spread(2)
     found = crowd(demands, workers=2, seconds=FEW_S, deaf=True)
     assert errors(found, demands, FEW_S)["greedy"] > 0.4
+
+
+def test_who_fills_a_gateway_alone_gets_its_part():
+    """Three tenants share the other gateway: it has a quarter as they have, but for a request on each replica, and not half of everything."""
+    demands = [Demand("greedy", {0: 3 * ROOM}), *(Demand(f"light{number}", {1: ROOM}) for number in range(3))]
+    found = crowd(demands, gateways=2, seconds=SECONDS)
+    assert found.failed == 0
+    assert errors(found, demands)["greedy"] <= 0.3, errors(found, demands)

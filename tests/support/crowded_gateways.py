@@ -75,7 +75,7 @@ async def _crowd(
             redis = {"url": "redis://book", "name": f"g{i}"} if gateways > 1 else None
             all_.append(await stack.enter_async_context(_gateway(store, redis, engines, demands)))
             if deaf:
-                all_[-1].gateway.scheduler.service.hear = lambda _words, _now: None  # type: ignore[method-assign]
+                all_[-1].gateway.scheduler.stake.service.hear = lambda _words, _now: None  # type: ignore[method-assign]
         if workers:
             await stack.enter_async_context(sharing_as_workers(all_))
         await asyncio.sleep(SETTLE_S)

@@ -22,6 +22,7 @@ class Store:
         self.notices: dict[bytes, bytes] = {}
         self.reports = 0
         self.called: dict[str, Callable[[str], None]] = {}  # what listeners are called by
+        self.told: dict[str, Callable[[bytes], None]] = {}
 
     def lose_everything(self) -> None:
         self.book, self.notices = SharedBook(), {}
@@ -69,12 +70,20 @@ class FakeBook:
         notices[b""] = f"{now_ms}:{hashlib.sha256(f'{replica}{number}'.encode()).hexdigest()}".encode()
         return number
 
-    async def listen(self, called: Callable[[str], None]) -> None:
-        self.store.called[str(id(self))] = lambda name: called(name) if self.reachable else None
+    async def tell(self, message: bytes) -> None:
+        await self._way()
+        for told in self.store.told.values():
+            asyncio.get_running_loop().call_later(self.latency_s, told, message)
+        await self._way()
+
+    async def listen(self, called: Callable[[str], None], told: Callable[[bytes], None]) -> None:
+        me, store = str(id(self)), self.store
+        store.called[me] = lambda name: called(name) if self.reachable else None
+        store.told[me] = lambda message: told(message) if self.reachable else None
         try:
             await asyncio.get_running_loop().create_future()
         finally:
-            del self.store.called[str(id(self))]
+            del store.called[me], store.told[me]
 
     async def aclose(self) -> None:
         pass

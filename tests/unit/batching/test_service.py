@@ -132,18 +132,18 @@ def test_who_begins_elsewhere_stands_where_it_would_here():
 def test_classes_are_apart():
     """What was served of batch elsewhere is no reason to wait where somebody watches."""
     one = scheduler(profile(max_num_seqs=1))
-    one.service.tell("one", 0.0)
+    one.stake.service.tell("one", 0.0)
     for number in range(3):
         for tenant in "ab":
             one.submit(request(f"{tenant}{number}", tenant=tenant), 0.0)
     assert placed(one.advance(0.0)) == ["a0"]
     told = Told("two", 0, 1, [(*BATCHES, [("b", 1, 10_000)])])
-    one.service.hear([msgspec.msgpack.encode(told)], 0.1)
+    one.stake.service.hear([msgspec.msgpack.encode(told)], 0.1)
     waiting = one._queue.lane("m").peek()
     assert waiting is not None
     assert waiting[1].ticket.request.tenant == "b"
     told = Told("two", 300, 2, [(*WATCHED, [("b", 2, 10_000)])])
-    one.service.hear([msgspec.msgpack.encode(told)], 0.4)
+    one.stake.service.hear([msgspec.msgpack.encode(told)], 0.4)
     waiting = one._queue.lane("m").peek()
     assert waiting is not None
     assert waiting[1].ticket.request.tenant == "a"

@@ -85,14 +85,14 @@ def test_a_claim_wants_no_more_than_the_fair_part():
         for tenant in "abc":
             two.submit(request(f"{tenant}{number}", tenant=tenant), 0.0)
     assert len(leases(one.advance(0.0))) == 8
-    assert one.claims()[ReplicaId("a")].wanted == WHOLE
-    words = two.service.tell("two", 0.0)
-    one.service.hear([words], 0.1)
-    one.service.tell("one", 0.1)
-    assert one.service.fair_parts("m") == WHOLE // 4
-    assert one.claims()[ReplicaId("a")].wanted == WHOLE // 4
-    one.service.tell("one", 4.0)  # it was not heard again: it wants nothing any more
-    assert one.claims()[ReplicaId("a")].wanted == WHOLE
+    assert one.stake.claims()[ReplicaId("a")].wanted == WHOLE
+    words = two.stake.service.tell("two", 0.0)
+    one.stake.service.hear([words], 0.1)
+    one.stake.service.tell("one", 0.1)
+    assert one.stake.service.fair_parts("m") == WHOLE // 4
+    assert one.stake.claims()[ReplicaId("a")].wanted == WHOLE // 4
+    one.stake.service.tell("one", 4.0)  # it was not heard again: it wants nothing any more
+    assert one.stake.claims()[ReplicaId("a")].wanted == WHOLE
 
 
 def test_a_replica_of_two_models_is_wanted_for_both():
@@ -103,5 +103,5 @@ def test_a_replica_of_two_models_is_wanted_for_both():
         built.submit(request(f"m{number}"), 0.0)
         built.submit(request(f"n{number}", model="n"), 0.0)
     built.advance(0.0)
-    built.service.tell("one", 0.0)
-    assert built.claims()[ReplicaId("a")].wanted == WHOLE
+    built.stake.service.tell("one", 0.0)
+    assert built.stake.claims()[ReplicaId("a")].wanted == WHOLE
