@@ -33,7 +33,11 @@ def claims(
     """
     queue.settle()
     demands = {model: _demand(lane, queue, fair_parts(model)) for model, lane in queue.lanes.items() if lane.size}
-    return {live.profile.id: _claim(live, demands, queue) for live in fleet}
+    held: dict[ReplicaId, Need] = {}
+    for waiting in islice(queue, _COUNTED):
+        if waiting.held and waiting.held_for is not None:
+            held.setdefault(waiting.held_for, waiting.need)
+    return {live.profile.id: _claim(live, demands, held, queue) for live in fleet}
 
 
 def running_on(live: LiveReplica) -> Running:
@@ -55,16 +59,19 @@ def blocks_in_use(live: LiveReplica) -> int:
 def _demand(lane: Lane, queue: WaitingQueue, parts: int) -> _Demand:
     some = list(islice((w for w in queue if w.ticket.request.model == lane.model), _COUNTED))
     head = lane.peek()
+    first = None if head is None else head[1]
+    if first is not None and first.held:  # it wants something of one replica only
+        first = next((waiting for waiting in some if not waiting.held), None)
     times = max(1, lane.size // max(1, len(some)))
     return _Demand(
-        None if head is None else head[1].need,
+        None if first is None else first.need,
         times * sum(waiting.ticket.request.sequences for waiting in some),
         times * sum(waiting.need.request.prompt_tokens + waiting.need.forecast_tokens for waiting in some),
         parts,
     )
 
 
-def _claim(live: LiveReplica, demands: dict[str, _Demand], queue: WaitingQueue) -> Claim:
+def _claim(live: LiveReplica, demands: dict[str, _Demand], held: dict[ReplicaId, Need], queue: WaitingQueue) -> Claim:
     sequences, limit = live.ledger.sequences, live.max_num_seqs
     blocks, usable = blocks_in_use(live), live.usable_blocks
     enforced = live.share.parts
@@ -77,7 +84,7 @@ def _claim(live: LiveReplica, demands: dict[str, _Demand], queue: WaitingQueue) 
     in_use = parts(0, 0) if live.ledger.leases else 0  # after a lapse more than it may place
     if live.offer.open:
         wishes = [demands[model] for model in live.profile.models if model in demands]
-        for need in _heads(live, wishes, queue):
+        for need in _heads(live, wishes, held, queue):
             needed = max(needed, parts(need.request.sequences, blocks_needed(need, live.offer)))
         if needed:
             tokens = sum(wish.tokens for wish in wishes)
@@ -86,8 +93,10 @@ def _claim(live: LiveReplica, demands: dict[str, _Demand], queue: WaitingQueue) 
     return Claim(enforced, in_use, needed, min(wanted, WHOLE), running_on(live))
 
 
-def _heads(live: LiveReplica, wishes: Iterable[_Demand], queue: WaitingQueue) -> Iterator[Need]:
-    """Who goes first for its models, and whom the replica is kept for; those that it could ever take."""
+def _heads(
+    live: LiveReplica, wishes: Iterable[_Demand], held: dict[ReplicaId, Need], queue: WaitingQueue
+) -> Iterator[Need]:
+    """Who goes first for its models, who waits for what it holds, and whom it is kept for; those that it could ever take."""
     kept = [
         waiting.need
         for model in live.profile.models
@@ -95,6 +104,8 @@ def _heads(live: LiveReplica, wishes: Iterable[_Demand], queue: WaitingQueue) ->
         for waiting in lane.protected
         if waiting.protected_at == live.profile.id
     ]
+    if live.profile.id in held:
+        kept.append(held[live.profile.id])
     for need in [*kept, *(wish.head for wish in wishes if wish.head is not None)]:
         if could_ever_hold(need.request, live.offer, min_output_tokens=need.min_output_tokens):
             yield need

@@ -5,7 +5,7 @@ event that may have changed the answer and at `next_deadline`, sends what was `P
 Wires queue, fleet, estimators and the pass over them together; each of those decides its own matter.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import count
 from math import inf
 
@@ -15,6 +15,7 @@ from batching.decisions import Decisions
 from batching.desired import Desired
 from batching.dispatching import Dispatching
 from batching.estimators import Estimators
+from batching.experience import Experience
 from batching.filling import Filling
 from batching.fleet import Fleet
 from batching.hedging import Hedging, Refusal
@@ -26,6 +27,7 @@ from batching.lessons import learn
 from batching.meter import Till
 from batching.overload import Overload, Refused
 from batching.policies.policy import Policy
+from batching.prefix_belief import PrefixBelief
 from batching.queue import QueueStatistics, WaitingQueue
 from batching.replica import CACHE_LOST, EngineLoad, Lifecycle, ReplicaProfile, ReplicaState
 from batching.request import Outcome, Reason, Rejected, ReplicaId, Request
@@ -63,6 +65,7 @@ class Scheduler:
         self.stake = Stake(self._fleet, self._queue)
         early = policy is None and Mechanism.EARLY_REFUSAL not in without
         self._overload = Overload(queue, self._queue, early=early)
+        self.prefixes = PrefixBelief(self._fleet)
         self._shed: list[Decision] = []  # evicted for somebody who came since the last pass
         self._policy = policy
         self._decisions = decisions
@@ -79,6 +82,7 @@ class Scheduler:
             self._filling = Dispatching(policy, self._queue, self._fleet, self._estimators, decisions)
         self.desired = Desired(scheduling, self._fleet, self._queue)
         self._leaving = Leaving(self._queue, self._fleet, self._filling, self._overload, self._estimators)
+        self.experience = Experience(self._fleet, self._estimators)
         self.till = Till()  # who paid for the machines' time
         self._ticket_ids = count(1)
         self._draining = False
@@ -206,13 +210,9 @@ class Scheduler:
         self._fleet.close(lease_id, now)
         if self._decisions is not None:
             self._decisions.finished(
-                record,
-                now,
-                outcome,
-                prompt_tokens=prompt_tokens,
-                cached_tokens=cached_tokens,
-                output_tokens=output_tokens,
-            )
+                record, now, outcome,
+                prompt_tokens=prompt_tokens, cached_tokens=cached_tokens, output_tokens=output_tokens,
+            )  # fmt: skip
         if self._policy is not None:
             if outcome is Outcome.COMPLETED and output_tokens is not None:
                 self._policy.answered(record.lease.request, output_tokens, now)
@@ -271,19 +271,7 @@ class Scheduler:
         """What the engine says of itself."""
         self._fleet.observe(replica, load, now)
 
-    def correct_prefixes(self, replica: ReplicaId, *, held: Sequence[int] = (), lost: Sequence[int] = ()) -> None:
-        """Its engine said that it has these prompt chunks, and those no longer."""
-        self._fleet.correct_prefixes(replica, held=held, lost=lost)
-
-    def forget_prefixes(self, replica: ReplicaId) -> None:
-        """Its prefix cache was emptied, or is not known any more."""
-        self._fleet.prefixes.forget(replica)
-
     # -- looking -----------------------------------------------------------------------------------------------------
-
-    def matched_prefixes(self, hashes: Sequence[int]) -> Mapping[ReplicaId, int]:
-        """How many of a prompt's leading chunks each replica is believed to hold."""
-        return self._fleet.prefixes.match(hashes)
 
     def joined(self, replica: ReplicaId) -> Joined:
         """The batch that whoever was placed there last has joined. Raises KeyError for a replica that is gone."""

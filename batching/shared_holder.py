@@ -54,6 +54,7 @@ class SharedHolder:
         self.frozen = False
         self.released: list[str] = []  # told to the others with the next report
         self.more: dict[str, bytes] = {}  # likewise, by topic
+        self.calling = False  # the next report calls the others, so that they hear it at once
         self._holder = holder
         self._instance, self._lives = instance, 0
         self._terms = terms
@@ -135,6 +136,7 @@ class SharedHolder:
     def report(self, now_s: float) -> Report:
         """What is had and wanted of each replica; what the others have more right to is let go of first."""
         self.check(now_s)
+        calling, self.calling = self.calling, False
         self._number += 1
         self._sent_s = now_s
         claims = dict(self._holder.claims())
@@ -156,7 +158,7 @@ class SharedHolder:
             wishes=wishes,
             known={name: record.terms.static for name, record in self._records.items()},
             join=self._join,
-            short=any(claim.short for claim in claims.values()),
+            short=calling or any(claim.short for claim in claims.values()),
             words=_encode(Words(claims, self._turns, self.released, self._told_running, self.more)),
         )
 

@@ -157,7 +157,7 @@ class Gateway:
                     )
                     self.farewells.begin(self.watch)
                     self.shared = build_shared(
-                        self.config, self._book_factory, self.admission, self.farewells, self.metrics,
+                        self.config, self._book_factory, self.admission, self.farewells, self.watch.suspicion, self.metrics,
                         identity=self.identity, workers=1 if self.crew is None else self.config.server.workers,
                     )  # fmt: skip
                     self.kv_watch = KvWatch(self.scheduler, self.metrics, http, tasks, self._is_adapter)
@@ -165,7 +165,8 @@ class Gateway:
                         self._add(replica)
                     if self.discovered is not None:
                         await self.discovered.begin(self.config.replicas, tasks)
-                    await self.watch.first_look()
+                    begun = [] if self.shared is None else [self.shared.begin()]
+                    await asyncio.gather(self.watch.first_look(), *begun)
                     if self.keys is not None:
                         await self.keys.begin()
                     standing = [tasks.create_task(work, name=name) for name, work in self._standing_work().items()]

@@ -12,8 +12,10 @@ import msgspec
 from batching.request import ReplicaId
 from batching.shared_book import Entry, Record, Reply, Report, Status, Terms
 from config.shared import SharedRedis
+from router.shared.prefixes import PrefixesInRedis, PrefixLine
 from router.shared.redis_line import RedisLine
-from router.shared.scripts import LEAVE, NOTE, REPORT, TELL
+from router.shared.scripts import LEAVE, NOTE, PUBLISH, REPORT
+from router.shared.shelf import Shelf, ShelfInRedis
 
 _encode: Final = msgspec.msgpack.Encoder().encode
 _decode: Final = msgspec.msgpack.Decoder().decode
@@ -30,6 +32,11 @@ class Heard:
 
 class Book(Protocol):
     """Where the shared book is; the tests have one without a Redis."""
+
+    @property
+    def shelf(self) -> Shelf:
+        """What gateways have learned; on a line of its own."""
+        ...
 
     async def report(self, report: Report, stamp: bytes) -> Heard:
         """Raises Unreachable."""
@@ -57,6 +64,10 @@ class Book(Protocol):
         """
         ...
 
+    def prefixes(self, holder: str) -> PrefixLine:
+        """A line for digests of prefix caches, which never holds the book up; `holder` is unlike any other process."""
+        ...
+
     async def aclose(self) -> None: ...
 
 
@@ -64,7 +75,9 @@ class BookInRedis:
     """`Book`, on a line of its own."""
 
     def __init__(self, config: SharedRedis) -> None:
+        self._config = config
         self._line = line = RedisLine(config)
+        self.shelf = ShelfInRedis(config)
         self._keys = [line.key(name) for name in ("book", "words", "notices")]
         self._channel, self._news = line.key("short"), line.key("running")
         self._telling = RedisLine(config)  # no report waits behind it
@@ -86,10 +99,13 @@ class BookInRedis:
         return int(await self._line.asked(NOTE, self._keys[2:], arguments, waits=True))
 
     async def tell(self, message: bytes) -> None:
-        await self._telling.asked(TELL, (), (self._news, message))
+        await self._telling.asked(PUBLISH, (), (self._news, message))
 
     async def listen(self, called: Callable[[str], None], told: Callable[[bytes], None]) -> None:
         await self._line.listen({self._channel: lambda name: called(name.decode()), self._news: told})
+
+    def prefixes(self, holder: str) -> PrefixLine:
+        return PrefixesInRedis(self._config, holder)
 
     async def aclose(self) -> None:
         await self._line.aclose()

@@ -129,6 +129,10 @@ class SharedBudgets:
     def say(self, word: Word) -> None:
         """What was just done here about a replica, for the others."""
         self._notices.say(word)
+        self.soon()
+
+    def soon(self) -> None:
+        """There is something to tell: the next report need not be waited for."""
         self._hurried.set()
 
     def over(self, replica: str, why: str) -> None:

@@ -15,6 +15,7 @@ from typing import Final
 import msgspec
 
 from batching.payers import Payer
+from batching.prefix_log import Told
 from batching.request import ReplicaId
 from batching.shares import Claim, HolderId, Share
 from metrics.pages import Page, packed, unpacked
@@ -34,6 +35,7 @@ from router.workers.wire import (
     Crew,
     FromWorker,
     Grants,
+    Heard,
     Hello,
     Question,
     Ready,
@@ -41,6 +43,7 @@ from router.workers.wire import (
     Replies,
     Reply,
     Report,
+    Said,
     Standings,
     Stop,
     Topic,
@@ -62,7 +65,7 @@ class Orders:
     reload: Callable[[], None]
     orphaned: Callable[[], None]  # the supervisor is gone
     answer: Callable[[int, Mapping[ReplicaId, Share], Mapping[ReplicaId, int]], None]  # shares, parts of prices
-    heard: Callable[[Mapping[HolderId, bytes]], None]  # of other workers' service to tenants
+    served: Callable[[Mapping[HolderId, bytes]], None]  # of other workers' service to tenants
     granted: Callable[[int, Mapping[str, Grant]], None]  # of tenants' limits
     page: Callable[[], Page]  # the figures of now
     decisions: Callable[[Asked], list[Document]]  # the last placements
@@ -70,6 +73,7 @@ class Orders:
     left: Callable[[], Left]  # what runs on the replicas
     registered: Callable[[str, Mapping[str, object] | None], None]  # an engine that called in at another worker
     told: Callable[[Word], None]  # of a replica; its deadline counts from now
+    heard: Callable[[str, Mapping[HolderId, bytes]], None]  # on a topic, all that the other workers say
     used: Callable[[], list[Entry]]  # by requests, since it was last asked
 
 
@@ -118,6 +122,10 @@ class Link:
     def claim(self, number: int, claims: Mapping[str, LimitClaim]) -> None:
         """Of tenants' limits."""
         self._send(Claims(number, dict(claims)))
+
+    def say(self, topic: str, body: bytes) -> None:
+        """To the other workers, in place of what was said before; whoever comes later hears it, too."""
+        self._send(Said(topic, body))
 
     def ready(self, banner: str) -> None:
         self._send(Ready(banner))
@@ -170,6 +178,11 @@ class Link:
         bodies = await self._ask(Topic.USAGE, msgspec.json.encode(asked))
         return msgspec.json.decode(bodies[0], type=Found) if bodies else None
 
+    async def prefixes(self, digest: bytes, after: int) -> Told | None:
+        """What other workers said of prefix caches, after this is said; None: there is no hub."""
+        bodies = await self._ask(Topic.PREFIXES, msgspec.msgpack.encode((digest, after)))
+        return msgspec.msgpack.decode(bodies[0], type=Told) if bodies else None
+
     def _left(self, bodies: list[bytes] | None) -> Left:
         if bodies is None:
             return Left() if self._orders is None else self._orders.left()
@@ -199,7 +212,7 @@ class Link:
     def _take(self, message: ToWorker, orders: Orders) -> None:
         match message:
             case Answer(number, shares, paying, service):
-                orders.heard(service)
+                orders.served(service)
                 orders.answer(number, shares, paying)
             case Grants(number, of):
                 orders.granted(number, of)
@@ -227,6 +240,8 @@ class Link:
             case Replies(number, bodies):
                 if (future := self._asked.get(number)) is not None and not future.done():
                     future.set_result(bodies)
+            case Heard(topic, by):
+                orders.heard(topic, by)
             case Crew(live, seats):
                 self.live, self.seats = live, seats
             case Stop(now):

@@ -30,6 +30,7 @@ class Topic(StrEnum):
     REGISTRATION = "registration"  # nothing: they are told of an engine that called in
     BOARD = "board"  # their part of the board
     FAREWELL = "farewell"  # the same, after a word about one of them that holds for all
+    PREFIXES = "prefixes"  # nobody: the hub itself has what others said of prefix caches
     USAGE = "usage"  # what requests have used that the hub's book does not have yet
 
 
@@ -65,7 +66,7 @@ class Claims(msgspec.Struct, tag="claims"):
 
 
 class Ask(msgspec.Struct, tag="ask"):
-    """A question to all workers, itself included."""
+    """A question to all workers, itself included; or to the hub."""
 
     id: int
     topic: Topic
@@ -85,7 +86,14 @@ class Used(msgspec.Struct, tag="used"):
     entries: list[Entry]
 
 
-FromWorker = Hello | Ready | Report | Claims | Ask | Reply | Used
+class Said(msgspec.Struct, tag="said"):
+    """What it has to say on a topic, in place of what it said before; small."""
+
+    topic: str
+    body: bytes
+
+
+FromWorker = Hello | Ready | Report | Claims | Ask | Reply | Used | Said
 
 # -- to a worker ---------------------------------------------------------------------------------------------------------
 
@@ -134,6 +142,13 @@ class Replies(msgspec.Struct, tag="replies"):
     bodies: list[bytes]
 
 
+class Heard(msgspec.Struct, tag="heard"):
+    """What the other workers say on a topic now, each under a name of its own."""
+
+    topic: str
+    by: dict[HolderId, bytes]
+
+
 class Stop(msgspec.Struct, tag="stop"):
     """Drain and end; `now`: without waiting for streams."""
 
@@ -144,7 +159,7 @@ class Reload(msgspec.Struct, tag="reload"):
     """Read the configuration again."""
 
 
-ToWorker = Answer | Grants | Crew | Standings | Question | Replies | Stop | Reload
+ToWorker = Answer | Grants | Crew | Standings | Question | Replies | Heard | Stop | Reload
 
 _encoder: Final = msgspec.msgpack.Encoder()
 _from_worker: Final = msgspec.msgpack.Decoder(FromWorker)
