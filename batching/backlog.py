@@ -3,6 +3,7 @@
 Work is a whole number in a unit of the caller's. Knows no times and no order inside a tenant.
 """
 
+from collections.abc import Iterator
 from math import inf
 from typing import Final
 
@@ -71,6 +72,12 @@ class Backlog:
         share.by_due[slot] -= work
         if not share.by_due[slot]:
             del share.by_due[slot]
+
+    def waiting(self) -> Iterator[tuple[str, float, int, int]]:
+        """(tenant, its weight, tickets, work) of each that waits; of one in several ranks more than once."""
+        for shares in self._shares:
+            for tenant, share in shares.items():
+                yield tenant, share.weight, share.tickets, share.work
 
     def before(self, rank: int, tenant: str, work: int, due_s: float = inf, weight: float = 1.0) -> int:
         """What of this rank goes first if one of `work` more comes from that tenant: of its own what is due sooner.

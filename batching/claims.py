@@ -1,6 +1,6 @@
 """What a scheduler has of each replica, and what those who wait would need: its claims in the book of shares."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Final, NamedTuple
 
@@ -21,12 +21,18 @@ class _Demand(NamedTuple):
     head: Need | None
     sequences: int
     tokens: int
+    parts: int  # at most so much is wanted
 
 
-def claims(fleet: Fleet, queue: WaitingQueue) -> dict[ReplicaId, Claim]:
-    """Of every replica, those that are on their way out included. O(replicas + some of those who wait)."""
+def claims(
+    fleet: Fleet, queue: WaitingQueue, fair_parts: Callable[[str], int] = lambda _model: WHOLE
+) -> dict[ReplicaId, Claim]:
+    """Of every replica, those that are on their way out included. O(replicas + some of those who wait).
+
+    `fair_parts`: of a model's replicas, what those who wait here have a right to beside the tenants of others; no more is wanted.
+    """
     queue.settle()
-    demands = {model: _demand(lane, queue) for model, lane in queue.lanes.items() if lane.size}
+    demands = {model: _demand(lane, queue, fair_parts(model)) for model, lane in queue.lanes.items() if lane.size}
     held: dict[ReplicaId, Need] = {}
     for waiting in islice(queue, _COUNTED):
         if waiting.held and waiting.held_for is not None:
@@ -50,7 +56,7 @@ def blocks_in_use(live: LiveReplica) -> int:
     return min(reserved, max(live.ledger.held_blocks, int(-(-peak_tokens // live.block_size))))
 
 
-def _demand(lane: Lane, queue: WaitingQueue) -> _Demand:
+def _demand(lane: Lane, queue: WaitingQueue, parts: int) -> _Demand:
     some = list(islice((w for w in queue if w.ticket.request.model == lane.model), _COUNTED))
     head = lane.peek()
     first = None if head is None else head[1]
@@ -61,6 +67,7 @@ def _demand(lane: Lane, queue: WaitingQueue) -> _Demand:
         None if first is None else first.need,
         times * sum(waiting.ticket.request.sequences for waiting in some),
         times * sum(waiting.need.request.prompt_tokens + waiting.need.forecast_tokens for waiting in some),
+        parts,
     )
 
 
@@ -82,6 +89,7 @@ def _claim(live: LiveReplica, demands: dict[str, _Demand], held: dict[ReplicaId,
         if needed:
             tokens = sum(wish.tokens for wish in wishes)
             wanted = max(needed, parts(sum(wish.sequences for wish in wishes), tokens // live.block_size))
+            wanted = min(wanted, sum(wish.parts for wish in wishes))
     return Claim(enforced, in_use, needed, min(wanted, WHOLE), running_on(live))
 
 

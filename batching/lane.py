@@ -8,6 +8,7 @@ count 1, output tokens 2, over the tenant's weight; whoever begins to wait start
 tenant the earliest first token due goes first; those that are late, and batch, in order of arrival.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from heapq import heappop, heappush, heapreplace
 from itertools import count
@@ -74,13 +75,14 @@ def _waits(waiting: Waiting) -> bool:
 
 
 class _Counters:
-    """Tokens served to each tenant; ranks that share them are one account."""
+    """Tokens served to each tenant, over its weight; ranks that share them are one account."""
 
-    __slots__ = ("floor", "served")
+    __slots__ = ("floor", "given", "served")
 
     def __init__(self) -> None:
         self.served: dict[str, float] = {}
         self.floor = 0.0
+        self.given: dict[str, float] | None = None  # by this process, since it was last collected; None: it never was
 
     def stand(self, tenant: str) -> None:
         """It begins to wait: where whoever was served last stood, if it has stood idle since."""
@@ -133,6 +135,13 @@ class _Rank:
         """What `peek` has just shown."""
         return self.tenants[self.turns[0][2]].pop()
 
+    def least(self) -> float:
+        """The counter of whoever's turn it is; inf: nobody waits."""
+        return inf if self.peek() is None else self.turns[0][0]
+
+    def waits(self, tenant: str) -> bool:
+        return (heap := self.tenants.get(tenant)) is not None and heap.peek() is not None
+
     def _alive(self, waiting: Waiting) -> bool:
         return waiting.rank == self._rank and waiting.ticket.state is _QUEUED
 
@@ -154,6 +163,7 @@ class Lane:
         watched, batch = _Counters(), _Counters()
         self._ranks = tuple(_Rank(rank, batch if rank == BATCH else watched) for rank in range(_RANKS))
         self._counters = (watched, watched, watched, watched, batch)
+        self._classes = (watched, batch)
         self._floors = (0.0, floors.default, floors.flex, floors.late, floors.batch)
         self._credits = [0.0] * _RANKS
 
@@ -197,13 +207,48 @@ class Lane:
         counters = self._counters[rank]
         served = counters.served
         before = served.get(tenant, counters.floor)
-        served[tenant] = before + tokens / weight
+        more = tokens / weight
+        served[tenant] = before + more
+        if (given := counters.given) is not None:
+            given[tenant] = given.get(tenant, 0.0) + more
         if dispatch:
             counters.floor = max(counters.floor, before)
             self._credit(rank, tokens)
         if len(served) > _MAX_COUNTERS:
-            waiting = {tenant for own in self._ranks for tenant in own.tenants}
-            counters.served = {tenant: served for tenant, served in counters.served.items() if tenant in waiting}
+            self._forget(counters)
+
+    def collect_service(self) -> dict[int, dict[str, float]]:
+        """Tokens over weight that were charged here since this was last called, by class of ranks (0: watched, 1: batch) and tenant."""
+        found: dict[int, dict[str, float]] = {}
+        for class_, counters in enumerate(self._classes):
+            if counters.given:
+                found[class_] = counters.given
+            counters.given = {}
+        return found
+
+    def serve_elsewhere(self, class_: int, tokens: Mapping[str, float]) -> None:
+        """Other processes have served so much (over weight) of this lane's model: it counts as if it had been served here.
+
+        Who does not wait here stands, as one that begins to, no lower than the floor. The floor follows, so that who was idle here and elsewhere has no
+        credit over those who were served elsewhere; but not beyond those who wait here, or a newcomer would stand behind them all.
+        """
+        counters = self._classes[class_]
+        ranks = [rank for rank, own in zip(self._ranks, self._counters, strict=True) if own is counters and rank.turns]
+        floor, least, highest = counters.floor, min((rank.least() for rank in ranks), default=inf), 0.0
+        for tenant, more in tokens.items():
+            before = counters.served.get(tenant, floor)
+            if not any(rank.waits(tenant) for rank in ranks):
+                before = max(before, floor)
+            counters.served[tenant] = before + more
+            highest = max(highest, before)
+        counters.floor = max(floor, min(highest, least))
+        if len(counters.served) > _MAX_COUNTERS:
+            self._forget(counters)
+
+    def _forget(self, counters: _Counters) -> None:
+        """Of those who do not wait."""
+        waiting = {tenant for own in self._ranks for tenant in own.tenants}
+        counters.served = {tenant: served for tenant, served in counters.served.items() if tenant in waiting}
 
     def _credit(self, served: int, tokens: float) -> None:
         credits_ = self._credits

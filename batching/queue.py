@@ -4,7 +4,7 @@ Counts what waits and enforces nothing: the bounds are admission's. Knows no rep
 """
 
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import inf
 from typing import Final
@@ -85,6 +85,7 @@ class WaitingQueue:
         self.arrived: set[str] = set()  # models with fresh tickets
         self.soonest_s = inf  # nobody leaves, turns late or is let go before
         self._newcomers: list[Waiting] = []  # all of them wait
+        self._collects = False  # somebody asks what tenants were served
         self.tokens = 0
         self.bytes = 0
         self.crowd = Crowd(config)
@@ -113,6 +114,8 @@ class WaitingQueue:
         lane = self.lanes.get(model)
         if lane is None:
             lane = self.lanes[model] = Lane(model, self._floors)
+            if self._collects:
+                lane.collect_service()  # from its first request on
         return lane
 
     def first(self, model: str) -> Waiting:
@@ -350,6 +353,22 @@ class WaitingQueue:
         """Its tenant was served so many more, by its weight."""
         lane = self.lanes[request.model]
         lane.charge(rank, request.tenant, OUTPUT_TOKEN_WEIGHT * tokens, weight=request.weight)
+
+    def collect_service(self) -> dict[tuple[str, int], dict[str, float]]:
+        """What each tenant was served since this was last called, by model and class of ranks: tokens over weight."""
+        self._collects = True
+        return {
+            (model, class_): by_tenant
+            for model, lane in self.lanes.items()
+            for class_, by_tenant in lane.collect_service().items()
+        }
+
+    def serve_elsewhere(self, service: Mapping[tuple[str, int], Mapping[str, float]]) -> None:
+        """Others have served so much. Of a model that nobody ever waited for here nothing is kept: all would stand alike."""
+        self.settle()
+        for (model, class_), by_tenant in service.items():
+            if (lane := self.lanes.get(model)) is not None:
+                lane.serve_elsewhere(class_, by_tenant)
 
     def _count(self, group: _Group, request: Request, sign: int) -> None:
         group.tokens += sign * request.prompt_tokens

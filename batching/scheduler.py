@@ -244,8 +244,7 @@ class Scheduler:
 
     def update_profile(self, profile: ReplicaProfile, now: float) -> None:
         """Price, capacity or models have changed or become known."""
-        live = self._fleet[profile.id]
-        live.meter.reprice(profile, live.ledger.leases.values(), now)
+        (live := self._fleet[profile.id]).meter.reprice(profile, live.ledger.leases.values(), now)
         self._fleet.update(profile)
 
     def set_lifecycle(self, replica: ReplicaId, lifecycle: Lifecycle, now: float) -> None:
@@ -364,7 +363,6 @@ class Scheduler:
         return Ticket(TicketId(next(self._ticket_ids)), request, now)
 
     def _note_grown(self, replica: ReplicaId) -> None:
-        live = self._fleet[replica]
-        if live.lifecycle is Lifecycle.READY:
+        if (live := self._fleet[replica]).lifecycle is Lifecycle.READY:
             for model in live.profile.models:
                 self._overload.grown(model)

@@ -239,8 +239,8 @@ def _held_on_to(claim: Claim, kept: int, even: int) -> int:
 def _even(
     claims: Mapping[HolderId, Claim], waiting: Sequence[HolderId], order: Sequence[HolderId], whole: int, piece: int
 ) -> dict[HolderId, int]:
-    """Equal parts, but for nobody more than it uses or would. The longest waiting head has its room even if it needs more than that."""
-    demands = {holder: max(claims[holder].in_use, claims[holder].wanted) for holder in order}
+    """Equal parts, but for nobody more than it uses or, where somebody waits, would: its tenants may have a right to less than it uses. The longest waiting head has its room even if it needs more than that."""
+    demands = {h: claims[h].wanted if claims[h].needed else claims[h].in_use for h in order}
     even = _Division(dict.fromkeys(order, 0), whole, piece)
     even.share_out(demands)
     if waiting:

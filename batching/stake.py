@@ -11,6 +11,7 @@ from batching.fleet import Fleet
 from batching.payers import Payer
 from batching.queue import WaitingQueue
 from batching.request import ReplicaId
+from batching.service import service_of
 from batching.shares import Claim, Running
 
 
@@ -20,10 +21,11 @@ class Stake:
     def __init__(self, fleet: Fleet, queue: WaitingQueue) -> None:
         self._fleet = fleet
         self._queue = queue
+        self.service = service_of(fleet, queue)  # to tenants, where others serve them, too
 
     def claims(self) -> Mapping[ReplicaId, Claim]:
-        """What it has of each replica, and what those who wait would need."""
-        return claims(self._fleet, self._queue)
+        """What it has of each replica, and what those who wait would need, within their tenants' parts."""
+        return claims(self._fleet, self._queue, self.service.fair_parts)
 
     def running(self) -> Mapping[ReplicaId, Running]:
         """What it has on each replica now."""

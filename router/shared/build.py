@@ -12,6 +12,7 @@ from router.admission import Admission
 from router.farewell import Farewells
 from router.shared.book_in_redis import Book
 from router.shared.budgets import SharedBudgets, terms_of
+from router.shared.fairness import SharedFairness
 from router.shared.learned import SharedLearned
 from router.shared.prefixes import PrefixLine, SharedPrefixes
 from router.shared.seal import Seal
@@ -80,7 +81,8 @@ def build_shared(
         name=identity, instance=instance, terms=terms_of(redis, workers),
     )  # fmt: skip
     learned = SharedLearned(book.shelf, admission.scheduler.experience, metrics, identity)
-    budgets.topics += [SharedSuspicion(suspicion, budgets.soon), learned]
+    fairness = SharedFairness(admission.scheduler.stake.service, instance)
+    budgets.topics += [SharedSuspicion(suspicion, budgets.soon), learned, fairness]
     return Shared(budgets, learned, _prefixes(config, book.prefixes(instance), admission, metrics))
 
 

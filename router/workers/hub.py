@@ -60,6 +60,8 @@ class _Line:
     seat: int
     writer: asyncio.StreamWriter
     page: bytes | None = None  # the last it said
+    service: bytes = b""  # to tenants, likewise
+    told: dict[HolderId, bytes] = field(default_factory=dict)  # of the others' service
     said: dict[str, bytes] = field(default_factory=dict)  # by topic, likewise
 
 
@@ -141,7 +143,8 @@ class Hub:
 
     def _take(self, line: _Line, message: FromWorker) -> None:
         match message:
-            case Report(number, claims, payers):
+            case Report(number, claims, payers, service):
+                line.service = service
                 if self.book.report(line.holder, number, claims):
                     self.payers.report(line.holder, payers)
                     self._answer(line)
@@ -179,7 +182,14 @@ class Hub:
 
     def _answer(self, line: _Line) -> None:
         number, shares = self.book.answer(line.holder)
-        send(line.writer, Answer(number, shares, self.payers.answer(line.holder)))
+        send(line.writer, Answer(number, shares, self.payers.answer(line.holder), self._service_for(line)))
+
+    def _service_for(self, line: _Line) -> dict[HolderId, bytes]:
+        """What the others have said of their service that this one has not been told: all of it comes from each, each time."""
+        said = {other.holder: other.service for other in self._lines if other is not line and other.service}
+        news = {holder: service for holder, service in said.items() if line.told.get(holder) != service}
+        line.told = said
+        return news
 
     def _settle(self) -> None:
         """Those hear, too, who can give to somebody that is short, or can have more now; and who pays for others, or could."""

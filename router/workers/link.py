@@ -65,6 +65,7 @@ class Orders:
     reload: Callable[[], None]
     orphaned: Callable[[], None]  # the supervisor is gone
     answer: Callable[[int, Mapping[ReplicaId, Share], Mapping[ReplicaId, int]], None]  # shares, parts of prices
+    served: Callable[[Mapping[HolderId, bytes]], None]  # of other workers' service to tenants
     granted: Callable[[int, Mapping[str, Grant]], None]  # of tenants' limits
     page: Callable[[], Page]  # the figures of now
     decisions: Callable[[Asked], list[Document]]  # the last placements
@@ -113,8 +114,10 @@ class Link:
 
     # -- what is said ------------------------------------------------------------------------------------------------
 
-    def report(self, number: int, claims: Mapping[ReplicaId, Claim], payers: Mapping[ReplicaId, Payer]) -> None:
-        self._send(Report(number, dict(claims), dict(payers)))
+    def report(
+        self, number: int, claims: Mapping[ReplicaId, Claim], payers: Mapping[ReplicaId, Payer], service: bytes
+    ) -> None:
+        self._send(Report(number, dict(claims), dict(payers), service))
 
     def claim(self, number: int, claims: Mapping[str, LimitClaim]) -> None:
         """Of tenants' limits."""
@@ -208,7 +211,8 @@ class Link:
 
     def _take(self, message: ToWorker, orders: Orders) -> None:
         match message:
-            case Answer(number, shares, paying):
+            case Answer(number, shares, paying, service):
+                orders.served(service)
                 orders.answer(number, shares, paying)
             case Grants(number, of):
                 orders.granted(number, of)

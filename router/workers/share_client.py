@@ -1,4 +1,4 @@
-"""When a worker reports what it has of each replica and pays for it: once a second, and sooner when somebody waits or others do.
+"""When a worker reports what it has of each replica, pays for it and served: once a second, and sooner when somebody waits or others do.
 
 Where the book is kept is the desk's business: here it is the supervisor, over its line.
 """
@@ -6,11 +6,12 @@ Where the book is kept is the desk's business: here it is the supervisor, over i
 import asyncio
 from collections.abc import Callable, Mapping
 from typing import Final, Protocol
+from uuid import uuid4
 
 from batching.payers import Payer, Paying
 from batching.request import ReplicaId
 from batching.share_holder import Holding
-from batching.shares import Claim, Share
+from batching.shares import Claim, HolderId, Share
 from router.admission import Admission
 
 _REPORT_S: Final = 1.0
@@ -20,7 +21,9 @@ _UNEASY_S: Final = 0.05  # while somebody waits, or others for what is in use he
 class ShareDesk(Protocol):
     """Where the book of shares is kept, seen from a holder. Answers come by `ShareClient.take`, asked for or not."""
 
-    def report(self, number: int, claims: Mapping[ReplicaId, Claim], payers: Mapping[ReplicaId, Payer]) -> None:
+    def report(
+        self, number: int, claims: Mapping[ReplicaId, Claim], payers: Mapping[ReplicaId, Payer], service: bytes
+    ) -> None:
         """Hand in a report; never waits, and may be lost."""
         ...
 
@@ -31,6 +34,7 @@ class ShareClient:
     def __init__(self, admission: Admission, desk: ShareDesk) -> None:
         self._admission = admission
         self._desk = desk
+        self._instance = uuid4().hex
         self._holding = Holding(admission.scheduler.stake)
         self._paying = Paying(admission.scheduler.stake)
         self._timer: asyncio.TimerHandle | None = None
@@ -60,6 +64,11 @@ class ShareClient:
             first, self._on_first = self._on_first, None
             first()
 
+    def hear(self, service: Mapping[HolderId, bytes]) -> None:
+        """What other workers have served."""
+        if service:
+            self._admission.scheduler.stake.service.hear(service.values(), asyncio.get_running_loop().time())
+
     def _hurry(self) -> None:
         """Somebody waits; whether for want of a share, the report will tell."""
         due_s = self._reported_s + self._pause_s
@@ -72,7 +81,8 @@ class ShareClient:
         loop = asyncio.get_running_loop()
         self._reported_s = loop.time()
         number, claims = self._holding.report()
-        self._desk.report(number, claims, self._paying.report(number))
+        service = self._admission.scheduler.stake.service.tell(self._instance, self._reported_s)
+        self._desk.report(number, claims, self._paying.report(number), service)
         # A large fleet takes a while to reckon: no more than a twentieth of the time is spent on it.
         self._pause_s = max(_UNEASY_S, 20 * (loop.time() - self._reported_s))
         if self._timer is not None:

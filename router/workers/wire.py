@@ -55,6 +55,7 @@ class Report(msgspec.Struct, tag="report"):
     number: int
     claims: dict[ReplicaId, ShareClaim]
     payers: dict[ReplicaId, Payer]
+    service: bytes = b""  # to tenants, so far (`batching.service`)
 
 
 class Claims(msgspec.Struct, tag="claims"):
@@ -103,6 +104,7 @@ class Answer(msgspec.Struct, tag="answer"):
     number: int
     shares: dict[ReplicaId, Share]
     paying: dict[ReplicaId, int]  # parts of each price
+    service: dict[HolderId, bytes] = {}  # what others have said of theirs since the last answer
 
 
 class Grants(msgspec.Struct, tag="grants"):

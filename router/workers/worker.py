@@ -94,6 +94,7 @@ class WorkerServer(PenstockServer):
             reload=self._reload_config,
             orphaned=self._orphaned,
             answer=shares.take,
+            served=shares.hear,
             granted=limits.take,
             page=self._page,
             decisions=self._gateway.decisions.recent,

@@ -83,6 +83,17 @@ def test_who_has_much_begins_nothing_new_while_others_have_less():
         assert parts[TWO] >= sixteenth
 
 
+def test_who_wants_less_than_it_uses_begins_nothing_new():
+    """Its tenants have a right to a quarter, those of the other to the rest: halves in use become a quarter and three."""
+    sixteenth = WHOLE // 16
+    claims = {
+        ONE: Claim(8 * sixteenth, 8 * sixteenth, 9 * sixteenth, 4 * sixteenth, Running(8)),
+        TWO: Claim(8 * sixteenth, 8 * sixteenth, 9 * sixteenth, 12 * sixteenth, Running(8)),
+    }
+    kept = dict.fromkeys((ONE, TWO), 8 * sixteenth)
+    assert divided(A, claims, kept, {ONE: 1, TWO: 2}) == {ONE: 4 * sixteenth, TWO: 12 * sixteenth}
+
+
 def test_a_sequence_more_than_the_even_part_is_kept():
     """Three with sixteen places: one has six, and giving one up would only move it."""
     sixteenth = WHOLE // 16
