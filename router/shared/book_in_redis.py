@@ -12,6 +12,7 @@ import msgspec
 from batching.request import ReplicaId
 from batching.shared_book import Entry, Record, Reply, Report, Status, Terms
 from config.shared import SharedRedis
+from router.shared.limits_in_redis import LimitLine, LimitsInRedis
 from router.shared.redis_line import RedisLine
 from router.shared.scripts import LEAVE, NOTE, REPORT
 
@@ -50,6 +51,10 @@ class Book(Protocol):
         """Until it fails or is cancelled: `called` with the name of each holder that says it is short. Raises Unreachable."""
         ...
 
+    def limits(self) -> LimitLine:
+        """The book of tenants' limits beside it, on a line of its own."""
+        ...
+
     async def aclose(self) -> None: ...
 
 
@@ -57,6 +62,7 @@ class BookInRedis:
     """`Book`, on a line of its own."""
 
     def __init__(self, config: SharedRedis) -> None:
+        self._config = config
         self._line = line = RedisLine(config)
         self._keys = [line.key(name) for name in ("book", "words", "notices")]
         self._channel = line.key("short")
@@ -79,6 +85,9 @@ class BookInRedis:
 
     async def listen(self, called: Callable[[str], None]) -> None:
         await self._line.listen(self._channel, lambda name: called(name.decode()))
+
+    def limits(self) -> LimitLine:
+        return LimitsInRedis(self._config)
 
     async def aclose(self) -> None:
         await self._line.aclose()

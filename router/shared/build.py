@@ -11,6 +11,8 @@ from router.admission import Admission
 from router.farewell import Farewells
 from router.shared.book_in_redis import Book
 from router.shared.budgets import SharedBudgets, terms_of
+from router.shared.limits import SharedLimits
+from router.tenants.tenancy import Tenancy
 
 BookFactory = Callable[[SharedRedis], Book]
 
@@ -20,16 +22,27 @@ class Shared:
     """`leave` when all that ran has ended."""
 
     budgets: SharedBudgets
+    limits: SharedLimits | None = None  # of tenants; None: nobody is asked for a key
 
     def work(self) -> dict[str, Coroutine[None, None, None]]:
         """By name, what goes on as long as the gateway serves."""
-        return {"shared": self.budgets.run(), "shared-words": self.budgets.listen()}
+        work = {"shared": self.budgets.run(), "shared-words": self.budgets.listen()}
+        if self.limits is not None:
+            work["shared-limits"] = self.limits.run()
+        return work
+
+    def document(self) -> dict[str, object]:
+        """For `/readyz`."""
+        limits = {} if self.limits is None else {"limits": self.limits.mode}
+        return self.budgets.document() | limits
 
     def refresh_gauges(self) -> None:
         """Before a scrape."""
         self.budgets.refresh_gauges()
 
     async def leave(self) -> None:
+        if self.limits is not None:
+            await self.limits.leave()
         await self.budgets.leave()
 
 
@@ -42,15 +55,23 @@ def build_shared(
     *,
     identity: str,
     workers: int,
+    tenancy: Tenancy | None = None,
 ) -> Shared | None:
-    """None: this gateway is alone. `identity`: of the process, unlike any other's; `workers`: of its gateway."""
+    """None: this gateway is alone. `identity`: of the process, unlike any other's; `workers`: of its gateway.
+
+    The accounts of `tenancy` are what all gateways count together from now on.
+    """
     redis = config.redis
     if not redis.enabled:
         return None
     if redis.name is not None:
         identity = "/".join([redis.name, *identity.split("/")[1:]])  # a worker's seat stays
+    book = book_factory(redis)
     budgets = SharedBudgets(
-        book_factory(redis), admission, farewells, metrics,
+        book, admission, farewells, metrics,
         name=identity, instance=uuid4().hex, terms=terms_of(redis, workers),
     )  # fmt: skip
-    return Shared(budgets)
+    if tenancy is None:
+        return Shared(budgets)
+    tenancy.accounts = limits = SharedLimits(book.limits(), redis, metrics, workers=workers)
+    return Shared(budgets, limits)

@@ -80,7 +80,7 @@ class WorkerServer(PenstockServer):
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         self._link = self._gateway.crew = link = await connect(self._seat.path, self._seat.number)
         self._shares = shares = ShareClient(self._gateway.admission, link)  # reports only where Redis has no book
-        limits = LimitClient(link)
+        limits = LimitClient(link)  # in its place, where there is one, Redis' book of limits (router/shared/build.py)
         if self._gateway.tenancy is not None:
             self._gateway.tenancy.accounts = limits
         orders = Orders(
