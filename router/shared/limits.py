@@ -23,7 +23,7 @@ from router.tenants.shared_limit_book import Call, Status, Terms
 log = logging.getLogger("penstock.shared")
 
 _MOST_AT_ONCE: Final = 64  # tenants in one call: Redis does nothing else meanwhile
-_BEATS: Final = 3  # calls within a lease, at least, while anything is held
+_BEATS: Final = 3  # calls within a lease, and within what comes after it, at least
 _CALLS: Final = 3  # the one under way, one that a request's own has to wait for, and its own
 
 _T = TypeVar("_T")
@@ -39,7 +39,8 @@ class SharedLimits:
         self._metrics = metrics
         self._terms = Terms(int(1000 * config.lease_s), int(1000 * config.settle_s))
         self._lease_s = config.lease_s
-        self._beat_s = min(AHEAD_S, config.lease_s / _BEATS)
+        self._idle_s = min(config.lease_s, config.settle_s) / _BEATS
+        self._beat_s = min(AHEAD_S, self._idle_s)
         self._patience_s = _CALLS * config.timeout_s
         self._reach = Reach(config.static_share_ratio / workers)
         self._instance = uuid4().hex
@@ -50,17 +51,20 @@ class SharedLimits:
         self._busy: dict[str, SharedLease] = {}  # those that the book must hear of again
         self._waiting: _Waiting = {}
         self._hurried = asyncio.Event()
+        self._leaving = False
 
     async def run(self) -> None:
         """Until it is cancelled."""
         while True:
             if not await self._exchange():
                 await asyncio.sleep(self._beat_s)  # whoever asks meanwhile is not waiting for an answer
+            await asyncio.sleep(0)  # those who were answered take what was lent before it is given up again
             if not self._waiting:
                 await self._rest()
 
     async def leave(self) -> None:
         """All is told, and nothing held any more; at most a few calls' time is spent on it."""
+        self._leaving = True
         await self._line.aclose()  # what comes over it next might be the answer to what was cancelled
         try:
             if self._epoch and await self._exchange():
@@ -112,17 +116,17 @@ class SharedLimits:
     # -- the task ----------------------------------------------------------------------------------------------------
 
     async def _rest(self) -> None:
-        """Until somebody waits, or something is to be told; for ever where nothing is held."""
-        pause_s = self._beat_s if self._busy or self._reach.static else None
+        """Until somebody waits, or something is to be told. Whoever has ever asked goes on to say that it lives: the others count on that."""
+        pause_s = None if not self._leases else self._beat_s if self._busy or self._reach.static else self._idle_s
         try:
             async with asyncio.timeout(pause_s):
                 await self._hurried.wait()
         except TimeoutError:
             pass
-        self._hurried.clear()
 
     async def _exchange(self) -> bool:
         """All that is to be told and asked; False: it was not answered."""
+        self._hurried.clear()
         waiting, self._waiting = self._waiting, {}
         self._busy |= {tenant: self._leases[tenant] for tenant in waiting}
         try:
@@ -144,7 +148,11 @@ class SharedLimits:
         for tenant in [tenant for tenant, lease in self._busy.items() if not lease.busy(now)]:
             if tenant not in waiting:
                 del self._busy[tenant]
-        due = [tenant for tenant, lease in self._busy.items() if tenant in waiting or lease.owes(now)]
+        due = [
+            tenant
+            for tenant, lease in self._busy.items()
+            if tenant in waiting or lease.due(now) or (self._leaving and lease.owes(now))
+        ]
         unheard = [tenant for tenant in due if self._busy[tenant].unheard]
         for tenants in _some(unheard or due):
             if not await self._call(tenants, {} if unheard else waiting):

@@ -7,7 +7,7 @@ smaller than one request is not none. All of it is told afterwards.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil
+from math import inf
 from typing import Final
 
 from config.tenants import Limits
@@ -43,7 +43,6 @@ class SharedMeter:
         self._slots: dict[int, int] = {}  # the book's, by ours: what comes back must come back to where it was taken
         self._lent = 0
         self._until_s = 0.0
-        self._taken = 0  # since the last claim
         self._told = Told(limit, 0, 0)
         self._told_s = 0.0
         self._refused_until_s = 0.0
@@ -67,7 +66,6 @@ class SharedMeter:
         piece = self._mine.take(amount, now)
         self._untold[piece.slot] = self._untold.get(piece.slot, 0) + amount
         self._lent = max(0, self._lent - amount)
-        self._taken += amount
         return (piece,)
 
     def give_back(self, pieces: Sequence[Piece], now: float) -> None:
@@ -103,11 +101,10 @@ class SharedMeter:
         """The book had no more a moment ago."""
         return now < self._refused_until_s
 
-    def wanted(self, waiting: int, since_s: float) -> int:
+    def wanted(self, waiting: int, now: float) -> int:
         """For those who wait, and those who will come, if they come as they did. What is lent still is given up."""
-        ahead = ceil(self._taken * AHEAD_S / max(since_s, AHEAD_S))
-        self._taken = self._lent = 0
-        return waiting + min(ahead, self._limit // _MOST_AHEAD)
+        self._lent = 0
+        return waiting + min(self._mine.since(now - AHEAD_S), self._limit // _MOST_AHEAD)
 
     def used(self, now: float, offset_ms: float) -> list[int]:
         """What is not told yet, as a claim says it. `offset_ms`: of the book's clock to ours, rather too large than too small."""
@@ -183,7 +180,7 @@ class SharedLease:
         self._others_usd = 0.0  # of the account's
         self._told_usd = -1  # millionths of our own; -1: nothing yet
         self._month = ""
-        self._claimed_s = self._reminded_s = 0.0
+        self._claimed_s = self._reminded_s = -inf
         self.limit(limits)
 
     def limit(self, limits: Limits) -> None:
@@ -222,6 +219,10 @@ class SharedLease:
         meters = any(meter.refused(now) for meter in self._meters)
         return meters or (self.places is not None and now < self.places.refused_until_s)
 
+    def due(self, now: float) -> bool:
+        """To be told now, though nobody waits: not each time that another tenant's request does."""
+        return self.unheard or (now - self._claimed_s >= AHEAD_S and self.owes(now))
+
     def owes(self, now: float) -> bool:
         """Something to be given back or told."""
         if self.unheard or any(meter.owes() for meter in self._meters):
@@ -247,11 +248,11 @@ class SharedLease:
             self._sent = (requests, tokens)
         wanted = [0, 0, 0]
         if not again:
-            since_s, self._claimed_s = now - self._claimed_s, now
+            self._claimed_s = now
             if self.requests is not None:
-                wanted[0] = self.requests.wanted(len(waiting), since_s)
+                wanted[0] = self.requests.wanted(len(waiting), now)
             if self.tokens is not None:
-                wanted[1] = self.tokens.wanted(sum(waiting), since_s)
+                wanted[1] = self.tokens.wanted(sum(waiting), now)
             wanted[2] = len(waiting)
         held = 0
         if self.places is not None:
@@ -287,7 +288,7 @@ class SharedLease:
 
     def all_again(self, now: float) -> None:
         """Another book, or the same without its memory."""
-        self._sent = None
+        self._sent, self._claimed_s = None, -inf
         self._told_usd = min(self._told_usd, 0)
         for meter in self._meters:
             meter.all_again(now)

@@ -78,6 +78,15 @@ class Window:
         self._forget(now)
         return {slot: amount for slot, amount in self._slots.items() if amount}
 
+    def since(self, moment: float) -> int:
+        """Taken since then, to the slot."""
+        found, first = 0, int(moment / SLOT_S)
+        for slot in reversed(self._slots):
+            if slot < first:
+                break
+            found += self._slots[slot]
+        return found
+
     def _gone_s(self, slot: int) -> float:
         return (slot + 1) * SLOT_S + self._span_s
 

@@ -9,6 +9,7 @@ import msgspec
 from batching.shared_book import Report, SharedBook
 from router.shared.book_in_redis import Heard
 from router.shared.redis_line import Unreachable
+from tests.support.fake_limits import FakeLimitLine, LimitStore
 
 _EPOCH_MS = 1_764_000_000_000  # of the book's clock at 0.0 of the loop's
 
@@ -18,6 +19,7 @@ class Store:
 
     def __init__(self) -> None:
         self.book = SharedBook()
+        self.limits = LimitStore()
         self.server = 1
         self.notices: dict[bytes, bytes] = {}
         self.reports = 0
@@ -75,6 +77,9 @@ class FakeBook:
             await asyncio.get_running_loop().create_future()
         finally:
             del self.store.called[str(id(self))]
+
+    def limits(self) -> FakeLimitLine:
+        return FakeLimitLine(self.store.limits)
 
     async def aclose(self) -> None:
         pass
