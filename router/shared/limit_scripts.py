@@ -25,7 +25,7 @@ def _with_numbers(script: str) -> str:
 
 
 # KEYS: life (of the book, in the field ""), processes (instance -> when heard, number); then two a claim: the tenant's record, in the
-# field "", and its month's dollars (instance -> millionths)
+# field "", and its month's dollars (instance -> billionths)
 # ARGV: instance, number, epoch, lease_ms, settle_ms, claims, now, server
 # life: server, epoch, last_ms, frozen_ms, born_ms. A record: epoch, requests, tokens, {instance: batch, at_ms, requests, tokens, places}
 CLAIM: Final = _with_numbers("""

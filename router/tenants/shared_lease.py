@@ -20,7 +20,7 @@ AHEAD_S: Final = 0.25  # what may come in so long is asked for beside what someb
 _REFUSED_S: Final = 0.2
 _MOST_AHEAD: Final = 16  # of a limit, at most so large a part
 _REMIND_S: Final = 20.0  # the book is told of places that are held for long; it forgets a tenant that nobody asks for
-_MILLIONTHS: Final = 1_000_000
+_BILLIONTHS: Final = 1_000_000_000
 
 
 @dataclass(slots=True)
@@ -178,7 +178,7 @@ class SharedLease:
         self._batch = 0
         self._sent: tuple[list[int], list[int]] | None = None  # under the number of the batch, and maybe not heard
         self._others_usd = 0.0  # of the account's
-        self._told_usd = -1  # millionths of our own; -1: nothing yet
+        self._told_usd = -1  # billionths of our own; -1: nothing yet
         self._month = ""
         self._claimed_s = self._reminded_s = -inf
         self.limit(limits)
@@ -281,7 +281,7 @@ class SharedLease:
             if grant.places < claim.held + claim.wanted[2]:
                 self.places.refused_until_s = now + _REFUSED_S
         if claim.usd >= 0 and month == self.account.month:
-            others_usd = (grant.usd - claim.usd) / _MILLIONTHS
+            others_usd = (grant.usd - claim.usd) / _BILLIONTHS
             self.account.spent_usd += others_usd - self._others_usd
             self._others_usd, self._told_usd = others_usd, claim.usd
             self.account.blind = False
@@ -300,8 +300,8 @@ class SharedLease:
         return self.account.limits.usd_per_month is not None
 
     def _own_usd(self) -> int:
-        """Millionths, that requests here have cost in the account's month."""
+        """Billionths, that requests here have cost in the account's month."""
         account = self.account
         if account.month != self._month:
             self._month, self._others_usd = account.month, 0.0
-        return max(0, round((account.spent_usd - self._others_usd) * _MILLIONTHS))
+        return max(0, round((account.spent_usd - self._others_usd) * _BILLIONTHS))

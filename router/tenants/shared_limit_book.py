@@ -43,7 +43,7 @@ class Claim(msgspec.Struct, array_like=True, frozen=True):
     wanted: tuple[int, int, int] = (0, 0, 0)  # requests, tokens, places
     least_tokens: int = 1  # with so many the first of those who wait could begin
     held: int = 0  # places that are taken
-    usd: int = -1  # millionths, of all this process has spent in the month; -1: says nothing of dollars
+    usd: int = -1  # billionths, of all this process has spent in the month; -1: says nothing of dollars
 
 
 class Told(NamedTuple):
@@ -55,7 +55,7 @@ class Told(NamedTuple):
 
 
 class Grant(NamedTuple):
-    """What the process may let in from now on, its places being all that it has. `usd`: millionths, of all processes."""
+    """What the process may let in from now on, its places being all that it has. `usd`: billionths, of all processes."""
 
     requests: int
     tokens: int

@@ -267,3 +267,35 @@ def test_a_call_that_arrives_late_says_nothing() -> None:
     machine.enter(number=1, tokens=1)
     machine.places_are_within_the_limit()
     assert machine.processes[0].running
+
+
+def test_what_is_told_counts_a_whole_minute() -> None:
+    """By the book's clock, which is not the process': what it let in is not lent to another a moment too soon. Nor later than a little."""
+    machine = SharedLimitMachine(Limits(requests_per_minute=3))
+    machine.refill(number=0, waiting=[20, 20, 20], late_s=0.0)
+    machine.serve(number=0, count=3)
+    began_s = machine.now
+    machine.exchange(number=0, waiting=[], fate=_Fate.ANSWERED, late_s=0.01, meanwhile=0)
+    machine.now = began_s + 59.7
+    machine.refill(number=1, waiting=[20, 20, 20], late_s=0.0)
+    machine.serve(number=1, count=3)
+    machine.a_minute_is_within_the_limits()
+    machine.now = began_s + 60.3
+    machine.refill(number=1, waiting=[20, 20, 20], late_s=0.0)
+    machine.serve(number=1, count=3)
+    assert len(machine.let_in) == 6
+
+
+def test_a_place_that_was_granted_long_ago_is_not_taken() -> None:
+    """By a process that stood still: it may be somebody else's by now."""
+    machine = SharedLimitMachine(Limits(concurrency=3))
+    machine.refill(number=1, waiting=[1], late_s=0.0)
+    machine.refill(number=0, waiting=[1, 1, 1], late_s=0.0)
+    for _ in range(3):
+        machine.now += 0.9  # the one says that it lives, the other does not
+        machine.exchange(number=1, waiting=[1, 1, 1], fate=_Fate.ANSWERED, late_s=0.0, meanwhile=0)
+        for _ in range(3):
+            machine.enter(number=1, tokens=1)
+    assert len(machine.processes[1].running) == 3
+    machine.enter(number=0, tokens=1)
+    machine.places_are_within_the_limit()
