@@ -38,6 +38,7 @@ class Asked:
     gateways: int
     engines: int
     limit: int
+    concurrency: int
     greed: float
     rate: float
     rounds: int
@@ -102,7 +103,7 @@ async def played(urls: list[str], asked: Asked, *, abused: bool, seed: int) -> M
 async def measure(asked: Asked) -> bool:
     """Whether each minute's limit was kept to 1 %."""
     auth = {"keys": [inline(GREEDY), inline(INNOCENT)]}
-    limits = {"requests_per_minute": asked.limit}
+    limits = {"requests_per_minute": asked.limit, "concurrency": asked.concurrency}
     tenants = [{"name": GREEDY, "limits": limits}, {"name": INNOCENT, "limits": {"requests_per_minute": 100_000}}]
     with tempfile.TemporaryDirectory() as name:
         redis = RedisProcess(folder := Path(name))
@@ -133,7 +134,7 @@ async def _rounds(all_: list[GatewayProcess], asked: Asked) -> bool:
         fine = fine and 0.99 * asked.limit <= let_in <= 1.01 * asked.limit and not abused.other
         print(
             f"round {number}: of {let_in + abused.refused + abused.other} requests {let_in} let in within the minute "
-            f"({let_in / asked.limit:.4f} of {asked.limit}), the last after {max(abused.let_in_s):.1f} s; {abused.other} failed; "
+            f"({let_in / asked.limit:.3f} of {asked.limit}), the last after {max(abused.let_in_s):.1f} s; {abused.other} failed; "
             f"innocent p99 {1e3 * p99(quiet.waits_s):.1f} ms alone, {1e3 * p99(abused.waits_s):.1f} ms beside",
             flush=True,
         )
@@ -160,6 +161,7 @@ def main() -> int:
     parser.add_argument("--gateways", type=int, default=8)
     parser.add_argument("--engines", type=int, default=4)
     parser.add_argument("--limit", type=int, default=120, help="requests a minute of the greedy tenant")
+    parser.add_argument("--concurrency", type=int, default=4, help="requests at once of the greedy tenant")
     parser.add_argument("--greed", type=float, default=10.0, help="times its limit that it asks")
     parser.add_argument("--rate", type=float, default=4.0, help="requests a second of the innocent tenant")
     parser.add_argument("--rounds", type=int, default=3, help="of two minutes each")
@@ -168,6 +170,7 @@ def main() -> int:
         gateways=found.gateways,
         engines=found.engines,
         limit=found.limit,
+        concurrency=found.concurrency,
         greed=found.greed,
         rate=found.rate,
         rounds=found.rounds,

@@ -1,6 +1,7 @@
 """The scripts of tenants' limits that run in Redis, one an operation. `router.tenants.shared_limit_book` says the same in Python, and a test plays both.
 
-A window is a list of slot, amount, slot, amount..., oldest first. `now` and `server` are given in tests only.
+A window is a list: where its oldest slot is, the sum of all, and slot, amount, slot, amount..., oldest first; what is before the oldest is
+forgotten, and removed when it is much: a call costs what it changes, but for reading and writing the list. `now` and `server` are given in tests only.
 """
 
 from typing import Final
@@ -13,6 +14,7 @@ _PURSE_MS: Final = 70 * 86_400_000  # a month, and then some to look at it
 
 def _with_numbers(script: str) -> str:
     numbers = {
+        "MANY": 200,  # numbers of forgotten slots that are carried along
         "SPAN": SPAN_MS,
         "SLOT": SLOT_MS,
         "FORGOTTEN": FORGOTTEN_MS,
@@ -65,37 +67,44 @@ local frozen = now < life[4]
 if knew ~= life[2] then return {'new', life[2], now, frozen and 1 or 0, {}} end
 
 local function gone(slot) return (slot + 1) * SLOT + SPAN end
+local function forget(window)
+  local first = window[1]
+  while first < #window and gone(window[first]) <= now do
+    window[2] = window[2] - window[first + 1]
+    first = first + 2
+  end
+  window[1] = first
+  if first < MANY then return window end
+  local kept = {3, window[2]}
+  for i = first, #window do kept[#kept + 1] = window[i] end
+  return kept
+end
 local function add(window, used)
   for i = 1, #used, 2 do
     local slot, amount = used[i], used[i + 1]
     if gone(slot) > now then
       local at = #window - 1
-      while at > 0 and window[at] > slot do at = at - 2 end
-      if at > 0 and window[at] == slot then
-        window[at + 1] = math.max(0, window[at + 1] + amount)
+      while at >= window[1] and window[at] > slot do at = at - 2 end
+      if at >= window[1] and window[at] == slot then
+        amount = math.max(0, window[at + 1] + amount) - window[at + 1]
+        window[at + 1] = window[at + 1] + amount
+        window[2] = window[2] + amount
       elseif amount > 0 then
         table.insert(window, at + 2, slot)
         table.insert(window, at + 3, amount)
+        window[2] = window[2] + amount
       end
     end
   end
 end
-local function counted(window)
-  local kept, used = {}, 0
-  for i = 1, #window, 2 do
-    if gone(window[i]) > now and window[i + 1] > 0 then
-      kept[#kept + 1], kept[#kept + 2] = window[i], window[i + 1]
-      used = used + window[i + 1]
-    end
-  end
-  return kept, used
-end
 local function told(window, least, left)
-  local reset = #window > 0 and gone(window[#window - 1]) - now or 0
+  local last = #window - 1
+  while last >= window[1] and window[last + 1] == 0 do last = last - 2 end
+  local reset = last >= window[1] and gone(window[last]) - now or 0
   local short, wait = least - left, 0
   if short > 0 then
     wait = SPAN
-    for i = 1, #window, 2 do
+    for i = window[1], #window, 2 do
       short = short - window[i + 1]
       if short <= 0 then
         wait = gone(window[i]) - now
@@ -112,7 +121,8 @@ for i, entry in ipairs(claims) do
   local key, purse = KEYS[1 + 2 * i], KEYS[2 + 2 * i]
   packed = redis.call('HGET', key, '')
   local record = packed and cmsgpack.unpack(packed)
-  if not record or record[1] ~= knew then record = {knew, {}, {}, {}} end
+  if not record or record[1] ~= knew then record = {knew, {3, 0}, {3, 0}, {}} end
+  record[2], record[3] = forget(record[2]), forget(record[3])
   local lent = record[4][instance] or {0, 0, 0, 0, 0}
   if batch > lent[1] then
     lent[1] = batch
@@ -131,9 +141,7 @@ for i, entry in ipairs(claims) do
       if not counts and not lives then record[4][other] = nil end
     end
   end
-  local sums = {0, 0, held}
-  record[2], sums[1] = counted(record[2])
-  record[3], sums[2] = counted(record[3])
+  local sums = {record[2][2], record[3][2], held}
   local free, given = {0, 0, 0}, {}
   for j = 1, 3 do
     if limits[j] > 0 and not frozen then free[j] = limits[j] - sums[j] - elsewhere[j] end
