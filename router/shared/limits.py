@@ -1,13 +1,15 @@
 """One process' part in the limits that tenants have over all gateways: one background task that tells what was let in, and asks for more.
 
 Decides when to ask, and when to go on without an answer; what is told and what an answer means is `router.tenants.shared_lease`'s. A
-request waits for Redis only where what this process was lent of its tenant's limits is used up, and not while Redis does not answer.
+request waits for Redis only where what this process was lent of its tenant's limits is used up, and not once Redis has not answered
+for a lease.
 """
 
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 from itertools import count
+from math import inf
 from typing import Final, TypeVar
 from uuid import uuid4
 
@@ -24,6 +26,7 @@ log = logging.getLogger("penstock.shared")
 
 _MOST_AT_ONCE: Final = 64  # tenants in one call: Redis does nothing else meanwhile
 _BEATS: Final = 3  # calls within a lease, and within what comes after it, at least
+_FAILURES: Final = 2  # one may be due to this process, which stood still for longer than a lease
 _CALLS: Final = 3  # the one under way, one that a request's own has to wait for, and its own
 
 _T = TypeVar("_T")
@@ -41,11 +44,13 @@ class SharedLimits:
         self._lease_s = config.lease_s
         self._idle_s = min(config.lease_s, config.settle_s) / _BEATS
         self._beat_s = min(AHEAD_S, self._idle_s)
-        self._patience_s = _CALLS * config.timeout_s
+        self._patience_s = config.lease_s + _CALLS * config.timeout_s
         self._reach = Reach(config.static_share_ratio / workers)
         self._instance = uuid4().hex
         self._numbers = count(1)
         self._epoch = ""
+        self._failed = 0  # calls, since one was answered
+        self._answered_s = -inf  # when the last call was sent that was answered
         self._offset_ms = 0.0  # of the book's clock to this loop's
         self._leases: dict[str, SharedLease] = {}
         self._busy: dict[str, SharedLease] = {}  # those that the book must hear of again
@@ -57,7 +62,7 @@ class SharedLimits:
         """Until it is cancelled."""
         while True:
             if not await self._exchange():
-                await asyncio.sleep(self._beat_s)  # whoever asks meanwhile is not waiting for an answer
+                await asyncio.sleep(self._beat_s)
             await asyncio.sleep(0)  # those who were answered take what was lent before it is given up again
             if not self._waiting:
                 await self._rest()
@@ -133,7 +138,16 @@ class SharedLimits:
             while not await self._told(waiting):
                 pass
         except Unreachable as error:
-            self._alone(error)
+            self._metrics.redis_errors_total.labels(error.kind).inc()
+            now = asyncio.get_running_loop().time()
+            self._failed += 1
+            lately = now - self._answered_s < self._lease_s
+            if (lately or self._failed < _FAILURES) and not self._leaving:
+                for tenant, those in waiting.items():
+                    self._waiting[tenant] = [*those, *self._waiting.get(tenant, ())]
+                waiting = {}
+            else:
+                self._alone(error)
             return False
         finally:
             for those in waiting.values():
@@ -178,8 +192,9 @@ class SharedLimits:
                 self._all_again(now)
             return False
         self._offset_ms = reply.now_ms - 1000 * asked_s
+        self._answered_s, self._failed = asked_s, 0
         for (tenant, month, claim), grant in zip(claims, reply.grants, strict=True):
-            self._leases[tenant].take(claim, grant, month, asked_s, now, self._lease_s)
+            self._leases[tenant].take(claim, grant, month, asked_s, now, self._lease_s, frozen=reply.frozen)
         self._say(static=reply.frozen, why="its book is new, and others may know what it does not")
         return True
 
@@ -191,7 +206,6 @@ class SharedLimits:
 
     def _alone(self, error: Unreachable) -> None:
         """Those who wait, and those who come, are served by the static share."""
-        self._metrics.redis_errors_total.labels(error.kind).inc()
         self._say(static=True, why=str(error))
         for lease in self._leases.values():
             lease.account.blind = False

@@ -1,8 +1,8 @@
 """One tenant's limits as one process of several gateways sees them: what it was lent, what it has let in, what of that is told. Pure.
 
-Never lets more in than was lent, while the book can be reached. While it cannot, it lets in what is left of its allowance, then a
-static share of each limit less what it has itself let in within the last minute; a request that is alone always fits, so that a share
-smaller than one request is not none. All of it is told afterwards.
+Never lets more in than was lent, while the book can be reached. While it cannot, it lets in what is left of its allowance, then its
+static share of what the book last said was left, and of what has come free since: after a minute that is its share of the limit. A request
+that is alone fits, unless the book has said otherwise, so that a share smaller than one request is not none. All of it is told afterwards.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from typing import Final
 from config.tenants import Limits
 from router.tenants.account import Account, resized
 from router.tenants.shared_limit_book import SLOT_MS, Claim, Grant, Told
-from router.tenants.window import SLOT_S, Piece, Window
+from router.tenants.window import SLOT_S, SPAN_S, Piece, Window
 
 AHEAD_S: Final = 0.25  # what may come in so long is asked for beside what somebody waits for; it is also told so often
 # After a refusal the book is not asked again for so long: what a client that does not stop asks costs nobody else's time.
@@ -78,10 +78,10 @@ class SharedMeter:
                 self._untold[piece.slot] = self._untold.get(piece.slot, 0) - given
 
     def wait_s(self, amount: int, now: float) -> float:
+        told_s = self._told.wait_ms / 1000 - (now - self._told_s)
         if self._reach.static:
-            kept_free = self._limit - int(self._limit * self._reach.part)
-            return max(_REFUSED_S, self._mine.wait_s(min(amount + kept_free, self._limit), now))
-        return max(_REFUSED_S, self._told.wait_ms / 1000 - (now - self._told_s))
+            told_s = max(told_s, min(SPAN_S, SPAN_S * amount / max(1.0, self._limit * self._reach.part)))
+        return max(_REFUSED_S, told_s)
 
     def reset_s(self, now: float) -> float:
         if self._reach.static:
@@ -126,16 +126,20 @@ class SharedMeter:
         self._untold = self._mine.held(now)
 
     def granted(self, lent: int, told: Told, wanted: int, until_s: float, now: float) -> None:
+        """By a book that knows what is left."""
         self._lent, self._until_s = lent, until_s
         self._told, self._told_s = told, now
         if lent < wanted:
             self._refused_until_s = now + min(_REFUSED_S, told.wait_ms / 1000)
 
     def _static_room(self, now: float) -> int:
-        left = self._mine.room(now)
-        if left >= self._limit:
-            return self._limit
-        return int(self._limit * self._reach.part) - (self._limit - left)
+        """Our part of what the book said was left, and of what has come free since, if it did so evenly, less what we took since."""
+        free_s = now - self._told_s - self._told.wait_ms / 1000  # so long may there have been some again
+        if free_s >= 0 and self._mine.room(now) >= self._limit:
+            return self._limit  # nothing of ours counts
+        left = self._told.left
+        known = left + (self._limit - left) * min(1.0, max(0.0, free_s) / SPAN_S)
+        return int(known * self._reach.part) - self._mine.since(max(self._told_s, now - SPAN_S))
 
 
 class SharedPlaces:
@@ -267,13 +271,23 @@ class SharedLease:
             usd=self._own_usd() if self._limits_usd else -1,
         )
 
-    def take(self, claim: Claim, grant: Grant, month: str, asked_s: float, now: float, lease_s: float) -> None:
-        """The answer to that claim, of that month."""
+    def take(
+        self,
+        claim: Claim,
+        grant: Grant,
+        month: str,
+        asked_s: float,
+        now: float,
+        lease_s: float,
+        *,
+        frozen: bool = False,
+    ) -> None:
+        """The answer to that claim, of that month. `frozen`: the book does not know yet what is left."""
         self._sent = None
         until_s = asked_s + lease_s
-        if self.requests is not None:
+        if self.requests is not None and not frozen:
             self.requests.granted(grant.requests, grant.of_requests, claim.wanted[0], until_s, now)
-        if self.tokens is not None:
+        if self.tokens is not None and not frozen:
             self.tokens.granted(grant.tokens, grant.of_tokens, claim.wanted[1], until_s, now)
         if self.places is not None:
             self.places.granted, self.places.told, self.places.until_s = grant.places, claim.held, until_s

@@ -261,6 +261,52 @@ def test_without_redis_the_static_share_is_let_in():
     played(main())
 
 
+def test_one_slow_answer_is_no_outage():
+    """A call that is not answered in time is repeated: whoever waits for it gets its answer, and nobody lets in a share beside the limit."""
+
+    async def main() -> None:
+        async with processes(4) as all_:
+            limits = Limits(requests_per_minute=80)
+            first = [await process.enter(limits) for process in all_ for _ in range(5)]
+            for process in all_:
+                process.line.reachable = False
+            async with asyncio.TaskGroup() as tasks:
+                asked = [tasks.create_task(process.enter(limits)) for process in all_ for _ in range(30)]
+                await asyncio.sleep(0.6)
+                for process in all_:
+                    process.line.reachable = True
+            assert {process.limits.mode for process in all_} == {"redis"}
+            outcomes = [*first, *(task.result() for task in asked)]
+            outcomes += [await process.enter(limits) for process in all_ for _ in range(30)]
+            assert sum(isinstance(outcome, Hold) for outcome in outcomes) == 80
+
+    played(main())
+
+
+def test_a_limit_that_was_used_up_stays_so_without_redis():
+    """The book said that nothing is left, and when something comes free: until then nobody has a share of it; after a minute all have theirs."""
+
+    async def main() -> None:
+        limits = Limits(requests_per_minute=32)
+        async with processes(2) as all_:
+            one, other = all_
+            for _ in range(32):
+                await one.enters(limits)
+            await other.refused(limits)
+            for process in all_:
+                process.line.reachable = False
+            await asyncio.sleep(5)
+            assert {process.limits.mode for process in all_} == {"static"}
+            for process in all_:
+                refusal = await process.refused(limits)
+                assert refusal.wait_s > 50
+            await asyncio.sleep(120)
+            inside = [isinstance(await process.enter(limits), Hold) for process in all_ for _ in range(8)]
+            assert sum(inside) == 2 * 32 * STATIC
+
+    played(main())
+
+
 def test_a_static_share_below_one_request_is_not_nothing():
     """Of small limits, and for a request larger than the share: what is alone fits."""
 
