@@ -4,7 +4,7 @@ FROM python:3.11-slim AS builder
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 RUN python -m venv /opt/penstock
 WORKDIR /src
-# Dependencies first, those of the extras `discovery` and `otel` too: this layer is rebuilt only when the lock changes.
+# Dependencies first, those of the extras `discovery`, `otel` and `oidc` too: this layer is rebuilt only when the lock changes.
 COPY requirements-container.lock ./
 RUN /opt/penstock/bin/pip install --require-hashes -r requirements-container.lock
 COPY pyproject.toml README.md LICENSE ./

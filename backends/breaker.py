@@ -88,6 +88,13 @@ class Breaker:
         """Whether its pause is over. A question that broke off may be asked again."""
         return self.state is not BreakerState.CLOSED and now >= self.due_s
 
+    def hasten(self, now: float) -> bool:
+        """Its replica lives, as others have found: it may be asked at once. True if that is sooner than it was."""
+        sooner = self.state is BreakerState.OPEN and self.due_s > now
+        if sooner:
+            self.due_s = now
+        return sooner
+
     def ask(self) -> None:
         """A one-token request is on its way, and will decide: `close`, or `open` again."""
         self.state = BreakerState.HALF_OPEN

@@ -4,6 +4,7 @@ Every estimate is O(1) in memory per key, and keys are models and replicas of th
 """
 
 from bisect import bisect_left
+from collections.abc import Iterable, Mapping
 from itertools import accumulate
 from math import ceil, exp, log2
 from typing import Final, NamedTuple
@@ -20,6 +21,7 @@ _BINS_PER_OCTAVE: Final = 4  # a quantile is at most 2^(1/4) = 19 % too long
 _BINS: Final = 24 * _BINS_PER_OCTAVE  # up to 16M tokens
 _FORGET_AT: Final = 512  # samples: then all are halved, so that a shift of traffic shows within a few hundred requests
 _SURVIVAL_EVERY: Final = 32  # answers after which the chances to go on are reckoned anew
+_INHERITED: Final = 64  # others' answers count as so many at most: three times what is needed
 _LEAST_QUANTILE: Final = 0.01  # of lengths: the short answers, whose time per token one long prompt can ruin
 _LEAST_PRIOR: Final = 16
 _SPEED_WEIGHT: Final = 0.1
@@ -32,10 +34,11 @@ _CERTAIN: Final = (1.0,) * len(HORIZONS)
 class CharsPerToken:
     """Prompt tokens from characters, per model."""
 
-    __slots__ = ("_ratio",)
+    __slots__ = ("_ratio", "_samples")
 
     def __init__(self) -> None:
         self._ratio: dict[str, float] = {}
+        self._samples: dict[str, int] = {}
 
     def prompt_tokens(self, model: str, chars: int) -> int:
         """At least 1."""
@@ -47,6 +50,17 @@ class CharsPerToken:
         sample = min(max(chars / tokens, _CHARS_RANGE[0]), _CHARS_RANGE[1])
         ratio = self._ratio.get(model, _CHARS_PRIOR)
         self._ratio[model] = ratio + _CHARS_WEIGHT * (sample - ratio)
+        self._samples[model] = self._samples.get(model, 0) + 1
+
+    def known(self) -> dict[str, tuple[float, int]]:
+        """By model: what was learned, and from how many answers."""
+        return {model: (ratio, self._samples[model]) for model, ratio in self._ratio.items()}
+
+    def inherit(self, model: str, ratio: float, samples: int) -> None:
+        """What others have learned, where nothing is known."""
+        if samples > 0 and model not in self._ratio:
+            self._ratio[model] = min(max(ratio, _CHARS_RANGE[0]), _CHARS_RANGE[1])
+            self._samples[model] = samples
 
 
 class Lengths:
@@ -55,6 +69,7 @@ class Lengths:
     __slots__ = (
         "_below",
         "_counts",
+        "_inherited",
         "_quantiles",
         "_sum",
         "_survivals",
@@ -68,6 +83,9 @@ class Lengths:
     def __init__(self, *, doubted: bool = True) -> None:
         self.audit = Tally(doubted=doubted)  # of the mean, against the client's own bound
         self._counts = [0.0] * _BINS
+        self._inherited: tuple[list[float], float, int] | None = (
+            None  # counts and sum of others', and answers until they are gone
+        )
         self._used = 1  # bins up to the longest answer's
         self._below: list[float] = []  # answers in each of them and those before it
         self._quantiles: dict[float, int] = {}
@@ -77,7 +95,37 @@ class Lengths:
         self._sum = 0.0
         self.samples = 0
 
+    def inherit(self, counts: Mapping[int, float], mean: float) -> None:
+        """Others' answers, where none were seen: they count as few, and are gone when as many were seen here."""
+        total = sum(counts.values())
+        if self.samples or total < 1 or mean < 1:
+            return
+        scale = min(1.0, _INHERITED / total)
+        self._counts = [scale * counts.get(index, 0.0) for index in range(_BINS)]
+        self._used = 1 + max(index for index, count in counts.items() if count)
+        self._total = scale * total
+        self._sum = self._total * mean
+        self.samples = int(self._total)
+        self._inherited = list(self._counts), self._sum, _INHERITED
+
+    def histogram(self) -> tuple[dict[int, float], float]:
+        """({bin: answers}, their mean), with what is left of others'."""
+        counts = {index: round(count, 2) for index, count in enumerate(self._counts[: self._used]) if count >= 0.01}
+        return counts, self._sum / self._total if self._total > 0 else 0.0
+
+    def _fade(self) -> None:
+        """One answer's part of what is left of others'."""
+        if self._inherited is None:
+            return
+        counts, total, left = self._inherited
+        self._counts = [max(0.0, count - other / _INHERITED) for count, other in zip(self._counts, counts, strict=True)]
+        self._total = max(0.0, self._total - sum(counts) / _INHERITED)
+        self._sum = max(0.0, self._sum - total / _INHERITED)
+        self._below.clear()
+        self._inherited = (counts, total, left - 1) if left > 1 else None
+
     def add(self, tokens: int) -> None:
+        self._fade()
         place = min(_BINS - 1, ceil(_BINS_PER_OCTAVE * log2(tokens)))
         self._counts[place] += 1
         self._used = max(self._used, place + 1)
@@ -230,6 +278,17 @@ class OutputLengths:
     def least(self, model: str, max_output_tokens: int | None) -> int:
         """Tokens that nearly every answer reaches; few until it is known."""
         return self.lengths(model, max_output_tokens).least()
+
+    def kinds(self) -> Iterable[tuple[tuple[str, int], Lengths]]:
+        """By model and octave of the client's bound."""
+        return self._lengths.items()
+
+    def inherit(self, model: str, octave: int, counts: Mapping[int, float], mean: float) -> None:
+        """What others have seen of such answers."""
+        known = self._lengths.get((model, octave))
+        if known is None:
+            known = self._lengths[model, octave] = Lengths(doubted=self._doubting)
+        known.inherit(counts, mean)
 
     def learn(self, model: str, max_output_tokens: int | None, output_tokens: int) -> None:
         if output_tokens <= 0:

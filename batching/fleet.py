@@ -5,7 +5,7 @@ only where something has changed. Decides nothing: who goes where is placement's
 """
 
 from collections import OrderedDict, defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import takewhile
 from math import inf
 from typing import Final
@@ -17,9 +17,10 @@ from batching.ledger import LeaseRecord
 from batching.live_replica import LiveReplica
 from batching.offer import Offer
 from batching.placement import Need
-from batching.prefix_index import MAX_CHUNKS_PER_PROMPT, PrefixIndex
+from batching.prefix_index import PrefixIndex
 from batching.replica import CACHE_LOST, TRANSITIONS, EngineLoad, Lifecycle, ReplicaProfile, ReplicaState
 from batching.request import ReplicaId, ServiceTier
+from batching.seen import state_of
 from batching.shares import Share
 from batching.ticket import LeaseId
 from batching.watched_load import WatchedLoad
@@ -126,18 +127,10 @@ class Fleet:
             self._stale_at.pop(replica, None)
         self._changed(live)
 
-    def allot(self, replica: ReplicaId, share: Share) -> None:
-        if (live := self._replicas.get(replica)) is not None:
-            live.share = share
-            self.update(live.profile)
-
-    def correct_prefixes(self, replica: ReplicaId, *, held: Sequence[int], lost: Sequence[int]) -> None:
-        """By its engine's events; nothing is believed of one that is on its way out, or has no cache now."""
-        live = self._replicas.get(replica)
-        if live is not None and not live.retired and live.lifecycle not in CACHE_LOST:
-            self.prefixes.drop(replica, lost)
-            for start in range(0, len(held), MAX_CHUNKS_PER_PROMPT):
-                self.prefixes.record(replica, held[start : start + MAX_CHUNKS_PER_PROMPT])
+    def share(self, replica: ReplicaId, share: Share, now: float) -> None:
+        live = self._replicas[replica]
+        if live.share_with(share, now) | self._rewritten(live):
+            self._grew(live)
 
     # -- leases ------------------------------------------------------------------------------------------------------
 
@@ -287,7 +280,7 @@ class Fleet:
         return min(waits)[1] if waits else None
 
     def states(self, now: float, *, briefly: bool = False) -> tuple[ReplicaState, ...]:
-        return tuple(live.state(now, self._stale_after_s, briefly=briefly) for live in self._replicas.values())
+        return tuple(state_of(live, now, self._stale_after_s, briefly=briefly) for live in self._replicas.values())
 
     def ledger_only(self, replica: ReplicaId, now: float) -> bool:
         """Whether nothing of what its engine says of its KV cache is gone by now."""

@@ -3,6 +3,8 @@
 A prompt of which most is cached on a replica that is busy with another prompt is often sooner answered there, and always at less
 work: to compute its beginning again elsewhere takes time from others, and cache from what others hold. Decides for one request at a
 time, from figures alone; the queue keeps who is held, and until when.
+
+Where several gateways share the replica, it may have room that is only not this gateway's: then it is a share that is waited for.
 """
 
 from batching.fleet import Fleet
@@ -22,6 +24,7 @@ from batching.request import ReplicaId
 _MOST_HOLDERS = 4  # of the same beginning that are looked at: with more of them one will usually have room
 _PATIENCE_RATIO = 1.25  # of the expected wait: a guess that is wrong by more is given up
 _LEAST_PATIENCE_S = 0.1
+_SHARE_S = 0.06  # until more of a replica is given that others do not use: a report (50 ms apart while somebody waits), and its way
 
 
 def worth_holding(need: Need, placement: Placement, fleet: Fleet, now: float) -> tuple[ReplicaId, float] | None:
@@ -55,6 +58,8 @@ def _worthwhile_wait_s(need: Need, score: Score, live: LiveReplica, now: float) 
     if there.usd > score.usd * PRICE_RATIO or there.tpot_s > need.tpot_objective_s * TPOT_RATIO:
         return None
     wait_s = live.seconds_until_turn(need, now)
+    if not _fits(need, live):
+        wait_s = max(wait_s, _SHARE_S)
     first_s, saved_s = max(wait_s + there.prefill_s, there.ttft_s), score.machine_s - there.machine_s
     return wait_s if wait_s > 0 and first_s <= score.ttft_s + saved_s else None
 
@@ -64,8 +69,21 @@ def _with_room(need: Need, live: LiveReplica, now: float) -> Score | None:
     offer = live.offer
     if offer.window is not None and offer.window.closes:
         return None
-    if offer.protected_for is not None or need.request.sequences > offer.free_sequences:
-        return None
-    if not fits_cache(need, offer, blocks_needed(need, offer)):
+    if offer.protected_for is not None or not (_fits(need, live) or _would_fit(need, live)):
         return None
     return score_with_room(need, offer, now)
+
+
+def _fits(need: Need, live: LiveReplica) -> bool:
+    """Whether it has slots and blocks for it."""
+    offer = live.offer
+    return need.request.sequences <= offer.free_sequences and fits_cache(need, offer, blocks_needed(need, offer))
+
+
+def _would_fit(need: Need, live: LiveReplica) -> bool:
+    """Whether it would have them if its share were the whole, by what is known of the others."""
+    share, usable = live.share, live.usable_blocks
+    if share.whole or live.ledger.sequences + share.others.sequences + need.request.sequences > live.max_num_seqs:
+        return False
+    used_blocks = live.ledger.reserved_blocks + share.others.blocks
+    return usable is None or used_blocks + blocks_needed(need, live.offer) <= usable

@@ -14,6 +14,6 @@ class Joined(NamedTuple):
 
     @classmethod
     def of(cls, live: LiveReplica) -> Self:
-        sequences = live.ledger.sequences + live.share.others_sequences
+        sequences = live.ledger.sequences + live.share.others.sequences
         tokens = min(live.offer.chunk_tokens, live.ledger.prefill_tokens) + sequences
         return cls(sequences, live.max_num_seqs, tokens)

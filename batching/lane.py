@@ -60,6 +60,11 @@ class Waiting:
         return self.ticket.state is _QUEUED
 
     @property
+    def held(self) -> bool:
+        """It waits for one replica, although others may have room."""
+        return self.held_for is not None and self.held_until_s != -inf
+
+    @property
     def goes_by(self) -> int:
         return RESUMES if self.ticket.request.resumes else self.rank
 

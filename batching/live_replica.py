@@ -17,7 +17,7 @@ from batching.offer import Offer
 from batching.outlook import PrefillLimit, seconds_until_borne, seconds_until_fit, seconds_until_prefilled
 from batching.pace import Pace
 from batching.placement import Need, Score
-from batching.replica import EngineLoad, Lifecycle, ReplicaProfile, ReplicaState
+from batching.replica import EngineLoad, Lifecycle, ReplicaProfile
 from batching.request import ServiceTier
 from batching.shares import ALONE, WHOLE, Share
 from batching.step_prior import step_prior
@@ -119,9 +119,9 @@ class LiveReplica:
         """A fresh report. What is the engine's beyond ours is fixed now: our own figure moves on, its report does not."""
         self.load = load
         self._now = now  # also what lets go of streams that fell silent: nothing else may happen here
-        self.learned.observe(load, ours=self.ledger.sequences + self.share.others_sequences)
+        self.learned.observe(load, ours=self.ledger.sequences + self.share.others.sequences)
         self.kv_risk.observe(load.preemptions_total, load.kv_usage_ratio)
-        known_blocks = self.ledger.held_blocks + self.share.others_blocks
+        known_blocks = self.ledger.held_blocks + self.share.others.blocks
         believed_blocks, used = known_blocks + self.foreign_blocks, None
         self.foreign_blocks = 0
         if load.kv_usage_ratio is not None and self.profile.kv_blocks is not None:
@@ -147,8 +147,18 @@ class LiveReplica:
         self.ledger.prefilled(record)
         self.meter.weigh(record, now)
         self._now = now
-        self._prefill_end_s = now + self.ledger.prefill_s
+        self._prefill_end_s = now + self.ledger.prefill_s + self.share.others.prefill_s
         self._stepped = None
+
+    def share_with(self, share: Share, now: float) -> bool:
+        """What may be used, and what others have running: their prefill goes first, as ours does. True: it may be more than before."""
+        before, more_s = self.share, share.others.prefill_s - self.share.others.prefill_s
+        self.share, self._now = share, max(self._now, now)
+        if more_s > 0:
+            self._prefill_end_s = max(self._prefill_end_s, now) + more_s
+        elif more_s < 0:
+            self._prefill_end_s = now + self.ledger.prefill_s + share.others.prefill_s
+        return share.parts > before.parts
 
     def elapse(self, now: float) -> None:
         """Time has passed in which its streams may have got nothing."""
@@ -287,7 +297,7 @@ class LiveReplica:
         offer.price_factor = 1 / factor
         offer.token_s, offer.weights_s = factor * step.token_s, factor * step.weights_s
         offer.attention_s = factor * step.attention_s
-        ahead, ahead_s = ledger.prefill_tokens, ledger.prefill_s
+        ahead, ahead_s = ledger.prefill_tokens, ledger.prefill_s + self.share.others.prefill_s
         offer.prefill_tokens = ahead
         limit = self._prefill_limit if self.share.parts == WHOLE else self._prefill_limit.part(self.share)
         offer.free_prefill_tokens = UNBOUNDED if ahead <= limit.open_up_to else limit.budget - ahead
@@ -301,11 +311,11 @@ class LiveReplica:
     def _refresh_decode(self) -> None:
         """What a token costs here."""
         offer, ledger, step, tpot = self.offer, self.ledger, self._step, self._trust[1]
-        factor, sequences = self.speed.tpot_factor, ledger.sequences + self.share.others_sequences
+        factor, sequences = self.speed.tpot_factor, ledger.sequences + self.share.others.sequences
         if tpot.weight != 1.0:
             factor = believed(factor, 1.0, tpot.weight)
         held_tokens = ledger.held_tokens
-        if others := self.foreign_blocks + self.share.others_blocks:
+        if others := self.foreign_blocks + self.share.others.blocks:
             held_tokens += others * self.block_size
         kv_s, compute_s = step.kv_token_s * held_tokens, step.token_s * (sequences + 1)
         weights_s = step.weights_s
@@ -363,34 +373,6 @@ class LiveReplica:
         load = self.load
         told = load is not None and load.kv_usage_ratio is not None and now < load.observed_s + stale_after_s
         return not told or self.profile.kv_blocks is None
-
-    def state(self, now: float, stale_after_s: float, *, briefly: bool = False) -> ReplicaState:
-        ledger, profile = self.ledger, self.profile
-        overrun = 0 if profile.kv_blocks is None else max(0, -self.offer.free_blocks)
-        return ReplicaState(
-            profile=profile,
-            lifecycle=self.lifecycle,
-            running=ledger.sequences,
-            max_num_seqs=self.max_num_seqs,
-            prefill_tokens=ledger.prefill_tokens,
-            held_blocks=ledger.held_blocks,
-            reserved_blocks=ledger.reserved_blocks,
-            foreign_blocks=self.foreign_blocks,
-            share=self.share,
-            load=self.load,
-            load_age_s=None if self.load is None else max(0.0, now - self.load.observed_s),
-            ledger_only=self.ledger_only(now, stale_after_s),
-            audit={} if briefly else self.audit.errors(),
-            extras={}
-            if briefly
-            else {
-                "overrun_blocks": overrun,  # into the watermark, by growth that was not forecast
-                "ttft_factor": self.speed.ttft_factor,
-                "tpot_factor": self.speed.tpot_factor,
-                "prefix_trust_ratio": self.speed.prefix_trust_ratio,
-                "kv_margin": self.kv_risk.margin,
-            },
-        )
 
     def __repr__(self) -> str:
         return f"<{self.profile.id} {self.lifecycle} {self.ledger!r}>"

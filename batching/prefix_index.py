@@ -1,14 +1,15 @@
 """Which replica probably holds which prompt prefix: a bounded LRU of chained chunk hashes.
 
 A hash covers everything before it, so a match is a walk from the first chunk until nobody is left. Belief only: it comes
-from what was placed, is corrected by what engines tell, and is forgotten with the replica, or where more was placed since than its
-cache holds: engines evict the least recently used, too. Does not know tokens or engines.
+from what was placed here or, as they tell, by other gateways, is corrected by what engines tell, and is forgotten with the replica, or
+where more was placed since than its cache holds: engines evict the least recently used, too. Does not know tokens or engines.
 """
 
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
+from batching.prefix_journal import PrefixJournal
 from batching.request import ReplicaId
 
 # Chunks: about 150 bytes each and 100 more for every holder, so 65 to 150 MB. At 64 tokens a chunk it remembers 16M tokens of distinct prompts, the prefix
@@ -19,6 +20,9 @@ MAX_CHUNKS_PER_PROMPT: Final = 1024
 _MAX_ANSWERS: Final = 64  # kept to be given again: some 100 kB each with a thousand replicas
 _NOBODY: Final[Mapping[ReplicaId, int]] = {}
 _ENTRIES_RATIO: Final = 4  # (replica, chunk) pairs to chunks, at most: most prompts are on one replica, few on all
+# A chunk in use is told again once its replica has taken in this part of its cache since: nobody else then believes it older than by
+# so much, and a prompt's beginning, which is seldom new, does not end before what follows it.
+_TOLD_AGAIN_RATIO: Final = 16
 _MAX_BITS: Final = 4096  # of the holders' masks: half a kilobyte; then the forgotten ones are squeezed out
 
 
@@ -28,7 +32,11 @@ class PrefixIndex:
     def __init__(self, max_chunks: int = MAX_CHUNKS) -> None:
         self._max_chunks = max_chunks
         self._holders: OrderedDict[int, int] = OrderedDict()
-        self._held: dict[ReplicaId, OrderedDict[int, None]] = {}  # each replica's chunks, oldest first
+        self._held: dict[
+            ReplicaId, OrderedDict[int, int]
+        ] = {}  # each replica's chunks, oldest first, and `_taken` when last told
+        self._taken: dict[ReplicaId, int] = {}  # how many that it did not have it has taken in
+        self.journal: PrefixJournal | None = None  # of what is news to others, if anybody wants it
         self._bits: dict[ReplicaId, int] = {}  # absent: nothing of it is believed
         self._owners: dict[int, ReplicaId] = {}
         self._answers: dict[tuple[tuple[int, int], ...], dict[ReplicaId, int]] = {}  # given lately
@@ -58,17 +66,40 @@ class PrefixIndex:
 
     def record(self, replica: ReplicaId, hashes: Sequence[int], max_chunks: int | None = None) -> None:
         """The replica has, or is about to have, these chunks. `max_chunks`: that its cache holds; None: not known."""
+        # Deepest first, so that the shared beginnings are the youngest and the last to be evicted.
+        limit, chunks = self._max_chunks if max_chunks is None else max_chunks, hashes[MAX_CHUNKS_PER_PROMPT - 1 :: -1]
+        if self.journal is None:
+            self._take(replica, chunks, (), limit)
+            return
+        news = self._news(replica, chunks, limit)
+        self._take(replica, chunks, news, limit)
+        if news:
+            self.journal.held(replica, news, max_chunks)
+
+    def fold(self, replica: ReplicaId, chunks: Sequence[int], max_chunks: int | None = None) -> None:
+        """The same by another's word, the youngest last: it is told to nobody again."""
+        self._take(replica, chunks, chunks, self._max_chunks if max_chunks is None else max_chunks)
+
+    def _news(self, replica: ReplicaId, chunks: Sequence[int], limit: int) -> Sequence[int]:
+        """Those that others do not know, or may have come to believe old."""
+        told = self._held.get(replica)
+        if told is None:
+            return chunks
+        old = self._taken[replica] - limit // _TOLD_AGAIN_RATIO
+        return [chunk for chunk in chunks if told.get(chunk, old - 1) < old]
+
+    def _take(self, replica: ReplicaId, chunks: Sequence[int], told: Sequence[int], limit: int) -> None:
+        """`told`: those of them that others know from now on."""
         bit = self._bits.get(replica)
         if bit is None:
             bit = self._admit(replica)
-        # Deepest first, so that the shared beginnings are the youngest and the last to be evicted.
-        held, holders = self._held[replica], self._holders
+        held, holders, taken = self._held[replica], self._holders, self._taken[replica]
         before = len(held)
-        for chunk in reversed(hashes[:MAX_CHUNKS_PER_PROMPT]):
+        for chunk in chunks:
             if chunk in held:
                 held.move_to_end(chunk)
             else:
-                held[chunk] = None
+                held[chunk] = taken
             known = holders.get(chunk)
             if known is None:
                 holders[chunk] = bit
@@ -76,32 +107,39 @@ class PrefixIndex:
             if not known & bit:
                 holders[chunk] = known | bit
             holders.move_to_end(chunk)
-        limit = self._max_chunks if max_chunks is None else max_chunks
+        self._taken[replica] = taken = taken + len(held) - before
+        for chunk in told:
+            held[chunk] = taken
         while len(held) > limit:
             self._lose(bit, held.popitem(last=False)[0])
         self._entries += len(held) - before
         while len(holders) > self._max_chunks or self._entries > _ENTRIES_RATIO * self._max_chunks:
             self._evict_oldest()
 
-    def drop(self, replica: ReplicaId, hashes: Iterable[int]) -> None:
-        """Its engine has evicted these chunks: what lies behind them is not matched any more either."""
+    def drop(self, replica: ReplicaId, hashes: Iterable[int], *, heard: bool = False) -> None:
+        """Its engine has evicted these chunks: what lies behind them is not matched any more either. `heard`: from another."""
         bit = self._bits.get(replica)
         if bit is None:
             return
         held = self._held[replica]
         before = len(held)
-        for chunk in hashes:
-            held.pop(chunk, None)
+        gone = [chunk for chunk in hashes if held.pop(chunk, None) is not None]
+        for chunk in gone:
             self._lose(bit, chunk)
+        if gone and not heard and self.journal is not None:
+            self.journal.lost(replica, gone)
         self._entries += len(held) - before
 
-    def forget(self, replica: ReplicaId) -> None:
-        """Its cache is gone: it went down, slept or was replaced."""
+    def forget(self, replica: ReplicaId, *, heard: bool = False) -> None:
+        """Its cache is gone: it went down, slept or was replaced. `heard`: from another."""
         bit = self._bits.pop(replica, None)
         if bit is not None:
             del self._owners[bit]
+            del self._taken[replica]
             self._entries -= len(self._held.pop(replica))
             self._believed &= ~bit
+            if not heard and self.journal is not None:
+                self.journal.forgot(replica)
 
     def __len__(self) -> int:
         return len(self._holders)
@@ -148,6 +186,7 @@ class PrefixIndex:
         self._bits[replica] = bit
         self._owners[bit] = replica
         self._held[replica] = OrderedDict()
+        self._taken[replica] = 0
         self._believed |= bit
         return bit
 

@@ -229,7 +229,9 @@ class WaitingQueue:
     def let_go(self, now: float) -> None:
         """Those that were held for long enough take whatever room there is."""
         while (entry := self._held.peek()) and entry[0][0] <= now:
-            self._test_anew(self._held.pop())
+            waiting = self._held.pop()
+            waiting.held_until_s = -inf
+            self._test_anew(waiting)
 
     def let_go_of(self, replica: ReplicaId) -> None:
         """It takes no more work: those that are held for it need not be. O(queue)."""

@@ -5,17 +5,17 @@ event that may have changed the answer and at `next_deadline`, sends what was `P
 Wires queue, fleet, estimators and the pass over them together; each of those decides its own matter.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import count
 from math import inf
 
 from batching.admission import refuse_unservable
 from batching.arrears import end_s, next_step_s, overdue, patience_s, predictions_known
-from batching.claims import claims
 from batching.decisions import Decisions
 from batching.desired import Desired
 from batching.dispatching import Dispatching
 from batching.estimators import Estimators
+from batching.experience import Experience
 from batching.filling import Filling
 from batching.fleet import Fleet
 from batching.hedging import Hedging, Refusal
@@ -26,13 +26,13 @@ from batching.ledger import Counts
 from batching.lessons import learn
 from batching.meter import Till
 from batching.overload import Overload, Refused
-from batching.payers import Payer
 from batching.policies.policy import Policy
+from batching.prefix_belief import PrefixBelief
 from batching.queue import QueueStatistics, WaitingQueue
 from batching.replica import CACHE_LOST, EngineLoad, Lifecycle, ReplicaProfile, ReplicaState
 from batching.request import Outcome, Reason, Rejected, ReplicaId, Request
 from batching.retry_budget import RetryBudget
-from batching.shares import Claim, Share
+from batching.stake import Stake
 from batching.ticket import Decision, LeaseId, Ticket, TicketId, TicketState
 from batching.window import Window
 from config.schema import Mechanism, Queue, Scheduling
@@ -62,8 +62,10 @@ class Scheduler:
             queue, by_deadline=Mechanism.DEADLINES not in without, with_floors=Mechanism.FLOORS not in without
         )
         self._fleet = Fleet(scheduling, stale_after_s=stale_after_s)
+        self.stake = Stake(self._fleet, self._queue)
         early = policy is None and Mechanism.EARLY_REFUSAL not in without
         self._overload = Overload(queue, self._queue, early=early)
+        self.prefixes = PrefixBelief(self._fleet)
         self._shed: list[Decision] = []  # evicted for somebody who came since the last pass
         self._policy = policy
         self._decisions = decisions
@@ -80,6 +82,7 @@ class Scheduler:
             self._filling = Dispatching(policy, self._queue, self._fleet, self._estimators, decisions)
         self.desired = Desired(scheduling, self._fleet, self._queue)
         self._leaving = Leaving(self._queue, self._fleet, self._filling, self._overload, self._estimators)
+        self.experience = Experience(self._fleet, self._estimators)
         self.till = Till()  # who paid for the machines' time
         self._ticket_ids = count(1)
         self._draining = False
@@ -207,13 +210,9 @@ class Scheduler:
         self._fleet.close(lease_id, now)
         if self._decisions is not None:
             self._decisions.finished(
-                record,
-                now,
-                outcome,
-                prompt_tokens=prompt_tokens,
-                cached_tokens=cached_tokens,
-                output_tokens=output_tokens,
-            )
+                record, now, outcome,
+                prompt_tokens=prompt_tokens, cached_tokens=cached_tokens, output_tokens=output_tokens,
+            )  # fmt: skip
         if self._policy is not None:
             if outcome is Outcome.COMPLETED and output_tokens is not None:
                 self._policy.answered(record.lease.request, output_tokens, now)
@@ -273,36 +272,7 @@ class Scheduler:
         """What the engine says of itself."""
         self._fleet.observe(replica, load, now)
 
-    def allot(self, replica: ReplicaId, share: Share) -> None:
-        """What this scheduler may use of a replica that others use, too; all of it until somebody says so."""
-        self._fleet.allot(replica, share)
-
-    def pay(self, replica: ReplicaId, parts: int, now: float) -> None:
-        """Of `meter.WHOLE_PRICE`, that this scheduler splits among its requests from now on, where others use the replica, too."""
-        if replica in self._fleet:
-            self._fleet[replica].meter.pay(parts, now)
-
-    def payers(self) -> Mapping[ReplicaId, Payer]:
-        """What it splits of each replica's price, and among how much."""
-        return {live.profile.id: Payer(live.meter.parts, live.meter.weight) for live in self._fleet}
-
-    def claims(self) -> Mapping[ReplicaId, Claim]:
-        """What it has of each replica, and what those who wait would need."""
-        return claims(self._fleet, self._queue)
-
-    def correct_prefixes(self, replica: ReplicaId, *, held: Sequence[int] = (), lost: Sequence[int] = ()) -> None:
-        """Its engine said that it has these prompt chunks, and those no longer."""
-        self._fleet.correct_prefixes(replica, held=held, lost=lost)
-
-    def forget_prefixes(self, replica: ReplicaId) -> None:
-        """Its prefix cache was emptied, or is not known any more."""
-        self._fleet.prefixes.forget(replica)
-
     # -- looking -----------------------------------------------------------------------------------------------------
-
-    def matched_prefixes(self, hashes: Sequence[int]) -> Mapping[ReplicaId, int]:
-        """How many of a prompt's leading chunks each replica is believed to hold."""
-        return self._fleet.prefixes.match(hashes)
 
     def joined(self, replica: ReplicaId) -> Joined:
         """The batch that whoever was placed there last has joined. Raises KeyError for a replica that is gone."""

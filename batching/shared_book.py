@@ -190,12 +190,14 @@ class SharedBook:
 
     @staticmethod
     def _entry(own: Record | None, others: Iterable[Record], replica: ReplicaId, wish: Wish, frozen: bool) -> Entry:
-        """Lowered to what it keeps to, raised as far as there is room."""
-        bound = wish.enforced
-        if own is not None and not own.suspect:
+        """Lowered to what it keeps to, raised as far as there is room; of whom the book knows no better has no more than that."""
+        bound, known = wish.enforced, own is not None and not own.suspect
+        if own is not None and known:
             before = own.entries.get(replica)
             bound = min(bound, 0 if before is None else before.bound)
-        if not frozen and wish.target > bound:
-            free = WHOLE - sum(record.occupied(replica) for record in others)
+        if not frozen and (wish.target > bound or not known):
+            free = max(0, WHOLE - sum(record.occupied(replica) for record in others))
+            if not known:  # it was made before its holder lapsed: that has its static share by now, which is free
+                bound = min(bound, free)
             bound = max(bound, min(wish.target, free))
         return Entry(bound, wish.in_use)

@@ -13,9 +13,9 @@ from typing import Final
 import msgspec
 
 from batching.request import ReplicaId
-from batching.share_holder import Allotted
+from batching.share_holder import Allotted, Saying
 from batching.shared_book import Join, Record, Reply, Report, Status, Terms, Wish
-from batching.shares import WHOLE, Claim, HolderId, Share, divided
+from batching.shares import WHOLE, Claim, HolderId, Running, divided
 
 _REPORTS_A_LEASE: Final = 3  # two may be lost
 _UNEASY_S: Final = 0.05  # while somebody waits, or others for what is in use here
@@ -36,9 +36,8 @@ class Words(msgspec.Struct, array_like=True):
     claims: dict[ReplicaId, Claim]
     turns: dict[ReplicaId, int]  # since when a head waits, by the book's clock
     released: list[str] = []  # on their way out, and nothing of this gateway's is there
-    more: dict[
-        str, bytes
-    ] = {}  # by topic, what others than the shares' keeper have to say; small: it goes with every report
+    told_running: int = 0  # the number of what was last told of what runs
+    more: dict[str, bytes] = {}  # by topic, what others than the shares' keeper say; small: it goes with every report
 
 
 _encode: Final = msgspec.msgpack.Encoder().encode
@@ -55,6 +54,7 @@ class SharedHolder:
         self.frozen = False
         self.released: list[str] = []  # told to the others with the next report
         self.more: dict[str, bytes] = {}  # likewise, by topic
+        self.calling = False  # the next report calls the others, so that they hear it at once
         self._holder = holder
         self._instance, self._lives = instance, 0
         self._terms = terms
@@ -66,9 +66,12 @@ class SharedHolder:
         self._book = (0, 0.0)  # the book's clock, and ours then
         self._others: dict[HolderId, Words] = {}  # who is heard
         self._records: Mapping[str, Record] = {}
-        self._shares: dict[ReplicaId, Share] = {}
         self._turns: dict[ReplicaId, int] = {}
         self._granted: set[ReplicaId] = set()  # the last answer has room for the head
+        self._saying = Saying()
+        self._told_running = 0
+        # Told between reports, with the teller's number: newer than what its last report says.
+        self._fresh: dict[tuple[HolderId, ReplicaId], tuple[int, Running]] = {}
 
     @property
     def instance(self) -> str:
@@ -103,7 +106,19 @@ class SharedHolder:
 
     def others_on(self, replica: str) -> int:
         """Sequences that other gateways run there."""
-        return sum(words.claims[ReplicaId(replica)].sequences for words in self._elsewhere(replica))
+        return sum(words.claims[ReplicaId(replica)].running.sequences for words in self._elsewhere(replica))
+
+    def running(self) -> tuple[int, dict[ReplicaId, Running]]:
+        """(a number, what has changed since it was last told to the others). O(replicas)."""
+        self._told_running += 1
+        return self._told_running, self._saying.changed(self._holder.running())
+
+    def hear(self, name: HolderId, number: int, running: Mapping[ReplicaId, Running], now_s: float) -> None:
+        """What another has running by now, until its reports are of later."""
+        if name in self._others:
+            for replica, now_running in running.items():
+                self._fresh[name, replica] = (number, now_running)
+                self._holder.beside(replica, self._running(replica), now_s)
 
     def heard(self, topic: str) -> dict[HolderId, bytes]:
         """What others say of it, as far as they are heard: other workers of this gateway, too."""
@@ -121,6 +136,7 @@ class SharedHolder:
     def report(self, now_s: float) -> Report:
         """What is had and wanted of each replica; what the others have more right to is let go of first."""
         self.check(now_s)
+        calling, self.calling = self.calling, False
         self._number += 1
         self._sent_s = now_s
         claims = dict(self._holder.claims())
@@ -129,9 +145,9 @@ class SharedHolder:
         wishes: dict[ReplicaId, Wish] = {}
         for replica, claim in tuple(claims.items()):
             target = targets.get(replica, claim.enforced)
-            kept = min(claim.enforced, max(target, claim.in_use))
+            kept = min(claim.enforced, target)  # what runs beyond it is the book's second figure
             if kept < claim.enforced:
-                self._allot(replica, kept)
+                self._holder.allot(replica, kept)
                 claims[replica] = claim._replace(enforced=kept)
             wishes[replica] = Wish(kept, claim.in_use, target)
         return Report(
@@ -142,8 +158,8 @@ class SharedHolder:
             wishes=wishes,
             known={name: record.terms.static for name, record in self._records.items()},
             join=self._join,
-            short=any(claim.short for claim in claims.values()),
-            words=_encode(Words(claims, self._turns, self.released, self.more)),
+            short=calling or any(claim.short for claim in claims.values()),
+            words=_encode(Words(claims, self._turns, self.released, self._told_running, self.more)),
         )
 
     def take(self, now_s: float, reply: Reply) -> float:
@@ -162,11 +178,16 @@ class SharedHolder:
             for name, record in reply.others.items()
             if not (record.lapsed or record.suspect or self._is_silent(record))
         }
+        self._fresh = {
+            at: fresh
+            for at, fresh in self._fresh.items()
+            if (words := self._others.get(at[0])) is not None and fresh[0] > words.told_running
+        }
         claims = self._holder.claims()
-        self._shares = {replica: share for replica, share in self._shares.items() if replica in claims}
         for replica, bound in reply.bounds.items():
             if replica in claims:
-                self._allot(replica, bound)
+                self._holder.allot(replica, bound)
+                self._holder.beside(replica, self._running(replica), now_s)
                 if bound >= claims[replica].needed:
                     self._granted.add(replica)
         return self._due(known)
@@ -209,14 +230,15 @@ class SharedHolder:
         """Of every replica no more than this."""
         for replica, claim in self._holder.claims().items():
             if claim.enforced > parts:
-                self._allot(replica, parts)
+                self._holder.allot(replica, parts)
 
-    def _allot(self, replica: ReplicaId, parts: int) -> None:
-        others = [words.claims[replica] for words in self._others.values() if replica in words.claims]
-        share = Share(parts, sum(claim.sequences for claim in others), sum(claim.blocks for claim in others))
-        if self._shares.get(replica) != share:
-            self._shares[replica] = share
-        self._holder.allot(replica, share)
+    def _running(self, replica: ReplicaId) -> Running:
+        """What the others have there, as far as they are heard."""
+        return Running.together(
+            self._fresh.get((name, replica), (0, words.claims[replica].running))[1]
+            for name, words in self._others.items()
+            if replica in words.claims
+        )
 
     def _is_silent(self, record: Record) -> bool:
         return self._book[0] - record.heard_ms > record.terms.lease_ms
@@ -248,7 +270,7 @@ class SharedHolder:
                         turns[name] = words.turns[replica]
             gone = sum(record.occupied(replica) for name, record in self._records.items() if name not in self._others)
             kept = {name: each.in_use for name, each in all_claims.items()}
-            found[replica] = divided(all_claims, kept, turns, max(0, WHOLE - gone))[own]
+            found[replica] = divided(replica, all_claims, kept, turns, max(0, WHOLE - gone))[own]
         return found
 
     def _due(self, known: bool) -> float:
@@ -257,12 +279,11 @@ class SharedHolder:
         targets = self._targets(claims)
         uneasy = False
         for replica, claim in claims.items():
-            if claim.short:
-                uneasy = True
-            elif any(replica in w.claims and w.claims[replica].short for w in self._others.values()):
-                if max(targets[replica], claim.in_use) < claim.enforced:
+            if any(replica in w.claims and w.claims[replica].short for w in self._others.values()):
+                if targets[replica] < claim.enforced:
                     return 0.0
-                uneasy = uneasy or claim.enforced > targets[replica]
+                uneasy = uneasy or claim.in_use > targets[replica]
+            uneasy = uneasy or claim.short
         if not known and not self.frozen:
             return 0.0
         return _UNEASY_S if uneasy else self.pause_s

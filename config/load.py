@@ -47,6 +47,8 @@ _EACH = "*"
 _SECRET_PLACES: tuple[KeyPath, ...] = (
     ("server",),
     ("auth",),
+    ("auth", "keys_redis"),
+    ("auth", "keys_redis", "sentinel"),
     ("redis",),
     ("redis", "sentinel"),
     ("replicas", _EACH),

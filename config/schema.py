@@ -20,6 +20,7 @@ from config.checks import fleet_problems, good_admin_key, origin_problems, refus
 from config.discovery import Discovery
 from config.health import Health
 from config.migration import Migration
+from config.oidc import AdminOidc
 from config.replica import (
     BackendKind,
     Capacity,
@@ -113,6 +114,7 @@ class Server(Section):
         le=65535,
         description="/admin and the board are there, and not at `port`; 0: any free one; null: both at `port`",
     )
+    admin_oidc: AdminOidc = AdminOidc()
     trusted: bool = Field(
         False, description="pass on the request fields that are stripped for strangers (see docs/api.md)"
     )

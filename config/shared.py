@@ -1,4 +1,4 @@
-"""The section `redis`: several gateways that share one fleet, and what each keeps when Redis cannot be reached (docs/gateways.md)."""
+"""Which Redis, and the section `redis`: several gateways that share one fleet, and what each keeps when Redis cannot be reached (docs/gateways.md)."""
 
 from typing import Self
 from urllib.parse import urlsplit
@@ -20,14 +20,15 @@ class Sentinel(Section):
     password: str | None = Field(None, repr=False, description="of the Sentinels; `env:NAME` or `file:/path`")
 
 
-class SharedRedis(Section):
-    """One fleet, several gateways. Off without `url` or `sentinel`."""
+class RedisServer(Section):
+    """Where a Redis is, and under which name a fleet goes there. Off without `url` or `sentinel`."""
 
-    url: str | None = Field(
-        None, description="redis://host:6379/0, rediss://... or unix:///path; null: this gateway is alone"
-    )
+    url: str | None = Field(None, description="redis://host:6379/0, rediss://... or unix:///path; null: none")
     sentinel: Sentinel | None = Field(None, description="instead of `url`")
     cluster: bool = Field(False, description="`url` is one node of a Redis Cluster")
+    cluster_nodes: tuple[str, ...] = Field(
+        (), description="host:port of others, which are asked, too, when the first connection is made"
+    )
     username: str | None = None
     password: str | None = Field(None, repr=False, description="`env:NAME` or `file:/path` keep it out of this file")
     prefix: str = Field(
@@ -35,10 +36,36 @@ class SharedRedis(Section):
         pattern=r"^[^{}\s]{1,200}$",
         description="of all keys: one a fleet; gateways with the same one share",
     )
+    timeout_s: PositiveFloat = Field(2.0, description="for one call")
+    wait_replicas: NonNegativeInt = Field(
+        0, description="replicas of Redis that must have what is written before it counts (WAIT)"
+    )
+
+    @property
+    def enabled(self) -> bool:
+        return self.url is not None or self.sentinel is not None
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        problems = [*_address_problems(self), *self._more_problems()]
+        if problems:
+            raise refusal("redis", problems)
+        return self
+
+    def _more_problems(self) -> list[Problem]:
+        return []
+
+
+class SharedRedis(RedisServer):
+    """One fleet, several gateways. Off without `url` or `sentinel`."""
+
     name: str | None = Field(
         None,
         pattern=r"^[^\s/]{1,120}$",
         description="of this gateway, unlike any other's; it takes over what its predecessor of the same name held. null: host name and port",
+    )
+    share_prefixes: bool = Field(
+        True, description="tell each other which replica was given which beginnings of prompts, by hashes"
     )
     lease_s: PositiveFloat = Field(
         1.5, le=60, description="without an answer for so long, a gateway keeps no more than its static share"
@@ -63,37 +90,7 @@ class SharedRedis(Section):
         description="replicas of Redis that must have a report before it counts (WAIT): no split brain renews a lease",
     )
 
-    @property
-    def enabled(self) -> bool:
-        return self.url is not None or self.sentinel is not None
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> Self:
-        problems = [*self._address_problems(), *self._time_problems()]
-        if problems:
-            raise refusal("redis", problems)
-        return self
-
-    def _address_problems(self) -> list[Problem]:
-        found: list[Problem] = []
-        if self.url is not None:
-            if self.sentinel is not None:
-                found.append((("url",), "given beside sentinel, which says where the master is; keep one of the two"))
-            text = _address_problem(self.url)
-            if text:
-                found.append((("url",), text))
-        for index, node in enumerate(self.sentinel.nodes if self.sentinel is not None else ()):
-            host, _, port = node.rpartition(":")
-            if not host or not port.isdigit() or not 0 < int(port) < 65536:
-                found.append((("sentinel", "nodes", index), f"{node!r} is no host:port, such as sentinel-0:26379"))
-        if self.cluster and self.url is None:
-            found.append((("cluster",), "needs `url`, of one of its nodes; a cluster has no Sentinels"))
-        if self.cluster and self.wait_replicas:
-            text = "cannot be asked of a cluster; set min-replicas-to-write 1 on its nodes instead"
-            found.append((("wait_replicas",), text))
-        return found
-
-    def _time_problems(self) -> list[Problem]:
+    def _more_problems(self) -> list[Problem]:
         found: list[Problem] = []
         if self.timeout_s > self.lease_s:
             text = f"{self.timeout_s:g} is longer than lease_s, {self.lease_s:g}: a call could outlast what it renews"
@@ -104,6 +101,37 @@ class SharedRedis(Section):
                 (("forget_s",), f"{text}; give longer than the longest outage of Redis that is to be ridden out")
             )
         return found
+
+
+def _address_problems(redis: RedisServer) -> list[Problem]:
+    found: list[Problem] = []
+    if redis.url is not None:
+        if redis.sentinel is not None:
+            found.append((("url",), "given beside sentinel, which says where the master is; keep one of the two"))
+        text = _address_problem(redis.url)
+        if text:
+            found.append((("url",), text))
+    sentinels = redis.sentinel.nodes if redis.sentinel is not None else ()
+    for index in _no_addresses(sentinels):
+        text = f"{sentinels[index]!r} is no host:port, such as sentinel-0:26379"
+        found.append((("sentinel", "nodes", index), text))
+    for index in _no_addresses(redis.cluster_nodes):
+        text = f"{redis.cluster_nodes[index]!r} is no host:port, such as redis-1:6379"
+        found.append((("cluster_nodes", index), text))
+    if redis.cluster_nodes and not redis.cluster:
+        found.append((("cluster_nodes",), "these are of a cluster, and `cluster` is false; set it, or remove them"))
+    if redis.cluster and redis.url is None:
+        found.append((("cluster",), "needs `url`, of one of its nodes; a cluster has no Sentinels"))
+    if redis.cluster and redis.wait_replicas:
+        text = "cannot be asked of a cluster; set min-replicas-to-write 1 on its nodes instead"
+        found.append((("wait_replicas",), text))
+    return found
+
+
+def _no_addresses(nodes: tuple[str, ...]) -> list[int]:
+    """Where something else than a host and its port stands."""
+    split = [node.rpartition(":") for node in nodes]
+    return [i for i, (host, _, port) in enumerate(split) if not host or not port.isdigit() or not 0 < int(port) < 65536]
 
 
 def _address_problem(url: str) -> str | None:

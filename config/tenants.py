@@ -9,6 +9,7 @@ from pydantic import AwareDatetime, Field, PositiveFloat, PositiveInt, model_val
 
 from config.checks import Problem, refusal
 from config.section import Section
+from config.shared import RedisServer
 
 OTHERS: Final = "*"  # the tenant whose settings hold for those that are not listed, each for itself
 MAX_CLASSES: Final = 16  # a metric's label: each multiplies the series of money
@@ -53,6 +54,9 @@ class Auth(Section):
         repr=False,
         description="a handful, as TENANT=KEY separated by spaces; `env:NAME` or `file:/path` keep them out of this file",
     )
+    keys_redis: RedisServer = Field(
+        RedisServer(), description="a Redis that `penstock keys --redis` writes; gateways follow every change"
+    )
     pepper: str | None = Field(
         None,
         repr=False,
@@ -63,7 +67,7 @@ class Auth(Section):
     @property
     def on(self) -> bool:
         """Whether anybody is asked for a key."""
-        return self.keys_file is not None or bool(self.keys) or self.secret_keys is not None
+        return self.keys_file is not None or bool(self.keys) or self.secret_keys is not None or self.keys_redis.enabled
 
     @model_validator(mode="after")
     def _no_contradiction(self) -> Self:
@@ -146,7 +150,7 @@ def tenancy_problems(auth: Auth, tenants: Sequence[Tenant]) -> Iterator[Problem]
 
 def _auth_problems(auth: Auth) -> Iterator[Problem]:
     if not auth.on and (auth.metrics or auth.pepper is not None):
-        what = "nobody is asked for a key while there is none; set it, or `keys` or `secret_keys`"
+        what = "nobody is asked for a key while there is none; set it, or `keys`, `secret_keys` or `keys_redis`"
         yield ("keys_file",), what
     if auth.pepper is not None and len(auth.pepper) < _SHORTEST_PEPPER:
         what = f"shorter than {_SHORTEST_PEPPER} characters, so it could be guessed; `openssl rand -hex 32` makes one"

@@ -48,7 +48,7 @@ class Metrics(FleetMetrics):
     auth_failures_total: Annotated[Counter, Spec(help="Callers refused by reason, docs/tenants.md", labels=("reason",))]
     rate_limited_total: Annotated[Counter, Spec(help="Requests beyond a tenant's limit, by which", labels=("scope",))]
     keys: Annotated[Gauge, Spec(help="API keys in force; nothing where nobody is asked for one")]
-    keys_stale: Annotated[Gauge, Spec(help="1: the keys cannot be read, and the last that could are in force")]
+    keys_stale: Annotated[Gauge, Spec(help="1: the keys cannot all be read, and the last that could are in force")]
     key_loads_total: Annotated[Counter, Spec(help="Readings of the keys by result: ok, failed", labels=("result",))]
 
     workers: Annotated[Gauge, Spec(help="Processes that serve; 1 without --workers")]

@@ -147,7 +147,7 @@ class FleetMetrics(RequestMetrics):
         Counter,
         Spec(
             help="Times it was asked for one token because it was doubted (docs/health.md); reason: silent_streams, no_iterations, "
-            "missed_first_tokens, consecutive_failures, error_ratio, slow_first_bytes",
+            "missed_first_tokens, consecutive_failures, error_ratio, slow_first_bytes, other_gateway",
             labels=("replica", "reason"),
         ),
     ]

@@ -13,18 +13,20 @@ from router.board.routes import add_board
 from router.decision_documents import Document
 from router.decision_log import Asked
 from router.gateway import Gateway
+from router.oidc.logins import Logins
 from router.openai.errors import ApiError, Case, invalid_request
 
 DEFAULT_LIMIT: Final = 50
 MAX_LIMIT: Final = 1000  # each costs the event loop some tens of microseconds
 
 
-def add_admin(api: FastAPI, gateway: Gateway) -> None:
-    """The routes; refused as a whole to strangers."""
+def add_admin(api: FastAPI, gateway: Gateway, logins: Logins | None = None) -> None:
+    """The routes; refused as a whole to strangers. `logins`: of people with tokens."""
 
     async def allowed(request: Request) -> None:  # async: what is not would wait for a thread
         try:
-            refuse_strangers(gateway.config.server, request, gateway.admin_at, gate=gateway.gate)
+            server = gateway.config.server
+            await refuse_strangers(server, request, gateway.admin_at, gate=gateway.gate, logins=logins)
         except ApiError as error:
             if error.case is Case.UNAUTHORIZED:
                 gateway.metrics.auth_failures_total.labels("admin_key").inc()

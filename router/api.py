@@ -22,6 +22,7 @@ from router.gateway import Gateway
 from router.health import readiness
 from router.inbound import request_id
 from router.ingress import CALLER, HotPath
+from router.oidc.logins import Logins, watched
 from router.openai.errors import ApiError, from_http_status, internal_error, model_not_found
 from router.openai.models import ModelEntry, model_document, model_list, near
 from router.openai.shapes import (
@@ -45,10 +46,12 @@ DESCRIPTION = "An OpenAI-compatible gateway that places requests into the runnin
 
 def build_api(gateway: Gateway, hot: HotPath, version: str) -> FastAPI:
     """FastAPI over a gateway that starts and stops with the application's lifespan."""
+    oidc = gateway.config.server.admin_oidc
+    logins = Logins(oidc) if oidc.enabled else None
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        async with gateway.running():
+        async with gateway.running(), watched(logins):
             yield
 
     # Traces are `router.tracing`'s; FastAPI would read the environment for its own.
@@ -65,7 +68,7 @@ def build_api(gateway: Gateway, hot: HotPath, version: str) -> FastAPI:
     _add_models(api, gateway)
     _add_health(api, gateway)
     add_scrapes(api, gateway)
-    add_admin(api, gateway)
+    add_admin(api, gateway, logins)
     add_page(api, gateway)
     _add_hot_paths(api, hot)
     return api
@@ -125,10 +128,13 @@ def _add_health(api: FastAPI, gateway: Gateway) -> None:
         """200 while the gateway can accept work, also by queueing it; else 503 and why."""
         shared = gateway.shared
         no_share = None if shared is None else shared.budgets.problem()
-        verdict = readiness(gateway.watched(), draining=gateway.draining, no_share=no_share)
+        no_keys = None if gateway.keys is None else gateway.keys.problem()
+        verdict = readiness(gateway.watched(), draining=gateway.draining, no_share=no_share, no_keys=no_keys)
         document, crew = verdict.document(), gateway.crew
         if shared is not None:
             document["shared"] = shared.document()
+        if gateway.keys is not None and (keys := gateway.keys.document()) is not None:
+            document["keys"] = keys
         if crew is not None:
             document["workers"] = {"answered_by": crew.seat, "live": crew.live, "configured": crew.seats}
         return JSONResponse(document, status_code=200 if verdict.ready else 503)

@@ -20,7 +20,6 @@ from batching.policies import BASELINES
 from batching.replica import ReplicaProfile
 from batching.request import ReplicaId
 from batching.scheduler import Scheduler
-from batching.shares import NOTHING
 from config.checks import OWN_POLICY
 from config.gpus import gpu_table
 from config.schema import Config, ReplicaConfig
@@ -158,7 +157,7 @@ class Gateway:
                     )
                     self.farewells.begin(self.watch)
                     self.shared = build_shared(
-                        self.config, self._book_factory, self.admission, self.farewells, self.metrics,
+                        self.config, self._book_factory, self.admission, self.farewells, self.watch.suspicion, self.metrics,
                         identity=self.identity, workers=1 if self.crew is None else self.config.server.workers,
                         tenancy=self.tenancy,
                     )  # fmt: skip
@@ -167,7 +166,8 @@ class Gateway:
                         self._add(replica)
                     if self.discovered is not None:
                         await self.discovered.begin(self.config.replicas, tasks)
-                    await self.watch.first_look()
+                    begun = [] if self.shared is None else [self.shared.begin()]
+                    await asyncio.gather(self.watch.first_look(), *begun)
                     if self.keys is not None:
                         await self.keys.begin()
                     standing = [tasks.create_task(work, name=name) for name, work in self._standing_work().items()]
@@ -298,8 +298,8 @@ class Gateway:
         self.backends[ReplicaId(replica.name)] = backend
         self.watch.add(replica, backend)
         if self.crew is not None or self.shared is not None:
-            self.scheduler.allot(ReplicaId(replica.name), NOTHING)  # until the book of shares says more
-            self.scheduler.pay(ReplicaId(replica.name), 0, asyncio.get_running_loop().time())
+            self.scheduler.stake.allot(ReplicaId(replica.name), 0)  # until the book of shares says more
+            self.scheduler.stake.pay(ReplicaId(replica.name), 0, asyncio.get_running_loop().time())
         self.kv_watch.add(replica)
         self.farewells.added(ReplicaId(replica.name))
         self._departed.came(ReplicaId(replica.name))

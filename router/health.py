@@ -19,16 +19,17 @@ class Readiness:
         return {"status": "ready" if self.ready else "not_ready", "problems": self.problems, "replicas": self.replicas}
 
 
-def readiness(watched: Iterable[Watched], *, draining: bool, no_share: str | None = None) -> Readiness:
-    """Ready unless draining, or a configured model was never served by any replica (a typo, a wrong port), or `no_share`."""
+def readiness(
+    watched: Iterable[Watched], *, draining: bool, no_share: str | None = None, no_keys: str | None = None
+) -> Readiness:
+    """Ready unless draining, or a configured model was never served by any replica (a typo, a wrong port), or `no_share`, or `no_keys`."""
     replicas = list(watched)
     served = {model for replica in replicas for model in replica.models_seen}
     configured = {spec.name for replica in replicas for spec in replica.config.models}
     problems = [f"model {model!r} has never been served by any replica" for model in sorted(configured - served)]
     if not served:
         problems.append("no replica has served any model yet")
-    if no_share is not None:
-        problems.append(no_share)
+    problems += [why for why in (no_share, no_keys) if why is not None]
     blocking = bool(problems)
     if draining:
         problems.insert(0, "draining: this gateway is shutting down")

@@ -1,4 +1,4 @@
-"""`penstock keys`: make, list, revoke and rotate API keys in a file that gateways read (docs/tenants.md)."""
+"""`penstock keys`: make, list, revoke and rotate API keys, in a file or a Redis that gateways read (docs/tenants.md)."""
 
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -11,8 +11,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from datetime import timedelta
 
+    from config.shared import RedisServer
     from config.tenants import Scope
     from router.tenants.key_file import KeysFile
+    from router.tenants.key_ring import KeyRing
     from router.tenants.keys import KeyRecord
 
 EXIT_FAILED = 1
@@ -24,15 +26,19 @@ Examples:
   penstock keys list --file keys.jsonl
   penstock keys rotate k7m2xq9abc --file keys.jsonl --overlap 24h
   penstock keys revoke k7m2xq9abc --file keys.jsonl
+  penstock keys create --redis redis://redis:6379/0 --tenant acme
+  penstock keys import --file keys.jsonl --redis redis://redis:6379/0
 
 \b
-The key itself goes to standard output, once; the file has its hash only. Running gateways notice within three seconds.
-Without --file: the file that auth.keys_file of --config, or of PENSTOCK_CONFIG, names.
+The key itself goes to standard output, once; what is kept is its hash. Running gateways notice within three seconds, of a Redis within one.
+Without --file and --redis: what auth.keys_file or auth.keys_redis of --config, or of PENSTOCK_CONFIG, names. A password of Redis,
+another prefix, Sentinels or a Cluster come from there, too.
 """
 
 _File = Annotated[Path | None, typer.Option("--file", "-f", metavar="FILE", help="the keys file")]
+_Redis = Annotated[str | None, typer.Option("--redis", metavar="URL", help="a Redis that holds the keys")]
 _Config = Annotated[
-    Path | None, typer.Option("--config", "-c", metavar="FILE", help="a gateway's configuration, which names both")
+    Path | None, typer.Option("--config", "-c", metavar="FILE", help="a gateway's configuration, which names all of it")
 ]
 _Pepper = Annotated[
     str | None, typer.Option(metavar="env:NAME|file:PATH", help="where auth.pepper is  [default: the configuration's]")
@@ -53,6 +59,7 @@ def add_keys(app: typer.Typer) -> None:
     keys.command("list")(list_)
     keys.command("revoke")(revoke)
     keys.command("rotate")(rotate)
+    keys.command("import")(import_)
     app.add_typer(keys)
 
 
@@ -66,37 +73,40 @@ def create(
     expires: Annotated[str | None, typer.Option(metavar="SPAN", help="90d, 24h, ...  [default: never]")] = None,
     starts: Annotated[str | None, typer.Option(metavar="SPAN", help="good only after so long")] = None,
     file: _File = None,
+    redis: _Redis = None,
     config: _Config = None,
     pepper: _Pepper = None,
 ) -> None:
     """Make a key, and show it this once."""
-    from router.tenants.keys import good_name  # noqa: PLC0415
+    from router.tenants.keys import KeyRecord, good_name  # noqa: PLC0415
 
     if not good_name(tenant):
         what = "1 to 63 letters, digits, dots, dashes or underscores, and a letter or digit first"
         raise typer.BadParameter(what, param_hint="--tenant")
-    now = datetime.now(UTC).replace(microsecond=0)
+    now = _now()
     begins = None if starts is None else now + _span(starts, "--starts")
     ends = None if expires is None else now + _span(expires, "--expires")
     scopes = _scopes(scope or ["inference"])
-    keys = _keys_file(file, config, pepper)
+    wanted = KeyRecord(id="", tenant=tenant, scopes=scopes, label=label[:200], not_before=begins, expires=ends)
     with _said_plainly():
-        key, record = keys.create(tenant, scopes, label=label[:200], not_before=begins, expires=ends)
+        key, record = _keys(file, redis, config, pepper).create(wanted)
     _tell(key, record)
 
 
-def list_(*, file: _File = None, config: _Config = None) -> None:
+def list_(*, file: _File = None, redis: _Redis = None, config: _Config = None) -> None:
     """List keys: what they are for and until when, never the keys."""
     with _said_plainly():
-        records = _keys_file(file, config, None).records()
+        records = _keys(file, redis, config, None).records()
     typer.echo(_table(records, datetime.now(UTC)))
 
 
-def revoke(id_: _Id, *, file: _File = None, config: _Config = None) -> None:
+def revoke(id_: _Id, *, file: _File = None, redis: _Redis = None, config: _Config = None) -> None:
     """End a key."""
     with _said_plainly():
-        record = _keys_file(file, config, None).revoke(id_)
-    typer.echo(f"{record.id} of tenant {record.tenant} is revoked; gateways notice within three seconds")
+        record = _keys(file, redis, config, None).revoke(id_)
+    typer.echo(
+        f"{record.id} of tenant {record.tenant} is revoked; gateways notice within three seconds, of a Redis within one"
+    )
 
 
 def rotate(
@@ -104,14 +114,28 @@ def rotate(
     *,
     overlap: Annotated[str, typer.Option(metavar="SPAN", help="the old key is good for so long yet")] = "24h",
     file: _File = None,
+    redis: _Redis = None,
     config: _Config = None,
     pepper: _Pepper = None,
 ) -> None:
     """Make a key in the place of another, which ends soon."""
     with _said_plainly():
-        key, record, old = _keys_file(file, config, pepper).rotate(id_, _span(overlap, "--overlap"))
+        key, record, old = _keys(file, redis, config, pepper).rotate(id_, _span(overlap, "--overlap"))
     _tell(key, record)
     typer.echo(f"{old.id} is good until {_when(old.expires)}", err=True)
+
+
+def import_(*, file: _File, redis: _Redis = None, config: _Config = None) -> None:
+    """Bring the keys of a file into a Redis. What is there already stays as it is there."""
+    from router.tenants.key_file import KeysFile  # noqa: PLC0415
+    from router.tenants.key_ring import KeyRing  # noqa: PLC0415
+
+    with _said_plainly():
+        ring = _keys(None, redis, config, None, no_file=True)
+        assert isinstance(ring, KeyRing)
+        records = KeysFile(Path(str(file)), None, _now).records()
+        brought = ring.bring(records)
+    typer.echo(f"{brought} keys have come to Redis, {len(records) - brought} were there already")
 
 
 def _tell(key: str, record: "KeyRecord") -> None:
@@ -170,37 +194,70 @@ def _scopes(told: list[str]) -> "list[Scope]":
     return [Scope(name) for name in dict.fromkeys(told)]
 
 
-def _keys_file(path: Path | None, config: Path | None, pepper: str | None) -> "KeysFile":
-    """Raises a usage error where nobody says which."""
+def _keys(
+    file: Path | None, redis: str | None, config: Path | None, pepper: str | None, *, no_file: bool = False
+) -> "KeysFile | KeyRing":
+    """Raises a usage error where nobody says which. `no_file`: what the configuration says of a file does not count."""
     from config.load import ConfigError, load, referenced_secret  # noqa: PLC0415
-    from router.tenants.key_file import KeysFile  # noqa: PLC0415
+    from config.shared import RedisServer  # noqa: PLC0415
 
-    secret = None
-    if path is None or config is not None:
+    if file is not None and redis is not None:
+        raise typer.BadParameter(
+            "keys are written in one place at a time; give one of the two", param_hint="--file, --redis"
+        )
+    secret, server = None, RedisServer()
+    if (file is None and redis is None) or config is not None:
         try:
             auth = load(config).auth
         except ConfigError as error:
             raise typer.BadParameter("; ".join(error.problems), param_hint="--config") from None
-        if path is None and auth.keys_file is None:
-            raise typer.BadParameter(
-                "which file? name it, or a configuration whose auth.keys_file does", param_hint="--file"
-            )
-        path, secret = path or Path(str(auth.keys_file)), auth.pepper
+        secret, server = auth.pepper, auth.keys_redis
+        if file is None and redis is None:
+            file = None if no_file or auth.keys_file is None else Path(auth.keys_file)
+            if (file is None) is not server.enabled:
+                what = "both auth.keys_file and auth.keys_redis are there" if server.enabled else "nobody says where"
+                raise typer.BadParameter(f"which keys? {what}; say it", param_hint="--file or --redis")
     if pepper is not None:
         try:
             secret = referenced_secret(pepper)
         except ValueError as error:
             raise typer.BadParameter(str(error), param_hint="--pepper") from None
-    return KeysFile(path, None if secret is None else secret.encode(), lambda: datetime.now(UTC).replace(microsecond=0))
+    hidden = None if secret is None else secret.encode()
+    if file is not None:
+        from router.tenants.key_file import KeysFile  # noqa: PLC0415
+
+        return KeysFile(file, hidden, _now)
+    return _ring(server, redis, hidden)
+
+
+def _ring(server: "RedisServer", url: str | None, pepper: bytes | None) -> "KeyRing":
+    """At `url`, with whatever else is said of `server`."""
+    from pydantic import ValidationError  # noqa: PLC0415
+
+    from router.tenants.key_ring import KeyRing  # noqa: PLC0415
+    from router.tenants.keys_in_redis import KeysInRedis  # noqa: PLC0415
+
+    if url is not None:
+        try:
+            server = type(server).model_validate({**server.model_dump(), "url": url, "sentinel": None})
+        except ValidationError as error:
+            raise typer.BadParameter(
+                "; ".join(found["msg"] for found in error.errors()), param_hint="--redis"
+            ) from None
+    return KeyRing(lambda: KeysInRedis(server), pepper, _now)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC).replace(microsecond=0)
 
 
 @contextmanager
 def _said_plainly() -> "Iterator[None]":
     """What went wrong in one line, and an exit code."""
-    from router.tenants.key_file import KeysFileError  # noqa: PLC0415
+    from router.tenants.key_changes import KeysError  # noqa: PLC0415
 
     try:
         yield
-    except KeysFileError as error:
+    except KeysError as error:
         typer.echo(f"penstock keys: {error}", err=True)
         raise typer.Exit(EXIT_FAILED) from None

@@ -89,7 +89,7 @@ class KvWatch:
 
     def _apply(self, replica: ReplicaId, change: Change) -> None:
         if change.held or change.lost:
-            self._scheduler.correct_prefixes(replica, held=change.held, lost=change.lost)
+            self._scheduler.prefixes.correct(replica, held=change.held, lost=change.lost)
 
     async def _subscribe(self, engine: "_Engine", where: KvEvents | None) -> None:
         from backends.kv_events.subscriber import Subscriber, open_context  # noqa: PLC0415 - loads ZeroMQ
@@ -147,7 +147,7 @@ class _Engine:
     def on_reset(self, reason: str) -> None:
         self._metrics.kv_event_resyncs_total.labels(self.replica, reason).inc()
         self._belief.forget(self.replica)
-        self._scheduler.forget_prefixes(self.replica)
+        self._scheduler.prefixes.forget(self.replica)
         self._metrics.replica_kv_believed_blocks.labels(self.replica).set(0)
 
     def _change(self, event: Event) -> Change:
@@ -160,5 +160,5 @@ class _Engine:
             return self._belief.removed(self.replica, event.hashes, event.group)
         if isinstance(event, Cleared):
             self._belief.cleared(self.replica)
-            self._scheduler.forget_prefixes(self.replica)
+            self._scheduler.prefixes.forget(self.replica)
         return NOTHING

@@ -76,7 +76,7 @@ def _keys() -> Row:
             ),
             TimeSeries(
                 title="Keys in force",
-                description="As the key file says. It stands still while the file cannot be read: 'Readings of the keys' shows failed ones.",
+                description="As the key file or Redis says. It stands still while that cannot be read: 'Readings of the keys' shows failed ones.",
                 queries=[
                     Query(gauge("keys", fold="max"), "keys"),
                     Query(gauge("keys_stale", fold="max"), "1: cannot be read"),
@@ -85,7 +85,7 @@ def _keys() -> Row:
             ),
             TimeSeries(
                 title="Readings of the keys",
-                description="The file is read when it changes. Failed: the log says which line, and the last good keys stay in force.",
+                description="A file is read when it changes, a Redis followed. Failed: the log says which line or record, and the last good keys stay in force.",
                 queries=[Query(events("key_loads_total", "result"), "{{result}}")],
                 unit=Unit.PER_SECOND,
             ),

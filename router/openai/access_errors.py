@@ -48,6 +48,24 @@ def auth_unavailable() -> ApiError:
     return ApiError(Case.AUTH_UNAVAILABLE, message, headers=retry_headers(_RETRY_S))
 
 
+def bad_token(why: str) -> ApiError:
+    """Of the login, for `/admin`."""
+    headers = {"www-authenticate": 'Bearer error="invalid_token"'}
+    return ApiError(Case.UNAUTHORIZED, f"This token does not open /admin: {why}.", headers=headers)
+
+
+def token_lacks(what: str) -> ApiError:
+    message = f"You are known, and may not {what} here; server.admin_oidc.{what} says who may."
+    return ApiError(Case.FORBIDDEN, message)
+
+
+def tokens_unavailable() -> ApiError:
+    message = (
+        "The keys of server.admin_oidc.issuer cannot be read now, so it is not known whether your token is good; retry."
+    )
+    return ApiError(Case.AUTH_UNAVAILABLE, message, headers=retry_headers(_RETRY_S))
+
+
 def lacks_scope(scope: str) -> ApiError:
     message = (
         f"This API key lacks the scope {quoted(scope)}, which this asks for; `penstock keys create --scope` gives it."

@@ -87,7 +87,7 @@ def model_not_found(model: str, near: Iterable[str] = ()) -> ApiError:
 
 def wrong_admin_key() -> ApiError:
     """One text for a missing and a wrong key: a guess learns nothing."""
-    message = "/admin asks for the key that server.admin_key names; send it as `Authorization: Bearer KEY`."
+    message = "/admin asks for the key that server.admin_key names, or a token of server.admin_oidc; send it as `Authorization: Bearer KEY`."
     return ApiError(Case.UNAUTHORIZED, message, headers={"www-authenticate": "Bearer"})
 
 

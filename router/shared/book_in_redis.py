@@ -1,4 +1,4 @@
-"""The shared book where it lives: one call to Redis a report. Turns values into a script's arguments and its answer into values.
+"""The shared book where it lives: one call to Redis a report, and one for each message that may be lost. Turns values into a script's arguments and its answer into values.
 
 Decides nothing about time or shares.
 """
@@ -13,8 +13,10 @@ from batching.request import ReplicaId
 from batching.shared_book import Entry, Record, Reply, Report, Status, Terms
 from config.shared import SharedRedis
 from router.shared.limits_in_redis import LimitLine, LimitsInRedis
+from router.shared.prefixes import PrefixesInRedis, PrefixLine
 from router.shared.redis_line import RedisLine
-from router.shared.scripts import LEAVE, NOTE, REPORT
+from router.shared.scripts import LEAVE, NOTE, PUBLISH, REPORT
+from router.shared.shelf import Shelf, ShelfInRedis
 
 _encode: Final = msgspec.msgpack.Encoder().encode
 _decode: Final = msgspec.msgpack.Decoder().decode
@@ -32,6 +34,11 @@ class Heard:
 class Book(Protocol):
     """Where the shared book is; the tests have one without a Redis."""
 
+    @property
+    def shelf(self) -> Shelf:
+        """What gateways have learned; on a line of its own."""
+        ...
+
     async def report(self, report: Report, stamp: bytes) -> Heard:
         """Raises Unreachable."""
         ...
@@ -47,8 +54,19 @@ class Book(Protocol):
         """
         ...
 
-    async def listen(self, called: Callable[[str], None]) -> None:
-        """Until it fails or is cancelled: `called` with the name of each holder that says it is short. Raises Unreachable."""
+    async def tell(self, message: bytes) -> None:
+        """To all who listen, once; it may be lost. Raises Unreachable."""
+        ...
+
+    async def listen(self, called: Callable[[str], None], told: Callable[[bytes], None]) -> None:
+        """Until it fails or is cancelled: `called` with the name of each holder that says it is short, `told` with each message.
+
+        Raises Unreachable.
+        """
+        ...
+
+    def prefixes(self, holder: str) -> PrefixLine:
+        """A line for digests of prefix caches, which never holds the book up; `holder` is unlike any other process."""
         ...
 
     def limits(self) -> LimitLine:
@@ -64,8 +82,10 @@ class BookInRedis:
     def __init__(self, config: SharedRedis) -> None:
         self._config = config
         self._line = line = RedisLine(config)
+        self.shelf = ShelfInRedis(config)
         self._keys = [line.key(name) for name in ("book", "words", "notices")]
-        self._channel = line.key("short")
+        self._channel, self._news = line.key("short"), line.key("running")
+        self._telling = RedisLine(config)  # no report waits behind it
 
     async def report(self, report: Report, stamp: bytes, *, now_ms: int | None = None, server: str = "") -> Heard:
         """`now_ms` and `server`: in tests, in place of Redis' own."""
@@ -83,14 +103,21 @@ class BookInRedis:
         arguments = (replica, before, body, "" if left_ms is None else left_ms)
         return int(await self._line.asked(NOTE, self._keys[2:], arguments, waits=True))
 
-    async def listen(self, called: Callable[[str], None]) -> None:
-        await self._line.listen(self._channel, lambda name: called(name.decode()))
+    async def tell(self, message: bytes) -> None:
+        await self._telling.asked(PUBLISH, (), (self._news, message))
+
+    async def listen(self, called: Callable[[str], None], told: Callable[[bytes], None]) -> None:
+        await self._line.listen({self._channel: lambda name: called(name.decode()), self._news: told})
+
+    def prefixes(self, holder: str) -> PrefixLine:
+        return PrefixesInRedis(self._config, holder)
 
     def limits(self) -> LimitLine:
         return LimitsInRedis(self._config)
 
     async def aclose(self) -> None:
         await self._line.aclose()
+        await self._telling.aclose()
 
 
 def _heard(found: list[Any]) -> Heard:

@@ -8,12 +8,15 @@ import asyncio
 import logging
 from contextlib import suppress
 from math import inf
-from typing import Final
+from typing import Final, Protocol
+
+import msgspec
 
 from batching.meter import WHOLE_PRICE
+from batching.request import ReplicaId
 from batching.shared_book import Terms
 from batching.shared_holder import Mode, SharedHolder
-from batching.shares import WHOLE
+from batching.shares import WHOLE, HolderId, Running
 from config.shared import SharedRedis
 from metrics.catalog import Metrics
 from router.admission import Admission
@@ -25,16 +28,33 @@ from router.standing import Left, Word
 
 log = logging.getLogger("penstock.shared")
 
+_TELL_S: Final = 0.005  # between two words of what runs here
+_TELL_S_A_GATEWAY: Final = 0.001  # ... for each of many: nobody has more than a thousand words a second to hear
 _LEAST_PAUSE_S: Final = 0.005  # between two reports, however urgent
 _UNEASY_S: Final = 0.05
 _TICK_S: Final = 0.001  # timers may fire a little early; what is so near has come
 _BUSY_RATIO: Final = 20  # no more than a twentieth of the time is spent on reckoning
+
+_encode: Final = msgspec.msgpack.Encoder().encode
+_decode: Final = msgspec.msgpack.Decoder(tuple[HolderId, int, dict[ReplicaId, Running]]).decode
 
 
 def terms_of(config: SharedRedis, workers: int) -> Terms:
     """Of one worker: the gateway's static share is all its workers' together."""
     lease, settle, forget = (int(1000 * s) for s in (config.lease_s, config.settle_s, config.forget_s))
     return Terms(lease, settle, forget, int(WHOLE * config.static_share_ratio) // workers)
+
+
+class Topic(Protocol):
+    """What gateways tell each other with their reports: `SharedHolder.more` and `heard`, small things."""
+
+    def say(self, holder: SharedHolder) -> None:
+        """Before each report."""
+        ...
+
+    def hear(self, holder: SharedHolder) -> None:
+        """After each, answered or not, and when a lease ends without one."""
+        ...
 
 
 class SharedBudgets:
@@ -51,7 +71,8 @@ class SharedBudgets:
         instance: str,
         terms: Terms,
     ) -> None:
-        self.holder = SharedHolder(admission.scheduler, name, instance, terms)
+        self.holder = SharedHolder(admission.scheduler.stake, name, instance, terms)
+        self.topics: list[Topic] = []
         self._terms = terms
         self._book = book
         self._admission = admission
@@ -82,8 +103,20 @@ class SharedBudgets:
         """To others that are short, until it is cancelled; without it they are heard with the next report."""
         while True:
             with suppress(Unreachable):
-                await self._book.listen(self._called)
+                await self._book.listen(self._called, self._told)
             await asyncio.sleep(self.holder.pause_s)
+
+    async def tell(self) -> None:
+        """The others what runs by now, until it is cancelled: without it they know it as of the last report, and pick the same replica at once."""
+        loop, holder = asyncio.get_running_loop(), self.holder
+        while True:
+            began_s = loop.time()
+            number, running = holder.running()
+            cost_s = loop.time() - began_s
+            if running and holder.gateways > 1:
+                with suppress(Unreachable):  # the report will say so
+                    await self._book.tell(_encode((holder.name, number, running)))
+            await asyncio.sleep(max(_TELL_S, _TELL_S_A_GATEWAY * holder.gateways, _BUSY_RATIO * cost_s))
 
     async def leave(self) -> None:
         """The others may have all of it; not more than one call's time is spent on saying so."""
@@ -96,6 +129,10 @@ class SharedBudgets:
     def say(self, word: Word) -> None:
         """What was just done here about a replica, for the others."""
         self._notices.say(word)
+        self.soon()
+
+    def soon(self) -> None:
+        """There is something to tell: the next report need not be waited for."""
         self._hurried.set()
 
     def over(self, replica: str, why: str) -> None:
@@ -151,6 +188,8 @@ class SharedBudgets:
         began_s = self._reported_s = loop.time()
         self._hurried.clear()
         holder.released = sorted(self._farewells.left().released)
+        for topic in self.topics:
+            topic.say(holder)
         report = holder.report(began_s)
         self._pause_s = max(_UNEASY_S, _BUSY_RATIO * (loop.time() - began_s))
         try:
@@ -182,6 +221,17 @@ class SharedBudgets:
             self._hurried.clear()
             self._due_s = min(self._due_s, max(self._reported_s + self._pause_s, loop.time() + _LEAST_PAUSE_S))
 
+    def _told(self, message: bytes) -> None:
+        """What another has running."""
+        try:
+            name, number, running = _decode(message)
+        except msgspec.DecodeError:
+            log.warning("what a gateway tells here is of another version; what it has running is known less exactly")
+            return
+        if name != self.holder.name:
+            self.holder.hear(name, number, running, asyncio.get_running_loop().time())
+            self._admission.soon()
+
     def _called(self, name: str) -> None:
         if name != self.holder.name:
             self._hurry()
@@ -200,14 +250,16 @@ class SharedBudgets:
         """After anything that may have changed what may be placed."""
         self._admission.expires_s = self.holder.expires_s
         self._pay()
+        for topic in self.topics:
+            topic.hear(self.holder)
         self._admission.soon()
         self._say_mode()
 
     def _pay(self) -> None:
         """Of each machine's price as much as may be used of it: all gateways together never charge more than there is (docs/cost.md)."""
-        scheduler, now = self._admission.scheduler, asyncio.get_running_loop().time()
-        for replica, claim in scheduler.claims().items():
-            scheduler.pay(replica, claim.enforced * WHOLE_PRICE // WHOLE, now)
+        stake, now = self._admission.scheduler.stake, asyncio.get_running_loop().time()
+        for replica, claim in stake.claims().items():
+            stake.pay(replica, claim.enforced * WHOLE_PRICE // WHOLE, now)
 
     def _say_mode(self) -> None:
         """Once at each change."""

@@ -1,5 +1,6 @@
 """All that one process shares with the other gateways of its fleet, where the configuration wants it; decides only under which name."""
 
+import asyncio
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from uuid import uuid4
@@ -11,7 +12,12 @@ from router.admission import Admission
 from router.farewell import Farewells
 from router.shared.book_in_redis import Book
 from router.shared.budgets import SharedBudgets, terms_of
+from router.shared.learned import SharedLearned
 from router.shared.limits import SharedLimits
+from router.shared.prefixes import PrefixLine, SharedPrefixes
+from router.shared.seal import Seal
+from router.shared.suspicion import SharedSuspicion
+from router.suspicion import Suspicion
 from router.tenants.tenancy import Tenancy
 
 BookFactory = Callable[[SharedRedis], Book]
@@ -22,11 +28,25 @@ class Shared:
     """`leave` when all that ran has ended."""
 
     budgets: SharedBudgets
-    limits: SharedLimits | None = None  # of tenants; None: nobody is asked for a key
+    learned: SharedLearned
+    prefixes: SharedPrefixes | None  # who holds which beginnings of prompts; None: each process believes its own
+    limits: SharedLimits | None  # of tenants; None: nobody is asked for a key
+
+    async def begin(self) -> None:
+        """Before anything is placed; takes one call's time at most."""
+        await self.learned.begin()
 
     def work(self) -> dict[str, Coroutine[None, None, None]]:
         """By name, what goes on as long as the gateway serves."""
-        work = {"shared": self.budgets.run(), "shared-words": self.budgets.listen()}
+        budgets = self.budgets
+        work = {
+            "shared": budgets.run(),
+            "shared-listen": budgets.listen(),
+            "shared-tell": budgets.tell(),
+            "learned": self.learned.run(),
+        }
+        if self.prefixes is not None:
+            work["shared-prefixes"] = self.prefixes.run()
         if self.limits is not None:
             work["shared-limits"] = self.limits.run()
         return work
@@ -41,9 +61,12 @@ class Shared:
         self.budgets.refresh_gauges()
 
     async def leave(self) -> None:
+        leaving = [self.budgets.leave(), self.learned.leave()]
+        if self.prefixes is not None:
+            leaving.append(self.prefixes.leave())
         if self.limits is not None:
-            await self.limits.leave()
-        await self.budgets.leave()
+            leaving.append(self.limits.leave())
+        await asyncio.gather(*leaving)
 
 
 def build_shared(
@@ -51,6 +74,7 @@ def build_shared(
     book_factory: BookFactory,
     admission: Admission,
     farewells: Farewells,
+    suspicion: Suspicion,
     metrics: Metrics,
     *,
     identity: str,
@@ -66,12 +90,27 @@ def build_shared(
         return None
     if redis.name is not None:
         identity = "/".join([redis.name, *identity.split("/")[1:]])  # a worker's seat stays
-    book = book_factory(redis)
+    book, instance = book_factory(redis), uuid4().hex
     budgets = SharedBudgets(
         book, admission, farewells, metrics,
-        name=identity, instance=uuid4().hex, terms=terms_of(redis, workers),
+        name=identity, instance=instance, terms=terms_of(redis, workers),
     )  # fmt: skip
-    if tenancy is None:
-        return Shared(budgets)
-    tenancy.accounts = limits = SharedLimits(book.limits(), redis, metrics, workers=workers)
-    return Shared(budgets, limits)
+    learned = SharedLearned(book.shelf, admission.scheduler.experience, metrics, identity)
+    budgets.topics += [SharedSuspicion(suspicion, budgets.soon), learned]
+    limits = None
+    if tenancy is not None:
+        tenancy.accounts = limits = SharedLimits(book.limits(), redis, metrics, workers=workers)
+    return Shared(budgets, learned, _prefixes(config, book.prefixes(instance), admission, metrics), limits)
+
+
+def _prefixes(config: Config, line: PrefixLine, admission: Admission, metrics: Metrics) -> SharedPrefixes | None:
+    """Sealed where the fleet has a secret; else a digest has what whoever may read there could make of a guessed prompt, too."""
+    if not config.redis.share_prefixes:
+        return None
+    pepper = config.auth.pepper
+    return SharedPrefixes(
+        line,
+        admission.scheduler.prefixes,
+        seal=None if pepper is None else Seal(pepper.encode(), f"prefixes {config.redis.prefix}"),
+        on_failure=lambda error: metrics.redis_errors_total.labels(error.kind).inc(),
+    )

@@ -1,10 +1,13 @@
-"""The scripts that run in Redis, one an operation. `batching.shared_book` says the same in Python, and a test plays both.
+"""The scripts that run in Redis, one an operation. What `batching` says the same in Python, a test plays beside it.
 
 Keys share a hash tag, so that they live in one slot of a cluster. Numbers are whole; a table travels as MessagePack. `now` and `server`
 are given in tests only: else the time is Redis' own, and the server its `run_id`, which a restart and a failover change.
 """
 
 from typing import Final
+
+from batching.prefix_log import EACH_BYTES
+from batching.shelf import KEEP_MS, MOST_KEPT, MOST_READ
 
 # KEYS: book (name -> record; "" -> the book itself), words (name -> what the others read), notices
 # ARGV: name, instance, number, lease_ms, settle_ms, forget_ms, static, wishes, known, join, words, stamp, now, server, channel (of
@@ -75,10 +78,11 @@ if status == 'ok' then
   local entries = {}
   for replica, wish in pairs(wishes) do
     local bound, target = wish[1], wish[3]
-    if own and own[9] == 0 then
+    local trusted = own and own[9] == 0
+    if trusted then
       bound = math.min(bound, own[10][replica] and own[10][replica][1] or 0)
     end
-    if target > bound and not frozen then
+    if not frozen and (target > bound or not trusted) then
       local free = WHOLE
       for other, record in pairs(records) do
         if other ~= name then
@@ -87,6 +91,8 @@ if status == 'ok' then
           elseif entry then free = free - math.max(entry[1], entry[2]) end
         end
       end
+      free = math.max(0, free)
+      if not trusted then bound = math.min(bound, free) end
       bound = math.max(bound, math.min(target, free))
     end
     entries[replica] = {bound, wish[2]}
@@ -137,3 +143,94 @@ redis.call('HSET', KEYS[1], ARGV[1], cmsgpack.pack({number, ARGV[3], left and no
 redis.call('HSET', KEYS[1], '', now .. ':' .. redis.sha1hex(ARGV[1] .. number))
 return number
 """
+
+# `batching.prefix_log.PrefixLog`. KEYS: the log (number-0 -> holder, digest), how many bytes it has
+# ARGV: holder, digest (empty: nothing to say), after, bytes of an answer, bytes to keep, now. The log of a fleet that is silent for an
+# hour is nothing that anybody would believe.
+TELL: Final = """
+local holder, digest, after, most, keep = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
+local number = function(entry) return tonumber(string.match(entry[1], '%d+')) end
+local newest = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
+local last = newest and number(newest) or 0
+if digest ~= '' then
+  local now = tonumber(ARGV[6])
+  if not now then
+    local time = redis.call('TIME')
+    now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+  end
+  local size = (newest and tonumber(redis.call('GET', KEYS[2]) or 0) or 0) + #digest + EACH
+  last = math.max(last + 1, now)
+  redis.call('XADD', KEYS[1], last .. '-0', holder, digest)
+  while size > keep do
+    local oldest = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
+    if number(oldest) == last then break end
+    redis.call('XDEL', KEYS[1], oldest[1])
+    size = size - #oldest[2][2] - EACH
+  end
+  redis.call('SET', KEYS[2], size, 'PX', 3600000)
+  redis.call('PEXPIRE', KEYS[1], 3600000)
+end
+
+if after > last then after = 0 end
+local digests, size = {}, 0
+while true do
+  local page = redis.call('XRANGE', KEYS[1], (after + 1) .. '-0', '+', 'COUNT', 32)
+  for _, entry in ipairs(page) do
+    if size >= most then return {after, 1, digests} end
+    after = number(entry)
+    if entry[2][1] ~= holder then
+      digests[#digests + 1] = entry[2][2]
+      size = size + #entry[2][2]
+    end
+  end
+  if #page < 32 then return {last, 0, digests} end
+end
+""".replace("EACH", str(EACH_BYTES))
+
+# ARGV: channel, message
+PUBLISH: Final = "return redis.call('PUBLISH', ARGV[1], ARGV[2])"
+
+# `batching.shelf` says the same in Python. KEYS: learned (name -> when, body). ARGV: name, body, now (in tests)
+_SHELF: Final = """
+local now = tonumber(ARGV[#ARGV])
+if not now then
+  local time = redis.call('TIME')
+  now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+end
+local function latest()
+  local kept, flat = {}, redis.call('HGETALL', KEYS[1])
+  for i = 1, #flat, 2 do
+    local entry = cmsgpack.unpack(flat[i + 1])
+    kept[#kept + 1] = {flat[i], entry[1], entry[2]}
+  end
+  table.sort(kept, function(a, b) return a[2] > b[2] or (a[2] == b[2] and a[1] < b[1]) end)
+  return kept
+end
+"""
+
+PUT: Final = (
+    _SHELF
+    + """
+redis.call('HSET', KEYS[1], ARGV[1], cmsgpack.pack({now, ARGV[2]}))
+redis.call('PEXPIRE', KEYS[1], KEEP)
+local left = 0
+for _, entry in ipairs(latest()) do
+  if now - entry[2] > KEEP or left >= MOST then redis.call('HDEL', KEYS[1], entry[1]) else left = left + 1 end
+end
+return left
+""".replace("KEEP", str(KEEP_MS)).replace("MOST", str(MOST_KEPT))
+)
+
+READ: Final = (
+    _SHELF
+    + """
+local found = {}
+for _, entry in ipairs(latest()) do
+  local age = math.max(0, now - entry[2])
+  if age <= KEEP and #found < 3 * MOST then
+    found[#found + 1], found[#found + 2], found[#found + 3] = entry[1], age, entry[3]
+  end
+end
+return found
+""".replace("KEEP", str(KEEP_MS)).replace("MOST", str(MOST_READ))
+)

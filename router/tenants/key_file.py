@@ -14,14 +14,10 @@ from typing import Final
 
 import msgspec
 
-from config.tenants import Scope
-from router.tenants.keys import KeyRecord, new_id, new_key, sealed
+from router.tenants.key_changes import KeysError, fresh_id, made, revoked, rotated
+from router.tenants.keys import KeyRecord
 
 _MODE: Final = 0o600
-
-
-class KeysFileError(Exception):
-    """What was asked cannot be done; nothing has changed."""
 
 
 class KeysFile:
@@ -35,28 +31,14 @@ class KeysFile:
     def records(self) -> list[KeyRecord]:
         return [record for _, record in self._read()]
 
-    def create(
-        self,
-        tenant: str,
-        scopes: list[Scope],
-        *,
-        label: str = "",
-        not_before: datetime | None = None,
-        expires: datetime | None = None,
-    ) -> tuple[str, KeyRecord]:
-        """A new key, told only now, and its record."""
+    def create(self, record: KeyRecord) -> tuple[str, KeyRecord]:
+        """A new key, told only now, and its record: as given, with an id and a hash."""
         with self._locked():
             lines = self._read(missing_ok=True)
-            record = KeyRecord(
-                id=self._fresh_id(lines),
-                tenant=tenant,
-                label=label,
-                scopes=scopes,
-                created=self._now(),
-                not_before=not_before,
-                expires=expires,
-            )
-            return self._added(lines, record)
+            record = msgspec.structs.replace(record, id=_fresh_id(lines), created=self._now())
+            key, record = made(record, self._pepper)
+            self._write([*lines, (msgspec.json.encode(record), record)])
+            return key, record
 
     def revoke(self, id_: str) -> KeyRecord:
         """From the moment a gateway reads it on, within three seconds. A key that is revoked already stays so."""
@@ -64,7 +46,7 @@ class KeysFile:
             lines = self._read()
             at, record = self._find(lines, id_)
             if record.revoked is None:
-                record = msgspec.structs.replace(record, revoked=self._now())
+                record = revoked(record, self._now())
                 lines[at] = (msgspec.json.encode(record), record)
                 self._write(lines)
             return record
@@ -74,31 +56,16 @@ class KeysFile:
         with self._locked():
             lines = self._read()
             at, old = self._find(lines, id_)
-            now = self._now()
-            if old.revoked is not None or (old.expires is not None and old.expires <= now):
-                raise KeysFileError(f"{id_} is not good any more; `penstock keys create` makes a new one")
-            ends = now + overlap
-            ended = msgspec.structs.replace(old, expires=ends if old.expires is None else min(ends, old.expires))
+            key, fresh, ended = rotated(old, _fresh_id(lines), overlap, self._now(), self._pepper)
             lines[at] = (msgspec.json.encode(ended), ended)
-            fresh = msgspec.structs.replace(old, id=self._fresh_id(lines), created=now, not_before=None)
-            return *self._added(lines, fresh), ended
-
-    def _added(self, lines: list[tuple[bytes, KeyRecord]], record: KeyRecord) -> tuple[str, KeyRecord]:
-        key = new_key()
-        record = sealed(key, record, self._pepper)
-        lines.append((msgspec.json.encode(record), record))
-        self._write(lines)
-        return key, record
-
-    def _fresh_id(self, lines: list[tuple[bytes, KeyRecord]]) -> str:
-        taken = {record.id for _, record in lines}
-        return next(id_ for id_ in iter(new_id, "") if id_ not in taken)
+            self._write([*lines, (msgspec.json.encode(fresh), fresh)])
+            return key, fresh, ended
 
     def _find(self, lines: list[tuple[bytes, KeyRecord]], id_: str) -> tuple[int, KeyRecord]:
         for at, (_, record) in enumerate(lines):
             if record.id == id_:
                 return at, record
-        raise KeysFileError(f"no key is called {id_!r} in {self._path}; `penstock keys list` shows them")
+        raise KeysError(f"no key is called {id_!r} in {self._path}; `penstock keys list` shows them")
 
     def _read(self, *, missing_ok: bool = False) -> list[tuple[bytes, KeyRecord]]:
         try:
@@ -106,9 +73,9 @@ class KeysFile:
         except FileNotFoundError:
             if missing_ok:
                 return []
-            raise KeysFileError(f"{self._path} is not there; `penstock keys create` makes it") from None
+            raise KeysError(f"{self._path} is not there; `penstock keys create` makes it") from None
         except OSError as error:
-            raise KeysFileError(f"{self._path}: {error.strerror or error}") from None
+            raise KeysError(f"{self._path}: {error.strerror or error}") from None
         found = []
         for number, line in enumerate(data.split(b"\n"), 1):
             if line.strip():
@@ -116,7 +83,7 @@ class KeysFile:
                     found.append((line, msgspec.json.decode(line, type=KeyRecord)))
                 except (msgspec.DecodeError, UnicodeDecodeError) as error:
                     what = f"{self._path}:{number}: no record of a key ({error}); nothing is written over it"
-                    raise KeysFileError(what) from None
+                    raise KeysError(what) from None
         return found
 
     @contextmanager
@@ -126,7 +93,7 @@ class KeysFile:
         try:
             held = os.open(lock, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, _MODE)
         except OSError as error:
-            raise KeysFileError(f"{lock}: {error.strerror or error}; the folder must be there and writable") from None
+            raise KeysError(f"{lock}: {error.strerror or error}; the folder must be there and writable") from None
         try:
             fcntl.flock(held, fcntl.LOCK_EX)
             yield
@@ -137,7 +104,7 @@ class KeysFile:
         try:
             handle, name = tempfile.mkstemp(prefix=f".{self._path.name}.", dir=self._path.parent)  # of mode 0600
         except OSError as error:
-            raise KeysFileError(f"{self._path.parent}: {error.strerror or error}") from None
+            raise KeysError(f"{self._path.parent}: {error.strerror or error}") from None
         try:
             with os.fdopen(handle, "wb") as file:
                 file.writelines(line + b"\n" for line, _ in lines)
@@ -147,7 +114,7 @@ class KeysFile:
             Path(name).replace(self._path)
         except OSError as error:
             Path(name).unlink(missing_ok=True)
-            raise KeysFileError(f"{self._path}: {error.strerror or error}") from None
+            raise KeysError(f"{self._path}: {error.strerror or error}") from None
         folder = os.open(self._path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -162,3 +129,7 @@ class KeysFile:
             return
         if os.geteuid() == 0:
             os.fchown(file, before.st_uid, before.st_gid)
+
+
+def _fresh_id(lines: list[tuple[bytes, KeyRecord]]) -> str:
+    return fresh_id({record.id for _, record in lines}.__contains__)

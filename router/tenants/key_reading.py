@@ -6,31 +6,19 @@ Decides what makes a store unusable; whether an unusable one matters is `router.
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from itertools import count
-from math import inf
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from config.tenants import Auth, InlineKey, Scope, named_secrets
-from router.tenants.key_index import REVOKED, Columns, KeyIndex
-from router.tenants.keys import (
-    ID_BYTES,
-    BadRecord,
-    KeyRecord,
-    digest_of,
-    good_ids,
-    good_name,
-    mask_of,
-    pepper_mark,
-    stored_digests,
-)
+from config.tenants import Auth, InlineKey, named_secrets
+from router.tenants.key_columns import ColumnsOf
+from router.tenants.key_index import KeyIndex
+from router.tenants.keys import BadRecord, KeyRecord, digest_of
 
 _STEP_BYTES: Final = 64 * 1024  # some 300 records: about a millisecond, between two of which the event loop runs
 _LEAST_LINE_BYTES: Final = 100  # of a record: its hash, and the names of its members
 _decoder: Final = msgspec.json.Decoder(KeyRecord)
-_INFERENCE: Final = [Scope.INFERENCE]
-_INFERENCE_MASK: Final = mask_of(_INFERENCE)
 
 
 class BadStore(Exception):
@@ -42,9 +30,7 @@ class Reading:
 
     def __init__(self, auth: Auth) -> None:
         self._auth = auth
-        self._pepper = None if auth.pepper is None else auth.pepper.encode()
-        self._mark = "" if self._pepper is None else pepper_mark(self._pepper)
-        self._tenants: set[str] = set()  # whose names are good
+        self._columns = ColumnsOf(auth.pepper)
         self.index = KeyIndex(0)
 
     def whole(self) -> KeyIndex:
@@ -101,32 +87,12 @@ class Reading:
             raise BadStore(what) from None
 
     def _add(self, records: Sequence[KeyRecord], where: str) -> None:
-        """A column at a time: a million keys are read in seconds."""
         if not records:
             return
         try:
-            self._check(records)
-            keys = Columns(
-                digests=stored_digests(records, self._pepper, self._mark),
-                ids=[record.id for record in records],
-                tenants=[record.tenant for record in records],
-                masks=[_mask(record) for record in records],
-                starts_s=[-inf if record.not_before is None else record.not_before.timestamp() for record in records],
-                ends_s=[inf if record.expires is None else record.expires.timestamp() for record in records],
-            )
-            self.index.add(keys)
+            self.index.add(self._columns(records))
         except BadRecord as error:
             raise BadStore(f"{where}: {error}") from None
-
-    def _check(self, records: Sequence[KeyRecord]) -> None:
-        if not good_ids([record.id for record in records]):
-            bad = next(record.id for record in records if not good_ids([record.id]))
-            raise BadRecord(f"`id` {bad[:32]!r} must be 1 to {ID_BYTES} letters, digits, dots, dashes or underscores")
-        for tenant in {record.tenant for record in records} - self._tenants:
-            if not good_name(tenant):
-                what = f"`tenant` {tenant[:80]!r} must be 1 to 63 letters, digits, dots, dashes or underscores"
-                raise BadRecord(what)
-            self._tenants.add(tenant)
 
     def _add_secrets(self, secrets: Sequence[tuple[str, str]]) -> None:
         records = [
@@ -134,11 +100,6 @@ class Reading:
             for number, (tenant, key) in enumerate(secrets, 1)
         ]
         self._add(records, "auth.secret_keys")
-
-
-def _mask(record: KeyRecord) -> int:
-    mask = _INFERENCE_MASK if record.scopes == _INFERENCE else mask_of(record.scopes)
-    return mask if record.revoked is None else mask | REVOKED
 
 
 def _room(path: Path) -> int:

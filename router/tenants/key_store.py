@@ -1,126 +1,101 @@
-"""The keys in force, and how they stay true to where they are kept: read again when that changes, or when somebody says so.
+"""All keys in force, wherever they are kept: in a file or the configuration, in Redis, or in both.
 
 A store that cannot be read changes nothing: the last good keys stay in force, loudly. While it is so a key that is not among them may
-still be a good one, so that `knows_all` is false and nobody is told that his key is wrong.
+still be a good one, so that `knows_all` is false and nobody is told that his key is wrong. Nothing here waits for a store while a
+request does.
 """
 
 import asyncio
-import logging
-from pathlib import Path
-from typing import Final
+from datetime import UTC, datetime
 
 from config.tenants import Auth
 from metrics.catalog import Metrics
-from router.tenants.key_index import Found, KeyIndex
-from router.tenants.key_reading import BadStore, Reading
+from router.tenants.key_follower import KeyFollower
+from router.tenants.key_index import REVOKED, Found
 from router.tenants.keys import digest_of
-
-log = logging.getLogger("penstock.keys")
-
-_LOOK_S: Final = 1.0
-_AGAIN_LOOKS: Final = 10  # a file that could not be read is tried again, even where nothing shows that it has changed
-
-Look = tuple[int, ...]  # what a file's change shows in
+from router.tenants.keys_in_redis import KeyBook, KeysInRedis
+from router.tenants.local_keys import LocalKeys
 
 
 class KeyStore:
     """`load` or `begin` first, then `watch`; until good keys were read, nobody is known."""
 
-    def __init__(self, auth: Auth, metrics: Metrics) -> None:
-        self._auth = auth
+    def __init__(self, auth: Auth, metrics: Metrics, book: KeyBook | None = None) -> None:
+        """`book`: in the place of a Redis."""
         self._pepper = None if auth.pepper is None else auth.pepper.encode()
         self._metrics = metrics
-        self._index: KeyIndex | None = None
-        self._seen: Look | None = None  # of the file as it was last read
-        self._failed: str | None = None  # why that gave nothing
-        self._again = asyncio.Event()
+        self._local = LocalKeys(auth, metrics, self._show)
+        if book is None and auth.keys_redis.enabled:
+            book = KeysInRedis(auth.keys_redis)
+        self._followed: KeyFollower | None = None
+        if book is not None:
+            self._followed = KeyFollower(book, auth.pepper, metrics, wall_s=_wall_s, changed=self._show)
 
     @property
     def ready(self) -> bool:
-        """Whether any keys are in force."""
-        return self._index is not None
+        """Whether the keys of every source were read once."""
+        return self._local.ready and (self._followed is None or self._followed.ready)
 
     @property
     def knows_all(self) -> bool:
-        return self._index is not None and self._failed is None
+        return self._local.knows_all and (self._followed is None or self._followed.knows_all)
 
     def find(self, key: bytes) -> Found | None:
-        """None: not among those in force."""
+        """None: not among those in force. What is kept in two places is good while both say so."""
         digest = digest_of(key, self._pepper)
-        return None if self._index is None else self._index.find(digest)
+        local = self._local.find(digest)
+        if self._followed is None:
+            return local
+        followed = self._followed.find(digest)
+        if local is None or followed is None:
+            return local or followed
+        return min(local, followed, key=lambda found: (not found.mask & REVOKED, found.ends_s))
+
+    def problem(self) -> str | None:
+        """Why callers cannot be told apart."""
+        if self._followed is None or self._followed.ready:
+            return None
+        return f"API keys in Redis: {self._followed.trouble}"
+
+    def document(self) -> dict[str, object] | None:
+        """Of what is kept in Redis, for `/readyz`."""
+        return None if self._followed is None else self._followed.document()
 
     def load(self) -> None:
-        """At once, however long it takes; raises BadStore, and then nothing has changed."""
-        seen = self._look()
-        self._take(Reading(self._auth).whole(), seen)
+        """What is on this machine, at once, however long it takes; raises BadStore, and then nothing has changed."""
+        self._local.load()
 
     def read_again(self) -> None:
         """Soon, whether or not anything seems to have changed."""
-        self._again.set()
+        self._local.read_again()
+        if self._followed is not None:
+            self._followed.read_again()
 
     async def begin(self) -> None:
-        """Read what was not read yet. One that cannot be read is said, and read again when it has changed."""
-        if self._index is None:
-            await self._reload(self._look())
+        """Read what was not read yet. What cannot be read is said, and tried again by `watch`."""
+        await self._local.begin()
+        if self._followed is not None:
+            await self._followed.begin()
 
     async def watch(self) -> None:
         """Until cancelled."""
-        before, looks = self._seen, 0
-        while True:
-            told = await self._told()
-            now = self._look()
-            looks = looks + 1 if self._failed is not None else 0
-            # A writer that does not put the file there whole is given the time: two looks must agree.
-            if told or (now == before and (now != self._seen or looks >= _AGAIN_LOOKS)):
-                await self._reload(now)
-                looks = 0
-            before = now
-
-    async def _told(self) -> bool:
-        try:
-            async with asyncio.timeout(_LOOK_S):
-                await self._again.wait()
-        except TimeoutError:
-            return False
-        self._again.clear()
-        return True
-
-    async def _reload(self, seen: Look | None) -> None:
-        reading = Reading(self._auth)
-        try:
-            for _ in reading.steps():
-                await asyncio.sleep(0)
-        except BadStore as error:
-            self._refuse(str(error), seen)
+        if self._followed is None:
+            await self._local.watch()
             return
-        if self._look() == seen:  # else it changed under us, and is looked at again
-            self._take(reading.index, seen)
-
-    def _take(self, index: KeyIndex, seen: Look | None) -> None:
-        if self._index is not None or self._failed is not None:
-            log.info("API keys read: %d", len(index))
-        self._index, self._seen, self._failed = index, seen, None
-        self._metrics.keys.set(len(index))
-        self._metrics.keys_stale.set(0)
-        self._metrics.key_loads_total.labels("ok").inc()
-
-    def _refuse(self, why: str, seen: Look | None) -> None:
-        said, self._seen, self._failed = why == self._failed, seen, why
-        left = (
-            "nobody can be told apart, and all are answered 503"
-            if self._index is None
-            else "the last good ones stay in force"
-        )
-        if not said:
-            log.error("API keys cannot be read; %s: %s", left, why)
-        self._metrics.keys_stale.set(1)
-        self._metrics.key_loads_total.labels("failed").inc()
-
-    def _look(self) -> Look | None:
-        if self._auth.keys_file is None:
-            return None
         try:
-            found = Path(self._auth.keys_file).stat()
-        except OSError:
-            return None
-        return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._local.watch(), name="keys-local")
+                tasks.create_task(self._followed.run(), name="keys-followed")
+                tasks.create_task(self._followed.listen(), name="keys-heard")
+        finally:
+            await self._followed.aclose()
+
+    def _show(self) -> None:
+        count = len(self._local) + (0 if self._followed is None else len(self._followed))
+        self._metrics.keys.set(count)
+        self._metrics.keys_stale.set(not self.knows_all)
+
+
+def _wall_s() -> float:
+    """Keys begin and end by the calendar."""
+    return datetime.now(UTC).timestamp()

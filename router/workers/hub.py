@@ -15,6 +15,7 @@ import msgspec
 from prometheus_client import CollectorRegistry
 
 from batching.payers import PayBook
+from batching.prefix_log import PrefixLog
 from batching.shares import HolderId, ShareBook
 from metrics.catalog import Metrics
 from metrics.pages import Page, merged, packed, read, unpacked
@@ -30,12 +31,14 @@ from router.workers.wire import (
     Crew,
     FromWorker,
     Grants,
+    Heard,
     Hello,
     Question,
     Ready,
     Replies,
     Reply,
     Report,
+    Said,
     Standings,
     Topic,
     ToWorker,
@@ -57,6 +60,7 @@ class _Line:
     seat: int
     writer: asyncio.StreamWriter
     page: bytes | None = None  # the last it said
+    said: dict[str, bytes] = field(default_factory=dict)  # by topic, likewise
 
 
 @dataclass(slots=True, eq=False)
@@ -78,6 +82,7 @@ class Hub:
         self.limits = LimitBook()
         self.usage = usage
         self.payers = PayBook()
+        self.prefixes = PrefixLog()
         self.metrics = Metrics.create(CollectorRegistry())  # what only a supervisor can count
         self._seats = seats
         self._on_ready = on_ready
@@ -123,6 +128,8 @@ class Hub:
         self._tell_crew()
         now = asyncio.get_running_loop().time()
         send(writer, Standings({replica: standing.at(-now) for replica, standing in self._standing.items()}))
+        for topic in {topic for other in self._lines for topic in other.said}:
+            self._tell_said(topic, line)
         try:
             while (message := await from_worker(reader)) is not None:
                 self._take(line, message)
@@ -147,12 +154,26 @@ class Hub:
                 )
             case Reply(id, body):
                 self._reply(line, id, body)
+            case Ask(id, Topic.PREFIXES, question):
+                digest, after = msgspec.msgpack.decode(question, type=tuple[bytes, int])
+                now_ms = int(asyncio.get_running_loop().time() * 1000)
+                told = self.prefixes.exchange(now_ms, line.holder, digest, after)
+                send(line.writer, Replies(id, [msgspec.msgpack.encode(told)]))
             case Ask():
                 self._ask(line, message)
+            case Said(topic, body):
+                line.said[topic] = body
+                self._tell_said(topic)
             case Used(entries):
                 self.usage.extend(entries)
             case Ready(banner):
                 self._on_ready(line.seat, banner)
+
+    def _tell_said(self, topic: str, to: _Line | None = None) -> None:
+        """To all, or one: what the others say."""
+        for line in self._lines if to is None else (to,):
+            others = {o.holder: o.said[topic] for o in self._lines if o is not line and topic in o.said}
+            send(line.writer, Heard(topic, others))
 
     # -- shares ------------------------------------------------------------------------------------------------------
 
@@ -177,6 +198,8 @@ class Hub:
         for asked in [asked for asked in self._open.values() if line in asked.awaited]:
             asked.awaited.discard(line)
             self._close_if_done(asked)
+        for topic in line.said:
+            self._tell_said(topic)
         self._settle()
         self._tell_crew()
 

@@ -15,8 +15,9 @@ from typing import Final
 import msgspec
 
 from batching.payers import Payer
+from batching.prefix_log import Told
 from batching.request import ReplicaId
-from batching.shares import Claim, Share
+from batching.shares import Claim, HolderId, Share
 from metrics.pages import Page, packed, unpacked
 from router.board.part import Part, Wanted
 from router.decision_documents import Document
@@ -34,6 +35,7 @@ from router.workers.wire import (
     Crew,
     FromWorker,
     Grants,
+    Heard,
     Hello,
     Question,
     Ready,
@@ -41,6 +43,7 @@ from router.workers.wire import (
     Replies,
     Reply,
     Report,
+    Said,
     Standings,
     Stop,
     Topic,
@@ -69,6 +72,7 @@ class Orders:
     left: Callable[[], Left]  # what runs on the replicas
     registered: Callable[[str, Mapping[str, object] | None], None]  # an engine that called in at another worker
     told: Callable[[Word], None]  # of a replica; its deadline counts from now
+    heard: Callable[[str, Mapping[HolderId, bytes]], None]  # on a topic, all that the other workers say
     used: Callable[[], list[Entry]]  # by requests, since it was last asked
 
 
@@ -115,6 +119,10 @@ class Link:
     def claim(self, number: int, claims: Mapping[str, LimitClaim]) -> None:
         """Of tenants' limits."""
         self._send(Claims(number, dict(claims)))
+
+    def say(self, topic: str, body: bytes) -> None:
+        """To the other workers, in place of what was said before; whoever comes later hears it, too."""
+        self._send(Said(topic, body))
 
     def ready(self, banner: str) -> None:
         self._send(Ready(banner))
@@ -166,6 +174,11 @@ class Link:
         """By the hub's book, after everybody has told it all; None: there is no hub."""
         bodies = await self._ask(Topic.USAGE, msgspec.json.encode(asked))
         return msgspec.json.decode(bodies[0], type=Found) if bodies else None
+
+    async def prefixes(self, digest: bytes, after: int) -> Told | None:
+        """What other workers said of prefix caches, after this is said; None: there is no hub."""
+        bodies = await self._ask(Topic.PREFIXES, msgspec.msgpack.encode((digest, after)))
+        return msgspec.msgpack.decode(bodies[0], type=Told) if bodies else None
 
     def _left(self, bodies: list[bytes] | None) -> Left:
         if bodies is None:
@@ -223,6 +236,8 @@ class Link:
             case Replies(number, bodies):
                 if (future := self._asked.get(number)) is not None and not future.done():
                     future.set_result(bodies)
+            case Heard(topic, by):
+                orders.heard(topic, by)
             case Crew(live, seats):
                 self.live, self.seats = live, seats
             case Stop(now):

@@ -31,8 +31,8 @@ class ShareClient:
     def __init__(self, admission: Admission, desk: ShareDesk) -> None:
         self._admission = admission
         self._desk = desk
-        self._holding = Holding(admission.scheduler)
-        self._paying = Paying(admission.scheduler)
+        self._holding = Holding(admission.scheduler.stake)
+        self._paying = Paying(admission.scheduler.stake)
         self._timer: asyncio.TimerHandle | None = None
         self._due_s = 0.0  # when it fires; uvloop's handle of what is due at once cannot say
         self._reported_s = 0.0
@@ -51,8 +51,9 @@ class ShareClient:
 
     def take(self, number: int, shares: Mapping[ReplicaId, Share], paying: Mapping[ReplicaId, int]) -> None:
         """An answer of the desk."""
-        lower = self._paying.take(number, paying, asyncio.get_running_loop().time())
-        if self._holding.take(number, shares) or lower:
+        now = asyncio.get_running_loop().time()
+        lower = self._paying.take(number, paying, now)
+        if self._holding.take(number, shares, now) or lower:
             self._report()
         self._admission.soon()
         if self._on_first is not None:

@@ -12,7 +12,7 @@ import msgspec
 from batching.payers import Payer
 from batching.request import ReplicaId
 from batching.shares import Claim as ShareClaim
-from batching.shares import Share
+from batching.shares import HolderId, Share
 from router.standing import Standing
 from router.tenants.limit_book import Claim, Grant
 from router.usage_book import Entry
@@ -30,6 +30,7 @@ class Topic(StrEnum):
     REGISTRATION = "registration"  # nothing: they are told of an engine that called in
     BOARD = "board"  # their part of the board
     FAREWELL = "farewell"  # the same, after a word about one of them that holds for all
+    PREFIXES = "prefixes"  # nobody: the hub itself has what others said of prefix caches
     USAGE = "usage"  # what requests have used that the hub's book does not have yet
 
 
@@ -64,7 +65,7 @@ class Claims(msgspec.Struct, tag="claims"):
 
 
 class Ask(msgspec.Struct, tag="ask"):
-    """A question to all workers, itself included."""
+    """A question to all workers, itself included; or to the hub."""
 
     id: int
     topic: Topic
@@ -84,7 +85,14 @@ class Used(msgspec.Struct, tag="used"):
     entries: list[Entry]
 
 
-FromWorker = Hello | Ready | Report | Claims | Ask | Reply | Used
+class Said(msgspec.Struct, tag="said"):
+    """What it has to say on a topic, in place of what it said before; small."""
+
+    topic: str
+    body: bytes
+
+
+FromWorker = Hello | Ready | Report | Claims | Ask | Reply | Used | Said
 
 # -- to a worker ---------------------------------------------------------------------------------------------------------
 
@@ -132,6 +140,13 @@ class Replies(msgspec.Struct, tag="replies"):
     bodies: list[bytes]
 
 
+class Heard(msgspec.Struct, tag="heard"):
+    """What the other workers say on a topic now, each under a name of its own."""
+
+    topic: str
+    by: dict[HolderId, bytes]
+
+
 class Stop(msgspec.Struct, tag="stop"):
     """Drain and end; `now`: without waiting for streams."""
 
@@ -142,7 +157,7 @@ class Reload(msgspec.Struct, tag="reload"):
     """Read the configuration again."""
 
 
-ToWorker = Answer | Grants | Crew | Standings | Question | Replies | Stop | Reload
+ToWorker = Answer | Grants | Crew | Standings | Question | Replies | Heard | Stop | Reload
 
 _encoder: Final = msgspec.msgpack.Encoder()
 _from_worker: Final = msgspec.msgpack.Decoder(FromWorker)

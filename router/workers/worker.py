@@ -24,9 +24,13 @@ from router.decision_documents import Pseudonyms
 from router.gateway import Gateway
 from router.logs import configure_logging
 from router.server import CannotListenError, Doors, PenstockServer, open_doors
+from router.shared.prefixes import SharedPrefixes
+from router.shared.suspicion import TOPIC
 from router.standing import Word
 from router.tenants.limit_client import LimitClient
+from router.workers.doubts import WorkerSuspicion
 from router.workers.link import Link, Orders, connect
+from router.workers.prefixes import PrefixesOverHub
 from router.workers.share_client import ShareClient
 
 
@@ -76,10 +80,12 @@ class WorkerServer(PenstockServer):
         self._seat = seat
         self._link: Link | None = None
         self._shares: ShareClient | None = None
+        self._doubts: WorkerSuspicion | None = None
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         self._link = self._gateway.crew = link = await connect(self._seat.path, self._seat.number)
         self._shares = shares = ShareClient(self._gateway.admission, link)  # reports only where Redis has no book
+        self._doubts = doubts = WorkerSuspicion(lambda body: link.say(TOPIC, body))
         limits = LimitClient(link)  # in its place, where there is one, Redis' book of limits (router/shared/build.py)
         if self._gateway.tenancy is not None:
             self._gateway.tenancy.accounts = limits
@@ -95,18 +101,24 @@ class WorkerServer(PenstockServer):
             left=self._gateway.farewells.left,
             registered=self._registered,
             told=self._told,
+            heard=doubts.hear,
             used=self._gateway.usage.take,
         )
         async with asyncio.TaskGroup() as tasks:
-            reading = tasks.create_task(link.run(orders), name="link")
-            keeping = tasks.create_task(link.keep(self._page, self._gateway.usage.take), name="pages")
+            standing = [
+                tasks.create_task(link.run(orders), name="link"),
+                tasks.create_task(link.keep(self._page, self._gateway.usage.take), name="pages"),
+            ]
+            if not self._gateway.config.redis.enabled:  # else all gateways' workers tell each other there
+                prefixes = SharedPrefixes(PrefixesOverHub(link), self._gateway.scheduler.prefixes)
+                standing.append(tasks.create_task(prefixes.run(), name="prefixes"))
             try:
                 await super().serve(sockets)
             finally:
                 shares.close()
                 limits.close()
-                reading.cancel()
-                keeping.cancel()
+                for task in standing:
+                    task.cancel()
         link.tell_used(self._gateway.usage.take())
         link.tell_page(self._page())
         await link.close()
@@ -119,6 +131,9 @@ class WorkerServer(PenstockServer):
         if self._gateway.shared is not None:
             link.ready(text)
         else:
+            assert self._gateway.watch is not None
+            assert self._doubts is not None
+            self._doubts.begin(self._gateway.watch.suspicion)
             self._shares.begin(on_first=lambda: link.ready(text))
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

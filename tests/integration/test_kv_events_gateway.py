@@ -58,7 +58,7 @@ class Bench:
     def believed(self, body: dict[str, Any], path: str = COMPLETION) -> int:
         """Leading chunks of this prompt that the replica is believed to hold."""
         spec = read_call(path, parse_object(httpx.Request("POST", "http://h", json=body).content, max_depth=64))
-        return self.running.gateway.scheduler.matched_prefixes(spec.prefix_chunks).get(R, 0)
+        return self.running.gateway.scheduler.prefixes.matched(spec.prefix_chunks).get(R, 0)
 
     def prompts(self, outcome: str) -> float:
         return self.running.metric("penstock_kv_event_prompts_total", replica="r", outcome=outcome)

@@ -98,7 +98,7 @@ class Bench:
         return read_call(CHAT, parse_object(json.dumps(body).encode(), max_depth=64)).prefix_chunks
 
     def believed(self, body: dict[str, Any]) -> int:
-        return self._running.gateway.scheduler.matched_prefixes(self.chunks(body)).get(R, 0)
+        return self._running.gateway.scheduler.prefixes.matched(self.chunks(body)).get(R, 0)
 
     def metric(self, name: str, **labels: str) -> float:
         return self._running.metric(f"penstock_{name}", **labels)

@@ -10,9 +10,11 @@ import pytest
 from batching.request import ReplicaId
 from batching.shared_book import Join, Report, SharedBook, Terms, Wish
 from batching.shares import WHOLE
+from batching.shelf import KEEP_MS, Shelf
 from config.shared import SharedRedis
 from router.shared.book_in_redis import BookInRedis
 from router.shared.redis_line import Unreachable
+from router.shared.shelf import ShelfInRedis
 from tests.real.conftest import RedisServer
 
 pytestmark = pytest.mark.real
@@ -107,8 +109,8 @@ async def test_notices_are_written_if_nobody_was_faster(redis_server: RedisServe
 
 async def test_who_is_short_calls_the_others(redis_server: RedisServer):
     """A report that says so is heard by all who listen, under its holder's name; others are not."""
-    book, heard = book_at(redis_server), asyncio.Queue[str]()
-    listening = asyncio.get_running_loop().create_task(book.listen(heard.put_nowait))
+    book, heard, said = book_at(redis_server), asyncio.Queue[str](), asyncio.Queue[bytes]()
+    listening = asyncio.get_running_loop().create_task(book.listen(heard.put_nowait, said.put_nowait))
     async with asyncio.timeout(30):
         number = 0
         while heard.empty():  # until the subscription stands
@@ -117,7 +119,9 @@ async def test_who_is_short_calls_the_others(redis_server: RedisServer):
                 Report(name="calls", instance="1", number=number, terms=TERMS, wishes={}, short=True), b""
             )
             await asyncio.sleep(0.01)
-    assert heard.get_nowait() == "calls"
+        assert heard.get_nowait() == "calls"
+        await book.tell(b"what runs \xff")
+        assert await said.get() == b"what runs \xff"
     await asyncio.sleep(0.1)
     while not heard.empty():
         heard.get_nowait()
@@ -127,3 +131,32 @@ async def test_who_is_short_calls_the_others(redis_server: RedisServer):
     listening.cancel()
     await asyncio.gather(listening, return_exceptions=True)
     await book.aclose()
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_the_scripts_are_the_shelf(redis_server: RedisServer, seed: int):
+    """Three hundred words of a hundred gateways, with a clock that jumps over a day at times: every answer is the same."""
+    random_, pure = random.Random(seed), Shelf()
+    real = ShelfInRedis(SharedRedis(url=redis_server.url, prefix=f"test:{next(NUMBERS)}", timeout_s=1.5))
+    now_ms = 1_764_000_000_000
+    for _ in range(300):
+        now_ms += random_.choice((0, 1, 30_000, 30_000, -500, KEEP_MS // 40, KEEP_MS if random_.random() < 0.1 else 0))
+        name, body = f"pod-{random_.randint(0, 100)}", random_.randbytes(random_.randint(0, 60))
+        pure.put(now_ms, name, body)
+        await real.put(name, body, now_ms=now_ms)
+        if random_.random() < 0.3:
+            now_ms += random_.choice((0, 0, 7, KEEP_MS // 2))
+            assert await real.read(now_ms=now_ms) == pure.read(now_ms)
+    await real.aclose()
+
+
+async def test_the_shelf_s_time_is_redis_own(redis_server: RedisServer):
+    """Without a test's clock: what was put down just now is young, and Redis itself lets go of it after a day."""
+    real = ShelfInRedis(SharedRedis(url=redis_server.url, prefix="test:shelf", timeout_s=1.5))
+    await real.put("g", b"body")
+    ((name, age_ms, body),) = await real.read()
+    assert (name, body) == ("g", b"body")
+    assert 0 <= age_ms < 600_000
+    left_ms = await real._line.asked("return redis.call('PTTL', KEYS[1])", real._keys, ())
+    assert 0 < left_ms <= KEEP_MS
+    await real.aclose()

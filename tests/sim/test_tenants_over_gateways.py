@@ -20,6 +20,10 @@ CHAT = "/v1/chat/completions"
 SECONDS = 120.0
 LIMIT = 60
 ENGINES = ("a", "b")
+ROOM = {
+    "max_num_seqs": 64,
+    "kv_blocks": 4096,
+}  # so that no gateway has to ask others for a share: that is looked at elsewhere
 BEGINS_S = 5.0  # a new book of shares gives nothing before
 
 
@@ -52,6 +56,7 @@ def played(gateways: int, abuse_per_s: float) -> tuple[list[float], list[float]]
             for number in range(gateways):
                 config = asking(
                     engines,
+                    capacity=ROOM,
                     tenants=[{"name": "acme", "limits": limits}],
                     redis={"url": "redis://book:6379", "name": f"g{number}"},
                 )

@@ -107,7 +107,7 @@ class MoneyMachine(RuleBasedStateMachine):
     @rule(name=st.sampled_from(NAMES), parts=st.integers(0, WHOLE_PRICE))
     def pay(self, name: str, parts: int):
         self.parts[ReplicaId(name)] = parts
-        self.scheduler.pay(ReplicaId(name), parts, self.now)
+        self.scheduler.stake.pay(ReplicaId(name), parts, self.now)
 
     @rule()
     def take(self):

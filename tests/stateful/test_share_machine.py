@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from batching.request import ReplicaId
 from batching.share_holder import Holding
-from batching.shares import NOTHING, WHOLE, Claim, HolderId, Share, ShareBook
+from batching.shares import WHOLE, Claim, HolderId, Running, Share, ShareBook
 
 REPLICAS = (ReplicaId("a"), ReplicaId("b"))
 MOST_HOLDERS = 4
@@ -20,20 +20,25 @@ class Site:
     """What a scheduler does with its shares: uses no more than it may, and wishes."""
 
     def __init__(self) -> None:
-        self.shares = dict.fromkeys(REPLICAS, NOTHING)
+        self.shares = dict.fromkeys(REPLICAS, 0)
         self.in_use = dict.fromkeys(REPLICAS, 0)
         self.needed = dict.fromkeys(REPLICAS, 0)
         self.wanted = dict.fromkeys(REPLICAS, 0)
 
     def claims(self) -> Mapping[ReplicaId, Claim]:
         return {
-            r: Claim(self.shares[r].parts, self.in_use[r], self.needed[r], max(self.needed[r], self.wanted[r]), 1, 2)
+            r: Claim(self.shares[r], self.in_use[r], self.needed[r], max(self.needed[r], self.wanted[r]), Running(1, 2))
             for r in REPLICAS
         }
 
-    def allot(self, replica: ReplicaId, share: Share) -> None:
-        assert share.parts >= self.in_use[replica], "what is in use was taken away"
-        self.shares[replica] = share
+    def running(self) -> dict[ReplicaId, Running]:
+        return {}
+
+    def beside(self, replica: ReplicaId, others: Running, now: float) -> None:
+        pass
+
+    def allot(self, replica: ReplicaId, parts: int) -> None:
+        self.shares[replica] = parts
 
 
 class ShareMachine(RuleBasedStateMachine):
@@ -83,7 +88,7 @@ class ShareMachine(RuleBasedStateMachine):
             holder = self._one(data)
             number, claims = self.holdings[holder].report()
             assert self.book.report(holder, number, claims)
-            self.holdings[holder].take(*self.book.answer(holder))
+            self.holdings[holder].take(*self.book.answer(holder), 0.0)
 
     @rule(data=st.data(), lost=st.sampled_from((False, False, False, True)))
     def deliver_report(self, data: st.DataObject, lost: bool):
@@ -96,7 +101,7 @@ class ShareMachine(RuleBasedStateMachine):
     def deliver_answer(self, data: st.DataObject, lost: bool):
         if self.answers:
             holder, number, shares = self.answers.pop(data.draw(st.integers(0, len(self.answers) - 1)))
-            if not lost and holder in self.holdings and self.holdings[holder].take(number, shares):
+            if not lost and holder in self.holdings and self.holdings[holder].take(number, shares, 0.0):
                 self._send(holder)
 
     @rule()
@@ -108,7 +113,10 @@ class ShareMachine(RuleBasedStateMachine):
     def use(self, data: st.DataObject, replica: ReplicaId, ratio: float):
         if self.sites:
             site = self.sites[self._one(data)]
-            site.in_use[replica] = int(site.shares[replica].parts * ratio)
+            may = site.shares[replica]  # what runs beyond it ends, and nothing is begun
+            site.in_use[replica] = (
+                int(max(may, site.in_use[replica]) * ratio) if site.in_use[replica] > may else int(may * ratio)
+            )
 
     @rule(data=st.data(), replica=st.sampled_from(REPLICAS), needed=PARTS, wanted=PARTS)
     def want(self, data: st.DataObject, replica: ReplicaId, needed: int, wanted: int):
@@ -123,7 +131,7 @@ class ShareMachine(RuleBasedStateMachine):
         for replica in REPLICAS:
             bounds = self.book.bounds(replica)
             assert sum(bounds.values()) <= WHOLE
-            believed = {holder: site.shares[replica].parts for holder, site in self.sites.items()}
+            believed = {holder: max(site.shares[replica], site.in_use[replica]) for holder, site in self.sites.items()}
             assert sum(believed.values()) <= WHOLE
             # A report on its way may have lowered it already.
             assert all(parts <= bounds.get(holder, 0) for holder, parts in believed.items())
@@ -146,7 +154,7 @@ class ShareMachine(RuleBasedStateMachine):
             for holder in self.sites:
                 self._send(holder)
             self._settle()
-        assert all(share.parts == WHOLE for share in self.sites[chosen].shares.values())
+        assert all(share == WHOLE for share in self.sites[chosen].shares.values())
 
     def _settle(self) -> None:
         for _ in range(100):
@@ -160,7 +168,7 @@ class ShareMachine(RuleBasedStateMachine):
                 self._answer(holder)
             while self.answers:
                 holder, number, shares = self.answers.pop(0)
-                if self.holdings[holder].take(number, shares):
+                if self.holdings[holder].take(number, shares, 0.0):
                     self._send(holder)
         raise AssertionError("it never comes to rest")
 

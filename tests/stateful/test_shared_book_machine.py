@@ -21,7 +21,7 @@ from hypothesis.stateful import (
 from batching.request import ReplicaId
 from batching.shared_book import Reply, Report, SharedBook, Terms
 from batching.shared_holder import Mode, SharedHolder
-from batching.shares import NOTHING, WHOLE, Claim, Share
+from batching.shares import WHOLE, Claim, Running
 
 REPLICAS = (ReplicaId("a"), ReplicaId("b"))
 NAMES = ("g1", "g2", "g3")
@@ -34,7 +34,7 @@ class Site:
     """One gateway: what a scheduler does with its shares, on a clock of its own."""
 
     def __init__(self, name: str, life: int, rate: float, offset_s: float) -> None:
-        self.shares = dict.fromkeys(REPLICAS, NOTHING)
+        self.shares = dict.fromkeys(REPLICAS, 0)
         self.in_use = dict.fromkeys(REPLICAS, 0)
         self.needed = dict.fromkeys(REPLICAS, 0)
         self.holder = SharedHolder(self, name, f"{name}-{life}", TERMS)
@@ -47,15 +47,23 @@ class Site:
         return self.offset_s + true_s * self.rate
 
     def claims(self) -> Mapping[ReplicaId, Claim]:
-        return {r: Claim(self.shares[r].parts, self.in_use[r], self.needed[r], self.needed[r], 1, 2) for r in REPLICAS}
+        return {
+            r: Claim(self.shares[r], self.in_use[r], self.needed[r], self.needed[r], Running(1, 2)) for r in REPLICAS
+        }
 
-    def allot(self, replica: ReplicaId, share: Share) -> None:
-        self.shares[replica] = share
+    def running(self) -> dict[ReplicaId, Running]:
+        return {}
+
+    def beside(self, replica: ReplicaId, others: Running, now: float) -> None:
+        pass
+
+    def allot(self, replica: ReplicaId, parts: int) -> None:
+        self.shares[replica] = parts
 
     def may_place(self, true_s: float) -> dict[ReplicaId, int]:
         """As `Admission` does: the holder looks at the clock first. What runs beyond that was placed before."""
         self.holder.check(self.now(true_s))
-        return {replica: share.parts for replica, share in self.shares.items()}
+        return dict(self.shares)
 
 
 class SharedBookMachine(RuleBasedStateMachine):
@@ -294,7 +302,7 @@ class SharedBookMachine(RuleBasedStateMachine):
             for name in self.sites:
                 self._exchange(name)
         assert all(site.holder.mode is Mode.REDIS for site in self.sites.values())
-        assert all(share.parts == WHOLE for share in self.sites[chosen].shares.values())
+        assert all(share == WHOLE for share in self.sites[chosen].shares.values())
         del others
 
     def _start(self, name: str, drift: float) -> None:

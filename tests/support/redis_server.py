@@ -46,6 +46,11 @@ class RedisProcess:
                 time.sleep(0.02)
         pytest.fail("redis-server did not answer")
 
+    def say(self, *command: str) -> None:
+        """As with redis-cli."""
+        with redis.Redis(port=self.port) as client:
+            client.execute_command(*command)
+
     def kill(self) -> None:
         if self._process is not None:
             self._process.kill()

@@ -14,6 +14,7 @@ from config.schema import Config, ModelKind
 from router.app import create_app
 from router.engines import build_backend, engine_options
 from router.gateway import Gateway
+from router.shared.book_in_redis import Book
 from tests.support.asgi import Call, chat, post
 from tests.support.gateways import Running
 from tests.support.simulated_fleet import CHAT, fleet_config
@@ -175,13 +176,18 @@ def hang_up(streams: list[tuple[Call, "asyncio.Task[Call]"]]) -> None:
 
 @asynccontextmanager
 async def standing_fleet(
-    *names: str, speed: float = 1.0, recorded: bool = True, **sections: Any
+    *names: str,
+    speed: float = 1.0,
+    recorded: bool = True,
+    engines: Mapping[str, StandingEngine] | None = None,
+    book: Book | None = None,
+    **sections: Any,
 ) -> AsyncIterator[Standing]:
-    """`recorded` False: streams really move."""
+    """`recorded` False: streams really move. `engines`: another gateway's, with whom `book` is shared."""
     capacity = {"max_num_seqs": 16, "kv_blocks": 8000, "max_num_batched_tokens": 2048, "max_model_len": 8192}
     config: Config = fleet_config(*names, capacity=capacity, **sections)
     replicas = {replica.name: replica for replica in config.replicas}
-    engines = {
+    engines = engines or {
         name: StandingEngine(engine_options(replica.model_copy(update={"simulated": replica.simulated.model_copy(update={"speed": speed})})))
         for name, replica in replicas.items()
     }  # fmt: skip
@@ -189,7 +195,8 @@ async def standing_fleet(
     def factory(replica: Any, whole: Any, http: Any) -> Any:
         return engines.get(replica.name) or build_backend(replica, whole, http)
 
-    gateway = Gateway(config, version="test", backend_factory=factory)
+    books = {} if book is None else {"book_factory": lambda _redis: book}
+    gateway = Gateway(config, version="test", backend_factory=factory, **books)
     streams = RecordedStreams(engines)
     if recorded:
         gateway.streams = streams

@@ -236,9 +236,9 @@ def test_a_replica_that_comes_back_while_its_last_answer_runs_is_charged_once():
 def test_a_part_of_the_price_is_split_in_the_same_way():
     """One gateway of several: so much is its own, whether something runs there or not."""
     built, call = scheduler(profile()), billed("r")
-    built.pay(A, WHOLE_PRICE // 4, 2.0)
+    built.stake.pay(A, WHOLE_PRICE // 4, 2.0)
     lease = start(built, call, 4.0)
-    built.pay(A, WHOLE_PRICE, 6.0)
+    built.stake.pay(A, WHOLE_PRICE, 6.0)
     finish(built, lease, 8.0)
     row = only(built.till.take(8.0))
     assert row.idle_usd == pytest.approx((2 + 2 / 4) * PER_S)

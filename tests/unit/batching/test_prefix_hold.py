@@ -7,6 +7,7 @@ import pytest
 from batching.replica import Lifecycle
 from batching.request import Outcome, ReplicaId, ServiceTier
 from batching.scheduler import Scheduler
+from batching.shares import WHOLE, Running
 from batching.ticket import Lease
 from batching.window import Window
 from tests.support.scheduling import leases, profile, request, scheduler
@@ -124,10 +125,10 @@ def test_another_holder_that_has_room_is_as_good():
     """It is the beginning that is waited for, not the replica."""
     built, _ = busy()
     built.add_replica(profile("c", **LARGE), Lifecycle.STARTING, 1.0)
-    built.correct_prefixes(ReplicaId("c"), held=CHUNKS["prefix_hashes"])
+    built.prefixes.correct(ReplicaId("c"), held=CHUNKS["prefix_hashes"])
     assert ask(built) == []
     built.set_lifecycle(ReplicaId("c"), Lifecycle.READY, 1.05)
-    built.correct_prefixes(ReplicaId("c"), held=CHUNKS["prefix_hashes"])
+    built.prefixes.correct(ReplicaId("c"), held=CHUNKS["prefix_hashes"])
     assert where(built, 1.3) == [("turn", "c")]
 
 
@@ -179,3 +180,51 @@ def test_who_is_held_is_let_go_when_a_notice_comes():
     built.set_lifecycle(A, Lifecycle.RECLAIMING, 1.01)
     built.set_window(A, Window(600.0), 1.01)
     assert where(built, 1.01) == [("turn", "b")]
+
+
+# -- a replica that several gateways share ---------------------------------------------------------------------------
+
+
+def sharing(*, others: int, parts: int = WHOLE // 8) -> Scheduler:
+    """`a` holds the beginning and has eight sequences, of which this gateway may use one, and does; `others` run there."""
+    built = scheduler(profile("a", **LARGE), profile("b", **LARGE))
+    built.prefixes.correct(A, held=CHUNKS["prefix_hashes"])
+    built.submit(request("running", prompt_tokens=8200, **CHUNKS), 0.0)
+    lease = leases(built.advance(0.0))[0]
+    assert lease.replica == A
+    built.on_first_token(lease.id, 0.4)
+    built.stake.allot(A, parts)
+    built.stake.beside(A, Running(others), 0.4)
+    return built
+
+
+def test_held_for_a_share_that_others_do_not_use():
+    """The holder has room, but not here: it is asked for more - it alone -, and has the request when more has come."""
+    built = sharing(others=2)
+    assert ask(built) == []
+    claims = built.stake.claims()
+    assert (claims[A].short, claims[B].short) == (True, False)
+    assert claims[B].needed == 0
+    built.stake.allot(A, WHOLE // 4)
+    assert where(built, 1.06) == [("turn", "a")]
+
+
+def test_not_held_where_others_have_the_rest():
+    """A share that cannot come is not waited for."""
+    assert ask(sharing(others=7)) == [("turn", "b")]
+
+
+def test_a_share_that_does_not_come_is_waited_for_briefly():
+    """A sixth of a second later it takes what there is, and asks for nothing of the holder alone any more."""
+    built = sharing(others=2)
+    assert ask(built) == []
+    until_s = built.next_deadline()
+    assert until_s == pytest.approx(1.16)
+    assert where(built, until_s) == [("turn", "b")]
+
+
+def test_what_is_sooner_computed_anew_is_not_held_for_a_share():
+    """A twentieth of a second's wait for a beginning of some hundred tokens does not pay."""
+    built = sharing(others=2)
+    short = {"prefix_hashes": CHUNKS["prefix_hashes"][:1], "prefix_chunk_tokens": 512}
+    assert ask(built, prompt_tokens=600, **short) == [("turn", "b")]

@@ -24,6 +24,8 @@ def problems(redis: dict[str, object], **sections: object) -> list[str]:
         ({"url": "redis://h", "sentinel": {"master": "m", "nodes": ["h:1"]}}, "redis.url", "keep one of the two"),
         ({"cluster": True}, "redis.cluster", "needs `url`"),
         ({"url": "redis://h", "cluster": True, "wait_replicas": 1}, "redis.wait_replicas", "min-replicas-to-write"),
+        ({"url": "redis://h", "cluster": True, "cluster_nodes": ["h"]}, "redis.cluster_nodes[0]", "is no host:port"),
+        ({"url": "redis://h", "cluster_nodes": ["h:1"]}, "redis.cluster_nodes", "`cluster` is false"),
         ({"url": "redis://h", "timeout_s": 2}, "redis.timeout_s", "longer than lease_s, 1.5"),
         ({"url": "redis://h", "forget_s": 4}, "redis.forget_s", "twice lease_s and settle_s together, 5"),
         ({"url": "redis://h", "settle_s": 0.5}, "redis.settle_s", "less than probe.interval_s, 1"),

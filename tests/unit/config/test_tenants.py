@@ -27,6 +27,9 @@ def config(**sections: Any) -> Any:
         ({"auth": {"keys": [{"id": "k", "tenant": "t", "sha256": "x"}]}}, "auth.keys[0].sha256"),
         ({"auth": {"keys": [{"id": "k", "tenant": "t", "sha256": HASH}] * 2}}, "auth.keys[1].id: 'k' is keys[0]'s"),
         ({"auth": {"keys": [{"id": "k", "tenant": "a b", "sha256": HASH}]}}, "auth.keys[0].tenant"),
+        ({"auth": {"keys_redis": {"url": "http://h"}}}, "auth.keys_redis.url: 'http://h' is no Redis address"),
+        ({"auth": {"keys_redis": {"url": "redis://a:b@h"}}}, "auth.keys_redis.url: carries a user or password"),
+        ({"auth": {"keys_redis": {"prefix": "p"}, "metrics": True}}, "auth.keys_file: nobody is asked for a key"),
         ({"tenants": [{"name": "acme"}]}, "tenants: nobody can be told apart without keys"),
         ({"auth": KEYS, "tenants": [{"name": "a"}, {"name": "a"}]}, "tenants[1].name: 'a' is tenants[0] already"),
         (
@@ -56,6 +59,8 @@ def test_off_without_a_key():
     assert not config().auth.on
     assert config(auth=KEYS).auth.on
     assert config(auth={"secret_keys": "acme=0123456789-0123456789"}).auth.on
+    assert config(auth={"keys_redis": {"url": "redis://h"}}).auth.on
+    assert config(auth={"keys_redis": {"sentinel": {"master": "m", "nodes": ["h:1"]}}}).auth.on
 
 
 def test_secrets_come_by_reference_and_are_never_shown(tmp_path: Path):
@@ -66,10 +71,15 @@ def test_secrets_come_by_reference_and_are_never_shown(tmp_path: Path):
         "KEYS": "acme=0123456789-0123456789",
         "PENSTOCK_AUTH__SECRET_KEYS": "env:KEYS",
         "PENSTOCK_AUTH__PEPPER": f"file:{pepper}",
+        "PENSTOCK_AUTH__KEYS_REDIS__URL": "redis://h",
+        "PENSTOCK_AUTH__KEYS_REDIS__PASSWORD": "env:REDIS_PW",
+        "REDIS_PW": "the-word-of-redis",
     }
     found = load(None, {}, environ)
     assert found.auth.pepper == "a pepper of the file"
     assert found.auth.secret_keys == environ["KEYS"]
+    assert found.auth.keys_redis.password == "the-word-of-redis"
     shown = redacted_yaml(found) + repr(found)
     assert "0123456789" not in shown
     assert "a pepper of" not in shown
+    assert "the-word" not in shown

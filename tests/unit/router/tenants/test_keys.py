@@ -17,11 +17,12 @@ from prometheus_client import CollectorRegistry
 from config.tenants import Auth, Scope
 from metrics.catalog import Metrics
 from router.tenants import key_index
-from router.tenants.key_file import KeysFile, KeysFileError
+from router.tenants.key_changes import KeysError
+from router.tenants.key_file import KeysFile
 from router.tenants.key_index import KeyIndex
 from router.tenants.key_reading import BadStore, Reading
 from router.tenants.key_store import KeyStore
-from router.tenants.keys import BadRecord, digest_of, new_key
+from router.tenants.keys import BadRecord, KeyRecord, digest_of, new_key
 from tests.support.virtual_time import run_virtual
 
 NOW = datetime(2026, 11, 23, 10, tzinfo=UTC)
@@ -32,6 +33,11 @@ def keys_file(path: Path, pepper: bytes | None = None) -> KeysFile:
     return KeysFile(path, pepper, lambda: NOW)
 
 
+def wanted(tenant: str, scopes: list[Scope], **more: object) -> KeyRecord:
+    """As `penstock keys create` is told."""
+    return KeyRecord(id="", tenant=tenant, scopes=scopes, **more)  # type: ignore[arg-type]
+
+
 def read(path: Path, **auth: object) -> KeyIndex:
     return Reading(Auth.model_validate({"keys_file": str(path), **auth})).whole()
 
@@ -39,7 +45,7 @@ def read(path: Path, **auth: object) -> KeyIndex:
 def test_a_key_is_found_by_its_hash_alone(tmp_path: Path):
     """A key has 256 random bits and its prefix; the file never holds it, and finds it."""
     path = tmp_path / "keys.jsonl"
-    key, record = keys_file(path).create("acme", [Scope.INFERENCE, Scope.METRICS], label="ci")
+    key, record = keys_file(path).create(wanted("acme", [Scope.INFERENCE, Scope.METRICS], label="ci"))
     assert key.startswith("psk-")
     assert len(key) == 4 + 43  # base64url of 32 bytes
     assert key not in path.read_text()
@@ -53,7 +59,7 @@ def test_a_key_is_found_by_its_hash_alone(tmp_path: Path):
 def test_the_file_is_its_owner_s_alone(tmp_path: Path):
     """Mode 0600, from its first byte on and after every change, and the lock's, too."""
     path = tmp_path / "keys.jsonl"
-    _, record = keys_file(path).create("acme", [Scope.INFERENCE])
+    _, record = keys_file(path).create(wanted("acme", [Scope.INFERENCE]))
     keys_file(path).revoke(record.id)
     assert {stat.S_IMODE(entry.stat().st_mode) for entry in tmp_path.iterdir()} == {0o600}
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["keys.jsonl", "keys.jsonl.lock"]
@@ -63,7 +69,7 @@ def test_a_link_stays_one(tmp_path: Path):
     """What a symbolic link points to is replaced, not the link."""
     target, link = tmp_path / "real.jsonl", tmp_path / "keys.jsonl"
     link.symlink_to(target)
-    keys_file(link).create("acme", [Scope.INFERENCE])
+    keys_file(link).create(wanted("acme", [Scope.INFERENCE]))
     assert link.is_symlink()
     assert len(read(target)) == 1
 
@@ -80,14 +86,14 @@ def test_two_writers_lose_nothing(tmp_path: Path):
 def test_rotation_overlaps(tmp_path: Path):
     """The new key does what the old one did; the old one ends after the overlap, and not later than it would have anyway."""
     path, file = tmp_path / "keys.jsonl", keys_file(tmp_path / "keys.jsonl")
-    key, old = file.create("acme", [Scope.ADMIN_READ], label="l", expires=NOW + timedelta(hours=1))
+    key, old = file.create(wanted("acme", [Scope.ADMIN_READ], label="l", expires=NOW + timedelta(hours=1)))
     fresh_key, fresh, ended = file.rotate(old.id, timedelta(hours=24))
     assert ended.expires == old.expires
     assert (fresh.tenant, fresh.scopes, fresh.label) == ("acme", [Scope.ADMIN_READ], "l")
     index = read(path)
     assert [index.find(digest_of(k.encode(), None)) is not None for k in (key, fresh_key)] == [True, True]
     file.revoke(fresh.id)
-    with pytest.raises(KeysFileError, match="not good any more"):
+    with pytest.raises(KeysError, match="not good any more"):
         file.rotate(fresh.id, timedelta(hours=1))
 
 
@@ -96,15 +102,15 @@ def test_lines_that_are_not_touched_stay(tmp_path: Path):
     path = tmp_path / "keys.jsonl"
     strange = '{"zzz": 1,  "id":"old", "tenant":"t","sha256":"' + "ab" * 32 + '"}'
     path.write_text(strange + "\n")
-    keys_file(path).create("acme", [Scope.INFERENCE])
+    keys_file(path).create(wanted("acme", [Scope.INFERENCE]))
     assert path.read_text().split("\n")[0] == strange
 
 
 def test_a_pepper_may_come_later(tmp_path: Path):
     """Plain hashes go on to work under a pepper; those made with it work only with that one, and the refusal says so."""
     path = tmp_path / "keys.jsonl"
-    plain, _ = keys_file(path).create("a", [Scope.INFERENCE])
-    peppered, _ = keys_file(path, PEPPER).create("b", [Scope.INFERENCE])
+    plain, _ = keys_file(path).create(wanted("a", [Scope.INFERENCE]))
+    peppered, _ = keys_file(path, PEPPER).create(wanted("b", [Scope.INFERENCE]))
     index = read(path, pepper=PEPPER.decode())
     tenants = [found.tenant for key in (plain, peppered) if (found := index.find(digest_of(key.encode(), PEPPER)))]
     assert tenants == ["a", "b"]
@@ -146,7 +152,7 @@ def test_a_bad_file_is_told_where(tmp_path: Path, text: str, says: str):
 def test_all_sources_are_one_store(tmp_path: Path):
     """Keys from the file, the configuration and a secret are known together; the same key twice is refused."""
     path = tmp_path / "keys.jsonl"
-    key, _ = keys_file(path).create("file", [Scope.INFERENCE])
+    key, _ = keys_file(path).create(wanted("file", [Scope.INFERENCE]))
     inline = {"id": "i1", "tenant": "inline", "sha256": digest_of(b"inline-key-0123456789", None).hex()}
     index = read(path, keys=[inline], secret_keys="env-tenant=secret-key-0123456789, other=another-key-0123456789")
     told = [b"inline-key-0123456789", b"secret-key-0123456789", b"another-key-0123456789", key.encode()]
@@ -159,7 +165,7 @@ def test_all_sources_are_one_store(tmp_path: Path):
 def test_a_miss_does_what_a_hit_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Exactly one whole comparison, in constant time, whether a digest is there or not (a lookup by equality would leak where it differs)."""
     path = tmp_path / "keys.jsonl"
-    keys = [keys_file(path).create("t", [Scope.INFERENCE])[0] for _ in range(20)]
+    keys = [keys_file(path).create(wanted("t", [Scope.INFERENCE]))[0] for _ in range(20)]
     index, compared = read(path), []
     honest = key_index.compare_digest
 
@@ -197,7 +203,7 @@ def put(path: Path, text: str) -> None:
 def test_the_last_good_keys_stay(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     """A file that is broken, cut, emptied or gone changes nothing but `knows_all`, loudly; a good one ends that."""
     path = tmp_path / "keys.jsonl"
-    key = keys_file(path).create("acme", [Scope.INFERENCE])[0].encode()
+    key = keys_file(path).create(wanted("acme", [Scope.INFERENCE]))[0].encode()
     good = path.read_text()
 
     async def main() -> None:
@@ -228,7 +234,7 @@ def test_what_cannot_be_read_is_tried_again(
 ):
     """A disk that fails for half a minute and leaves no trace in the file's times is asked again, and logged once."""
     path = tmp_path / "keys.jsonl"
-    key = keys_file(path).create("acme", [Scope.INFERENCE])[0].encode()
+    key = keys_file(path).create(wanted("acme", [Scope.INFERENCE]))[0].encode()
     honest = Path.open
 
     def failing(self: Path, *_: object) -> object:
@@ -257,7 +263,7 @@ def test_a_file_that_is_being_written_is_left_alone(tmp_path: Path):
     """What changes between two looks is not read yet: a copy that has come to a line's end looks whole and lacks the rest."""
     path = tmp_path / "keys.jsonl"
     file = keys_file(path)
-    keys = [file.create("acme", [Scope.INFERENCE])[0].encode() for _ in range(4)]
+    keys = [file.create(wanted("acme", [Scope.INFERENCE]))[0].encode() for _ in range(4)]
     lines = path.read_text().splitlines(keepends=True)
 
     async def main() -> None:
@@ -279,7 +285,7 @@ def test_revocation_is_noticed(tmp_path: Path):
     """A revoked key is known as that two seconds later, and at once where somebody says that the file has changed."""
     path = tmp_path / "keys.jsonl"
     file = keys_file(path)
-    pairs = [file.create("acme", [Scope.INFERENCE]) for _ in range(2)]
+    pairs = [file.create(wanted("acme", [Scope.INFERENCE])) for _ in range(2)]
 
     async def main() -> None:
         store = store_for(path)
