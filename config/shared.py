@@ -76,7 +76,10 @@ class SharedRedis(RedisServer):
         description="after that, until others are given the rest: what still runs shows in the engines' figures by then. Not less than probe.interval_s",
     )
     static_share_ratio: float = Field(
-        0.125, ge=0, le=1, description="of each replica, that a gateway keeps beyond its lease, if it had so much"
+        0.125,
+        ge=0,
+        le=1,
+        description="of each replica, that a gateway keeps beyond its lease, if it had so much; of each tenant's limit, that it lets in then",
     )
     forget_s: PositiveFloat = Field(
         1800.0, description="silent for so long, a gateway places nothing more, and its static share is everybody's"

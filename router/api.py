@@ -126,8 +126,8 @@ def _add_health(api: FastAPI, gateway: Gateway) -> None:
     @api.get("/readyz", tags=["health"])
     async def readyz() -> JSONResponse:
         """200 while the gateway can accept work, also by queueing it; else 503 and why."""
-        shared = None if gateway.shared is None else gateway.shared.budgets
-        no_share = None if shared is None else shared.problem()
+        shared = gateway.shared
+        no_share = None if shared is None else shared.budgets.problem()
         no_keys = None if gateway.keys is None else gateway.keys.problem()
         verdict = readiness(gateway.watched(), draining=gateway.draining, no_share=no_share, no_keys=no_keys)
         document, crew = verdict.document(), gateway.crew

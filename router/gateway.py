@@ -159,6 +159,7 @@ class Gateway:
                     self.shared = build_shared(
                         self.config, self._book_factory, self.admission, self.farewells, self.watch.suspicion, self.metrics,
                         identity=self.identity, workers=1 if self.crew is None else self.config.server.workers,
+                        tenancy=self.tenancy,
                     )  # fmt: skip
                     self.kv_watch = KvWatch(self.scheduler, self.metrics, http, tasks, self._is_adapter)
                     for replica in self.config.replicas:

@@ -12,6 +12,7 @@ import msgspec
 from batching.request import ReplicaId
 from batching.shared_book import Entry, Record, Reply, Report, Status, Terms
 from config.shared import SharedRedis
+from router.shared.limits_in_redis import LimitLine, LimitsInRedis
 from router.shared.prefixes import PrefixesInRedis, PrefixLine
 from router.shared.redis_line import RedisLine
 from router.shared.scripts import LEAVE, NOTE, PUBLISH, REPORT
@@ -68,6 +69,10 @@ class Book(Protocol):
         """A line for digests of prefix caches, which never holds the book up; `holder` is unlike any other process."""
         ...
 
+    def limits(self) -> LimitLine:
+        """The book of tenants' limits beside it, on a line of its own."""
+        ...
+
     async def aclose(self) -> None: ...
 
 
@@ -106,6 +111,9 @@ class BookInRedis:
 
     def prefixes(self, holder: str) -> PrefixLine:
         return PrefixesInRedis(self._config, holder)
+
+    def limits(self) -> LimitLine:
+        return LimitsInRedis(self._config)
 
     async def aclose(self) -> None:
         await self._line.aclose()

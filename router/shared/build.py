@@ -14,10 +14,12 @@ from router.shared.book_in_redis import Book
 from router.shared.budgets import SharedBudgets, terms_of
 from router.shared.fairness import SharedFairness
 from router.shared.learned import SharedLearned
+from router.shared.limits import SharedLimits
 from router.shared.prefixes import PrefixLine, SharedPrefixes
 from router.shared.seal import Seal
 from router.shared.suspicion import SharedSuspicion
 from router.suspicion import Suspicion
+from router.tenants.tenancy import Tenancy
 
 BookFactory = Callable[[SharedRedis], Book]
 
@@ -29,6 +31,7 @@ class Shared:
     budgets: SharedBudgets
     learned: SharedLearned
     prefixes: SharedPrefixes | None  # who holds which beginnings of prompts; None: each process believes its own
+    limits: SharedLimits | None  # of tenants; None: nobody is asked for a key
 
     async def begin(self) -> None:
         """Before anything is placed; takes one call's time at most."""
@@ -45,7 +48,14 @@ class Shared:
         }
         if self.prefixes is not None:
             work["shared-prefixes"] = self.prefixes.run()
+        if self.limits is not None:
+            work["shared-limits"] = self.limits.run()
         return work
+
+    def document(self) -> dict[str, object]:
+        """For `/readyz`."""
+        limits = {} if self.limits is None else {"limits": self.limits.mode}
+        return self.budgets.document() | limits
 
     def refresh_gauges(self) -> None:
         """Before a scrape."""
@@ -55,6 +65,8 @@ class Shared:
         leaving = [self.budgets.leave(), self.learned.leave()]
         if self.prefixes is not None:
             leaving.append(self.prefixes.leave())
+        if self.limits is not None:
+            leaving.append(self.limits.leave())
         await asyncio.gather(*leaving)
 
 
@@ -68,8 +80,12 @@ def build_shared(
     *,
     identity: str,
     workers: int,
+    tenancy: Tenancy | None = None,
 ) -> Shared | None:
-    """None: this gateway is alone. `identity`: of the process, unlike any other's; `workers`: of its gateway."""
+    """None: this gateway is alone. `identity`: of the process, unlike any other's; `workers`: of its gateway.
+
+    The accounts of `tenancy` are what all gateways count together from now on.
+    """
     redis = config.redis
     if not redis.enabled:
         return None
@@ -83,7 +99,10 @@ def build_shared(
     learned = SharedLearned(book.shelf, admission.scheduler.experience, metrics, identity)
     fairness = SharedFairness(admission.scheduler.stake.service, instance)
     budgets.topics += [SharedSuspicion(suspicion, budgets.soon), learned, fairness]
-    return Shared(budgets, learned, _prefixes(config, book.prefixes(instance), admission, metrics))
+    limits = None
+    if tenancy is not None:
+        tenancy.accounts = limits = SharedLimits(book.limits(), redis, metrics, workers=workers)
+    return Shared(budgets, learned, _prefixes(config, book.prefixes(instance), admission, metrics), limits)
 
 
 def _prefixes(config: Config, line: PrefixLine, admission: Admission, metrics: Metrics) -> SharedPrefixes | None:

@@ -106,6 +106,7 @@ class Account:
         self.spent_usd = 0.0
         self.month = ""
         self.out = 0  # holds that are not settled
+        self.blind = False  # what others have spent is not known yet
 
     def enter(self, tokens: int, now: float, wall: datetime) -> Hold | Refusal:
         """All of it or nothing. `tokens`: that the request may take at most."""
@@ -165,7 +166,7 @@ class Account:
 
     def _why_not(self, tokens: int, now: float) -> Refusal | None:
         most = self.limits.usd_per_month
-        if most is not None and self.spent_usd >= most:
+        if most is not None and (self.blind or self.spent_usd >= most):
             return Refusal(Bound.USD, inf)
         if self.tokens is not None and tokens > self.tokens.limit:
             return Refusal(Bound.TOO_LARGE, inf)

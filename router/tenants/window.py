@@ -73,6 +73,20 @@ class Window:
         last = next((slot for slot in reversed(self._slots) if self._slots[slot]), None)
         return 0.0 if last is None else max(0.0, self._gone_s(last) - now)
 
+    def held(self, now: float) -> dict[int, int]:
+        """What counts, by slot."""
+        self._forget(now)
+        return {slot: amount for slot, amount in self._slots.items() if amount}
+
+    def since(self, moment: float) -> int:
+        """Taken since then, to the slot."""
+        found, first = 0, int(moment / SLOT_S)
+        for slot in reversed(self._slots):
+            if slot < first:
+                break
+            found += self._slots[slot]
+        return found
+
     def _gone_s(self, slot: int) -> float:
         return (slot + 1) * SLOT_S + self._span_s
 

@@ -86,7 +86,7 @@ class WorkerServer(PenstockServer):
         self._link = self._gateway.crew = link = await connect(self._seat.path, self._seat.number)
         self._shares = shares = ShareClient(self._gateway.admission, link)  # reports only where Redis has no book
         self._doubts = doubts = WorkerSuspicion(lambda body: link.say(TOPIC, body))
-        limits = LimitClient(link)
+        limits = LimitClient(link)  # in its place, where there is one, Redis' book of limits (router/shared/build.py)
         if self._gateway.tenancy is not None:
             self._gateway.tenancy.accounts = limits
         orders = Orders(

@@ -12,6 +12,7 @@ from batching.shelf import Kept
 from batching.shelf import Shelf as PureShelf
 from router.shared.book_in_redis import Heard
 from router.shared.redis_line import Unreachable
+from tests.support.fake_limits import FakeLimitLine, LimitStore
 
 _EPOCH_MS = 1_764_000_000_000  # of the book's clock at 0.0 of the loop's
 
@@ -21,6 +22,7 @@ class Store:
 
     def __init__(self) -> None:
         self.book = SharedBook()
+        self.limits = LimitStore()
         self.server = 1
         self.notices: dict[bytes, bytes] = {}
         self.reports = 0
@@ -111,6 +113,9 @@ class FakeBook:
 
     def prefixes(self, holder: str) -> "FakePrefixes":
         return FakePrefixes(self, holder)
+
+    def limits(self) -> FakeLimitLine:
+        return FakeLimitLine(self.store.limits)
 
     async def aclose(self) -> None:
         pass

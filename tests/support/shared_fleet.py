@@ -55,8 +55,8 @@ async def watched_engine(**options: object) -> AsyncIterator[WatchedEngine]:
             yield found
 
 
-def configuration(path: Path, engines: Sequence[WatchedEngine], redis: dict[str, object]) -> Path:
-    """A file for one gateway."""
+def configuration(path: Path, engines: Sequence[WatchedEngine], redis: dict[str, object], **more: object) -> Path:
+    """A file for one gateway; `more` are other sections of it."""
     replicas = [
         {
             "name": f"e{i}", "url": engine.url, "models": ["m"], "gpu": {"type": "H100-80G"},
@@ -67,17 +67,17 @@ def configuration(path: Path, engines: Sequence[WatchedEngine], redis: dict[str,
     # Nobody is late, so that nobody is refused or made to wait for others: what a slow machine makes of overload is not looked at.
     patient = {"hedge": {"enabled": False}, "objectives": {"ttft_s": 600, "tpot_s": 60}}
     sections = {"replicas": replicas, "redis": redis, "scheduling": patient}
-    path.write_text(json.dumps({**sections, "probe": {"interval_s": 0.5}}))
+    path.write_text(json.dumps({**sections, "probe": {"interval_s": 0.5}, **more}))
     return path
 
 
 @asynccontextmanager
 async def gateways(
-    folder: Path, engines: Sequence[WatchedEngine], redis: Sequence[dict[str, object]]
+    folder: Path, engines: Sequence[WatchedEngine], redis: Sequence[dict[str, object]], **more: object
 ) -> AsyncIterator[list[GatewayProcess]]:
     """One for each of `redis`, a section each."""
     async with AsyncExitStack() as stack:
-        paths = [configuration(folder / f"g{i}.yaml", engines, section) for i, section in enumerate(redis)]
+        paths = [configuration(folder / f"g{i}.yaml", engines, section, **more) for i, section in enumerate(redis)]
         found = await asyncio.gather(*(stack.enter_async_context(serving(path)) for path in paths))
         for gateway in found:
             await until_mode(gateway, "redis")
