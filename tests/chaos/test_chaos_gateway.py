@@ -10,6 +10,7 @@ from typing import Any
 from tests.chaos.fleet import QUICK, merged, must_be_told, must_continue
 from tests.support.engine_process import EngineProcess, replica
 from tests.support.gateway_process import GatewayProcess, serving
+from tests.support.patience import PATIENCE_S
 from tests.support.raw_http import RawClient, ask, get, post
 from tests.support.scrape import from_page
 from tests.support.stream_client import chat_body, told
@@ -23,7 +24,7 @@ def write(folder: Path, engines: Sequence[EngineProcess], **sections: Any) -> Pa
 
 
 async def until_ready(gateway: GatewayProcess, *names: str) -> None:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE_S):
         while (await ask(gateway.url, get("/readyz"))).json()["replicas"] != dict.fromkeys(names, "ready"):
             await asyncio.sleep(0.01)
 

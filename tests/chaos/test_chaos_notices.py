@@ -11,6 +11,7 @@ import pytest
 from tests.chaos.fleet import Fleet, fleet, must_continue
 from tests.support.conditions import until
 from tests.support.engine_process import EngineProcess
+from tests.support.patience import PATIENCE_S
 from tests.support.raw_http import ask, get, post
 from tests.support.stream_client import Told, chat_body
 
@@ -74,7 +75,7 @@ def all_whole(tasks: Sequence[asyncio.Task[Told]]) -> None:
 
 
 async def until_released(found: Fleet, name: str) -> None:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE_S):
         while not (await admin(found, name))["released"]:
             await asyncio.sleep(0.02)
 

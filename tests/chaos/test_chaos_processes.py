@@ -9,6 +9,7 @@ import pytest
 from tests.chaos.fleet import Fleet, fleet, must_be_told, must_continue, must_survive
 from tests.support.conditions import until
 from tests.support.engine_process import EngineProcess
+from tests.support.patience import PATIENCE_S
 from tests.support.stream_client import AtToken, Told, chat_body
 
 STREAMS = 18
@@ -151,7 +152,7 @@ async def test_sigterm(mortals: list[EngineProcess]) -> None:
 
 async def until_takes_work(found: Fleet, name: str) -> None:
     """Until an answer comes from this replica; each is right."""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE_S):
         number = 0
         replica = ""
         while replica != name:

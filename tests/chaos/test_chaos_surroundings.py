@@ -15,6 +15,7 @@ from tests.support.conditions import until, until_at_rest
 from tests.support.engine_process import EngineProcess, replica
 from tests.support.fault_proxy import FaultProxy, Plan
 from tests.support.gateways import listening
+from tests.support.patience import PATIENCE_S
 from tests.support.stream_client import chat_body
 
 HOST = "engine.penstock.test"
@@ -91,7 +92,7 @@ async def test_dns_change(engines: list[EngineProcess], monkeypatch: pytest.Monk
         before = new.requests
         await old.refuse()
         await found.until_ready()
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE_S):
             while new.requests == before:
                 answer = await found.ask(chat_body("New", 20))
                 if answer.status == 200:

@@ -20,6 +20,7 @@ from router.ingress import HotPath
 from tests.fuzz.request_reading import the_request_reader
 from tests.support.fuzzing import Property, fuzz
 from tests.support.gateway_thread import GatewayThread, gateway_thread
+from tests.support.patience import PATIENCE_S
 from tests.support.raw_http import RawClient
 
 SEED = 5
@@ -36,7 +37,6 @@ CONFIG = Config.model_validate(
         ]
     }
 )  # fmt: skip
-PATIENCE_S = 60
 
 
 @pytest.fixture(scope="module")

@@ -19,13 +19,13 @@ import pytest
 
 from tests.support.asgi import chat
 from tests.support.gateway_process import serving
+from tests.support.patience import PATIENCE_S
 from tests.support.raw_http import RawClient, ask, connected, get, post
 from tests.support.scrape import from_page
 
 CHAT = "/v1/chat/completions"
 CHARGED, MACHINES = "penstock_cost_units_total", "penstock_replica_cost_units_total"
 USD_PER_S = {"a": 0.001, "b": 0.002}
-PATIENCE_S = 30.0
 
 
 def write(folder: Path) -> Path:

@@ -13,6 +13,7 @@ from tests.support.conditions import until, until_at_rest
 from tests.support.fake_engine import FakeEngine, Script, chunk, document
 from tests.support.faulty_engine import engine_with, events
 from tests.support.gateways import fake_config, listening
+from tests.support.patience import PATIENCE_S
 from tests.support.raw_http import RawClient, ask, connected, get, post
 from tests.support.scripted_server import Peer
 
@@ -43,7 +44,7 @@ class Fountain:
 async def stopped_growing(fountain: Fountain) -> int:
     """Bytes sent, once it has sent nothing more for many turns of the loop."""
     quiet, before = 0, -1
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         while quiet < 20:
             await asyncio.sleep(0.01)
             quiet = quiet + 1 if fountain.sent_bytes == before else 0
@@ -74,7 +75,7 @@ async def test_client_that_stops_reading() -> None:
             assert not fountain.closed.is_set()
             assert gateway.gateway.dispatcher.active == 1
             assert (await ask(gateway.url, get("/livez"))).status == 200
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(PATIENCE_S):
                 await fountain.closed.wait()
             await until_at_rest(gateway)
             assert gateway.metric("penstock_client_disconnects_total") == 1

@@ -14,6 +14,7 @@ from tests.support.asgi import chat
 from tests.support.conditions import at_rest, until, until_at_rest
 from tests.support.fake_engine import FakeEngine
 from tests.support.gateways import Running, fake_config, listening
+from tests.support.patience import PATIENCE_S
 from tests.support.raw_http import ask, connected, get, head, post
 
 CHAT = "/v1/chat/completions"
@@ -155,7 +156,7 @@ async def test_huge_body_in_chunks(gateway: Running, engine: FakeEngine) -> None
 
 async def test_huge_body_from_a_client_that_sends_all_before_it_reads(gateway: Running, engine: FakeEngine) -> None:
     """The refusal reaches httpx, and so OpenAI's SDK, which see a reset where a server closes on what they still send."""
-    async with httpx.AsyncClient(trust_env=False, timeout=30) as client:
+    async with httpx.AsyncClient(trust_env=False, timeout=PATIENCE_S) as client:
         answer = await client.post(gateway.url + CHAT, content=b"x" * 4 * MAX_BODY_BYTES)
     assert answer.status_code == 413
     await still_serves(gateway, engine)

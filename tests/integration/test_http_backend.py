@@ -9,6 +9,7 @@ import pytest
 from backends.backend import EngineCall, ProbeResult, ServedModel
 from backends.vllm import HttpBackend
 from config.schema import ReplicaConfig, Upstream
+from tests.support.patience import PATIENCE_S
 from tests.support.scripted_server import Peer, Script, ScriptedServer, answer, answers, chunked
 
 MODELS = {
@@ -276,7 +277,7 @@ async def test_cancelling_a_send_cancels_the_work_upstream():
         sending = tasks.create_task(engine.send(call()))
         await asked.wait()
         sending.cancel()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             await left.wait()
         assert engine.statistics().open == 0
         await engine.aclose()

@@ -15,11 +15,11 @@ from openai import AsyncOpenAI, AuthenticationError, RateLimitError
 
 from tests.support.asgi import chat
 from tests.support.gateway_process import GatewayProcess, serving, started
+from tests.support.patience import PATIENCE_S
 from tests.support.raw_http import RawClient, ask, connected, get, post
 from tests.support.scrape import from_page
 
 CHAT = "/v1/chat/completions"
-PATIENCE_S = 30.0
 LIMIT = 20
 BODY = chat("Hi", model="m", max_tokens=2)
 

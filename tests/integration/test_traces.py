@@ -22,6 +22,7 @@ from tests.support.command_process import command
 from tests.support.engine_process import EngineProcess, replica
 from tests.support.gateway_process import GatewayProcess, serving
 from tests.support.otlp_collector import OtlpCollector, Told, collecting
+from tests.support.patience import PATIENCE_S
 from tests.support.raw_http import Answer, ask, connected, get, post
 from tests.support.servers import in_this_loop
 from tests.support.stream_client import chat_body, told
@@ -295,7 +296,7 @@ async def test_each_worker_is_an_instance(collector: OtlpCollector, tmp_path: Pa
     ):
         served: set[int] = set()
         asked = 0
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             while len(served) < 2:  # the kernel chooses
                 async with connected(gateway.url) as client:
                     served.add((await client.ask(get("/readyz"))).json()["workers"]["answered_by"])

@@ -14,6 +14,7 @@ from config.shared import SharedRedis
 from router.shared.book_in_redis import BookInRedis
 from router.shared.redis_line import Unreachable
 from tests.real.conftest import RedisServer
+from tests.support.patience import PATIENCE_S
 
 pytestmark = pytest.mark.real
 
@@ -109,7 +110,7 @@ async def test_who_is_short_calls_the_others(redis_server: RedisServer):
     """A report that says so is heard by all who listen, under its holder's name; others are not."""
     book, heard, said = book_at(redis_server), asyncio.Queue[str](), asyncio.Queue[bytes]()
     listening = asyncio.get_running_loop().create_task(book.listen(heard.put_nowait, said.put_nowait))
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         number = 0
         while heard.empty():  # until the subscription stands
             number += 1

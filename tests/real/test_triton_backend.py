@@ -25,6 +25,7 @@ from backends.backend import (
 from backends.triton import TritonBackend
 from config.schema import MicroBatch, ReplicaConfig, Upstream
 from tests.real.triton_server import TritonServer
+from tests.support.patience import PATIENCE_S
 from tests.support.triton_fake import chat, completion, embeddings, read
 
 pytestmark = pytest.mark.real
@@ -99,7 +100,7 @@ async def document(backend: TritonBackend, call: EngineCall) -> tuple[int, Any]:
 
 async def eventually(condition: Callable[[], bool]) -> None:
     """Wait for the engine to say so."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while not condition():
             await asyncio.sleep(0.02)
 

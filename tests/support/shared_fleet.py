@@ -15,13 +15,13 @@ from backends.simulated.sequence import EngineSequence
 from backends.simulated.server import _api, _app
 from tests.support.asgi import chat
 from tests.support.gateway_process import GatewayProcess, serving
+from tests.support.patience import PATIENCE_S
 from tests.support.raw_http import ask, get, post
 from tests.support.scrape import from_page
 from tests.support.servers import in_this_loop
 
 CHAT = "/v1/chat/completions"
 SEQUENCES = 16  # that a replica is declared to run; the engine itself would take more, and remembers how many it got
-PATIENCE_S = 40.0
 
 
 @dataclass

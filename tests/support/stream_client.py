@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
+from tests.support.patience import PATIENCE_S
 from tests.support.raw_http import RawClient, post
 from tests.support.stream_check import expected_answer, faults_of_document, faults_of_stream
 
-PATIENCE_S = 90.0  # for one whole answer: a hang must fail the test that hangs
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 
