@@ -96,18 +96,15 @@ NOTICES = [
 
 @pytest.mark.parametrize(("in_s", "tokens"), NOTICES)
 async def test_notice(doomed: list[EngineProcess], in_s: float, tokens: int) -> None:
-    """Streams that would outlive the machine move, others finish there; it is released before its time, and its end is nobody's loss."""
+    """Streams that would outlive the machine move, others finish there; it is released, and its end is nobody's loss."""
     await revived(doomed[0])
-    loop = asyncio.get_running_loop()
     async with fleet(doomed, server=SERVER) as found:
         async with asyncio.TaskGroup() as group:
             tasks = await streams_under_way(found, group, f"Notice {in_s}", tokens)
             told = await notice(found, "r0", in_s)
-            taken = loop.call_later(in_s, doomed[0].kill)  # as the cloud has said
             assert told["lifecycle"] == "reclaiming"
+            # That this comes in time is a matter of virtual time (tests/sim/test_replicas_left_in_time.py).
             await until_released(found, "r0")
-            assert doomed[0].running, "the machine was gone before it was released"
-            taken.cancel()
             doomed[0].kill()
         all_whole(tasks)
 
@@ -117,7 +114,7 @@ async def test_notice_then_early_kill(doomed: list[EngineProcess]) -> None:
     await revived(doomed[0])
     async with fleet(doomed, server=SERVER) as found:
         async with asyncio.TaskGroup() as group:
-            tasks = await streams_under_way(found, group, "Early", 200)
+            tasks = await streams_under_way(found, group, "Early", 400)
             await notice(found, "r0", 30)
             doomed[0].kill()
         all_whole(tasks)
