@@ -1,5 +1,6 @@
 """What holds for all tests: an example may take as long as a busy machine makes it take, and the examples are the same each time."""
 
+import signal
 from typing import Any
 
 import pytest
@@ -11,6 +12,12 @@ pytest_plugins = ["pytester"]
 settings.register_profile("penstock", deadline=None, derandomize=True)
 settings.register_profile("others", deadline=None)
 settings.load_profile("penstock")
+
+
+def pytest_configure() -> None:
+    """In the background of a shell SIGINT is ignored, and would be by every command that a test starts and interrupts."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True)
