@@ -95,14 +95,14 @@ async def test_engines_that_call_in_are_everybodys(tmp_path: Path):
     path = "/admin/registrations/called-in"
     async with AsyncExitStack() as stack:
         engine = await stack.enter_async_context(simulated_engine())
-        config = write(tmp_path, {"registration": {"enabled": True, "ttl_s": 4}})
+        config = write(tmp_path, {"registration": {"enabled": True, "ttl_s": 6}})
         gateway = await stack.enter_async_context(serving(config, "--workers", "2"))
         described = {"url": engine, "gpu": {"type": "H100-80G"}, "cost": {"tier": "spot", "usd_per_hour": 1}}
 
         async def call_in() -> None:
             answer = await ask(gateway.url, told("PUT", path, described))
             assert answer.status == 200, answer.body.decode()
-            assert answer.json()["ttl_s"] == 4
+            assert answer.json()["ttl_s"] == 6
 
         await call_in()
         answered: set[int] = set()

@@ -120,7 +120,7 @@ async def test_limits_are_of_all_workers(tmp_path: Path) -> None:
         for client in found.values():
             refused = await client.ask(asked(key))
             assert (refused.status, refused.headers["x-ratelimit-remaining-requests"]) == (429, "0")
-            assert 30 <= int(refused.headers["retry-after"]) <= 61
+            assert 1 <= int(refused.headers["retry-after"]) <= 61
     assert "Traceback" not in gateway.log
 
 

@@ -122,7 +122,7 @@ async def test_a_streams_head_comes_before_its_first_token():
 
 async def test_figures_have_vllms_names():
     """What a scraper of vLLM reads is there after some work."""
-    async with serving() as url, httpx.AsyncClient(base_url=url) as client:
+    async with serving() as url, httpx.AsyncClient(base_url=url, timeout=PATIENCE_S) as client:
         fields = {"prompt": "A penstock is a gated pipe. " * 20, "max_tokens": 5, "ignore_eos": True}
         for _ in range(2):
             usage = (await client.post("/v1/completions", json=fields)).json()["usage"]
@@ -142,7 +142,7 @@ async def test_figures_have_vllms_names():
 
 async def test_sleep_wake_health_version_and_tokenize():
     """The small endpoints answer as vLLM's do; asleep is healthy."""
-    async with serving() as url, httpx.AsyncClient(base_url=url) as client:
+    async with serving() as url, httpx.AsyncClient(base_url=url, timeout=PATIENCE_S) as client:
         await client.post("/sleep?level=1")
         assert (await client.get("/is_sleeping")).json() == {"is_sleeping": True}
         assert (await client.get("/health")).status_code == 200
@@ -158,7 +158,7 @@ async def test_sleep_wake_health_version_and_tokenize():
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"messages": 1}', b'{"prompt": "\xff"}', b"[" * 200_000])
 async def test_a_body_that_is_no_request_gets_400(body: bytes):
     """Bytes that are not JSON, not an object or not a request are refused in the error shape."""
-    async with serving() as url, httpx.AsyncClient(base_url=url) as client:
+    async with serving() as url, httpx.AsyncClient(base_url=url, timeout=PATIENCE_S) as client:
         reply = await client.post("/v1/chat/completions", content=body)
         assert reply.status_code == 400
         assert reply.json()["error"]["type"] == "BadRequestError"
