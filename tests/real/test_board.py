@@ -159,14 +159,15 @@ async def test_draining_gateway_says_so_and_ends() -> None:
         async with tab(gateway.url) as found:
             found.expected = ["net::ERR"]
             await is_live(found)
-            body = chat("Hello", model="sim-8b", stream=True, max_tokens=700, ignore_eos=True)
+            body = chat("Hello", model="sim-8b", stream=True, max_tokens=8000, ignore_eos=True)
             async with httpx.AsyncClient(timeout=PATIENCE_S) as http, asyncio.TaskGroup() as tasks:
-                tasks.create_task(http.post(f"{gateway.url}/v1/chat/completions", json=body))
+                asking = tasks.create_task(http.post(f"{gateway.url}/v1/chat/completions", json=body))
                 await found.until(
                     "[...document.querySelectorAll('.card')].some(one => one.parts.running.innerText.startsWith('1 '))"
                 )
                 gateway.signal(signal.SIGTERM)
                 await found.page.wait_for_selector("#state[data-state=draining]")
+                asking.cancel()  # it has lasted until all was seen
             assert await gateway.exit_code() == 0
             await found.page.wait_for_selector("#state[data-state=offline]")
 

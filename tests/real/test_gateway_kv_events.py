@@ -201,8 +201,7 @@ async def test_what_the_network_loses_the_engine_repeats(engine: TellingEngine) 
             await b.learned(body)
             lossy.broken = True
             await b.fill()
-            lost = lossy.lost
-            assert lost > 0
+            await until(lambda: lossy.lost > 0, "batches are lost")
             assert b.believed(body) > 0
             lossy.broken = False
             await b.ask_engine(chat("onyx"))

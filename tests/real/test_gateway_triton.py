@@ -32,7 +32,9 @@ def gateway(
         "capacity": {"max_num_seqs": 64, "max_model_len": 4096},
     }
     with GatewayProcess(
-        tmp_path_factory.mktemp("mixed"), {"replicas": [tritons, vllm_replica("vllm", vllm_pair[0])]}
+        tmp_path_factory.mktemp("mixed"),
+        # Rows that come together meet, though a busy gateway takes its time to read them all.
+        {"replicas": [tritons, vllm_replica("vllm", vllm_pair[0])], "microbatch": {"max_age_s": 0.5}},
     ) as process:
         yield process
 
