@@ -4,7 +4,8 @@ PORT ?= 8080
 HOST ?= 127.0.0.1
 ARGS ?=
 BIN := .venv/bin
-FAST_TESTS := tests/unit tests/conformance tests/stateful tests/sim tests/integration
+# All of it, in two parts, with what failed in either in the last line.
+SUITE := $(BIN)/python -m tests.run
 
 .PHONY: serve install dev engines test test-fast check format bars chaos clean help
 
@@ -36,10 +37,10 @@ engines:  ## install the real engines for the tests (vLLM on CPU, Triton, Redis)
 
 test: dev engines  ## run everything: lint, types, all tests, real engines included
 	@$(MAKE) --no-print-directory lint
-	$(BIN)/python -m pytest $(PYTEST_ARGS) -m "not bars" tests
+	@$(SUITE) $(PYTEST_ARGS) -m "not bars"
 
 test-fast: dev  ## everything but the real engines
-	$(BIN)/python -m pytest $(PYTEST_ARGS) -m "not real and not bars" tests
+	@$(SUITE) $(PYTEST_ARGS) -m "not real and not bars"
 
 lint:
 	$(BIN)/ruff format --check .
@@ -48,10 +49,11 @@ lint:
 	$(BIN)/lint-imports
 
 check: dev lint  ## format, lint, types, imports, fast tests
-	$(BIN)/python -m pytest -q -m "not real and not bars" $(FAST_TESTS)
+	@$(SUITE) -q -m "not real and not bars" --deselect tests/chaos --deselect tests/fuzz
 
-bars: dev engines  ## soaks, long fuzzing and timing ratios
+bars: dev engines  ## soaks, long fuzzing, timing ratios, and other examples for every property
 	$(BIN)/python -m pytest $(PYTEST_ARGS) -m bars tests
+	@$(SUITE) -q -m "not real and not bars" --deselect tests/chaos --deselect tests/fuzz --hypothesis-profile=others
 
 chaos: dev  ## break engines, sockets and the gateway under streams, in the long form (docs/chaos.md)
 	$(BIN)/python -m pytest $(PYTEST_ARGS) tests/chaos

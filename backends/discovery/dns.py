@@ -31,10 +31,14 @@ class DnsSource:
 
     async def run(self, tell: Tell) -> None:
         resolver = _resolver(self._config.nameservers)
+        task = asyncio.current_task()
         known: frozenset[Address] | None = None
         empty = 0
         while True:
             addresses = await self._look(resolver)
+            # dnspython waits with asyncio.wait_for, which before Python 3.12 swallows a cancellation that comes together with the answer.
+            if task is not None and task.cancelling():
+                raise asyncio.CancelledError
             if addresses is not None:
                 empty = 0 if addresses else empty + 1
                 believed = bool(addresses) or known is None or empty >= self._config.empty_after

@@ -14,10 +14,17 @@ from tests.support.gateways import Running, listening
 from tests.support.stream_check import ERROR_EVENT
 from tests.support.stream_client import Told, told
 
-# Short enough for tests that wait for them, long enough for a machine that is busy with something else.
-QUICK: Mapping[str, Any] = {
-    "upstream": {"first_byte_timeout_s": 3.0, "stall_timeout_s": 1.5, "connect_timeout_s": 1.0},
-    "probe": {"interval_s": 0.1, "timeout_s": 1.0},
+# Nobody is late by these on a machine that is busy with something else: what breaks is what the test breaks.
+PATIENT: Mapping[str, Any] = {
+    "upstream": {"first_byte_timeout_s": 60.0, "stall_timeout_s": 60.0, "connect_timeout_s": 30.0},
+    "probe": {"interval_s": 0.1, "timeout_s": 30.0},
+    "health": {"silence_s": 30.0, "token_timeout_s": 30.0},
+}
+# For tests that wait for a silence to be noticed; who is late by these is one stream, or one look, that is broken more.
+IMPATIENT: Mapping[str, Any] = {
+    "upstream": {"stall_timeout_s": 1.5},
+    "probe": {"timeout_s": 2.0},
+    "health": {"silence_s": 1.0, "token_timeout_s": 2.0},
 }
 
 
@@ -83,7 +90,7 @@ async def fleet(engines: Sequence[EngineProcess], *, dearer: float = 1.0, **sect
             replica(name, proxy.url, usd_per_hour=dearer**number)
             for number, (name, proxy) in enumerate(proxies.items())
         ]
-        config = Config.model_validate({"replicas": replicas, **merged(QUICK, sections)})
+        config = Config.model_validate({"replicas": replicas, **merged(PATIENT, sections)})
         running = await stack.enter_async_context(listening(config))
         found = Fleet(running, proxies, plan)
         await found.until_ready()

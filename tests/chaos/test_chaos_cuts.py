@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from tests.chaos.fleet import fleet, must_continue
+from tests.chaos.fleet import IMPATIENT, fleet, must_continue
 from tests.support import faults
 from tests.support.engine_process import EngineProcess
 from tests.support.fault_proxy import Fault
@@ -32,7 +32,7 @@ PLACES = {
 @pytest.mark.parametrize("kind", list(BREAKS))
 async def test_cut_at_every_token(engines: list[EngineProcess], kind: str) -> None:
     """A chat cut after its k-th token is one unbroken, equal answer to its client, for every k; all k at once."""
-    async with fleet(engines) as found:
+    async with fleet(engines, **(IMPATIENT if kind == "silence" else {})) as found:
         answers = await asyncio.gather(
             *(found.ask(chat_body(f"Cut {k} {kind}", TOKENS), faults.at_token(k, BREAKS[kind])) for k in EVERY_K)
         )

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from tests.chaos.fleet import fleet, must_continue, must_survive
+from tests.chaos.fleet import IMPATIENT, fleet, must_continue, must_survive
 from tests.support import faults
 from tests.support.conditions import until, until_at_rest
 from tests.support.engine_process import EngineProcess
@@ -81,12 +81,15 @@ async def test_broken_everywhere(engines: list[EngineProcess]) -> None:
 @pytest.mark.parametrize("kind", list(IN_MID_STREAM))
 async def test_broken_in_mid_stream(engines: list[EngineProcess], kind: str) -> None:
     """After 5 tokens of 12: the client sees the rest from elsewhere."""
-    async with fleet(engines) as found:
+    async with fleet(engines, **(IMPATIENT if kind == "silence" else {})) as found:
         for body in (chat_body(f"Amid {kind}", 12), plain_body(f"Amid {kind}", 12)):
             must_continue(await found.ask(body, faults.at_token(5, IN_MID_STREAM[kind][0])), kind)
         await until_at_rest(found.running)
-        assert found.broken_attempts() == {IN_MID_STREAM[kind][1]: 2}
-        assert found.running.metric("penstock_stream_interruptions_total", action="resumed") == 2
+        broken = found.broken_attempts()
+        assert broken.keys() == {IN_MID_STREAM[kind][1]}
+        resumed = found.running.metric("penstock_stream_interruptions_total", action="resumed")
+        # A busy engine may be silent for as long as one that is broken.
+        assert (broken[IN_MID_STREAM[kind][1]], resumed) == (2, 2) or (kind == "silence" and resumed > 2)
 
 
 @pytest.mark.parametrize("reason", ["abort", "error"])
@@ -155,7 +158,7 @@ async def test_connections_refused_in_mid_stream(engines: list[EngineProcess]) -
         begun = asyncio.Event()
 
         async def wait(tokens: int) -> None:
-            if tokens == 20:
+            if tokens >= 20:
                 begun.set()
 
         streams = [found.ask(chat_body(f"Stands {n}", 600), at_token=wait) for n in range(12)]
@@ -175,7 +178,7 @@ async def test_connections_refused_in_mid_stream(engines: list[EngineProcess]) -
 
 async def test_metrics_black_hole(engines: list[EngineProcess]) -> None:
     """An engine that accepts and never answers /metrics serves on: its room is reckoned from our own ledger."""
-    async with fleet(engines[:1], probe={"interval_s": 0.05, "timeout_s": 0.1, "stale_after_s": 0.3}) as found:
+    async with fleet(engines[:1], probe={"interval_s": 0.05, "timeout_s": 1.5, "stale_after_s": 0.3}) as found:
         (proxy,) = found.proxies.values()
         proxy.black_hole = frozenset({b"/metrics"})
         scheduler = found.running.gateway.scheduler
@@ -192,7 +195,7 @@ async def test_metrics_black_hole(engines: list[EngineProcess]) -> None:
 
 async def test_everything_black_hole(engines: list[EngineProcess]) -> None:
     """A replica none of whose probes is answered any more goes down, and comes back with them."""
-    async with fleet(engines, probe={"interval_s": 0.05, "timeout_s": 0.1}) as found:
+    async with fleet(engines, probe={"interval_s": 0.05, "timeout_s": 1.5}) as found:
         found.proxies["r1"].black_hole = frozenset({b"/metrics", b"/health", b"/v1/models"})
         await until(lambda: found.lifecycles()["r1"] != "ready", found.lifecycles)
         for number in range(6):

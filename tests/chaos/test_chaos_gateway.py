@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.chaos.fleet import QUICK, merged, must_be_told, must_continue
+from tests.chaos.fleet import PATIENT, merged, must_be_told, must_continue
 from tests.support.engine_process import EngineProcess, replica
 from tests.support.gateway_process import GatewayProcess, serving
+from tests.support.patience import PATIENCE_S
 from tests.support.raw_http import RawClient, ask, get, post
 from tests.support.scrape import from_page
 from tests.support.stream_client import chat_body, told
@@ -18,12 +19,12 @@ from tests.support.stream_client import chat_body, told
 def write(folder: Path, engines: Sequence[EngineProcess], **sections: Any) -> Path:
     replicas = [replica(f"r{number}", engine.url) for number, engine in enumerate(engines)]
     path = folder / "penstock.yaml"
-    path.write_text(json.dumps({"replicas": replicas, **merged(QUICK, sections)}))
+    path.write_text(json.dumps({"replicas": replicas, **merged(PATIENT, sections)}))
     return path
 
 
 async def until_ready(gateway: GatewayProcess, *names: str) -> None:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE_S):
         while (await ask(gateway.url, get("/readyz"))).json()["replicas"] != dict.fromkeys(names, "ready"):
             await asyncio.sleep(0.01)
 

@@ -11,6 +11,7 @@ import pytest
 from tests.chaos.fleet import Fleet, fleet, must_continue
 from tests.support.conditions import until
 from tests.support.engine_process import EngineProcess
+from tests.support.patience import PATIENCE_S
 from tests.support.raw_http import ask, get, post
 from tests.support.stream_client import Told, chat_body
 
@@ -74,7 +75,7 @@ def all_whole(tasks: Sequence[asyncio.Task[Told]]) -> None:
 
 
 async def until_released(found: Fleet, name: str) -> None:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE_S):
         while not (await admin(found, name))["released"]:
             await asyncio.sleep(0.02)
 
@@ -95,18 +96,15 @@ NOTICES = [
 
 @pytest.mark.parametrize(("in_s", "tokens"), NOTICES)
 async def test_notice(doomed: list[EngineProcess], in_s: float, tokens: int) -> None:
-    """Streams that would outlive the machine move, others finish there; it is released before its time, and its end is nobody's loss."""
+    """Streams that would outlive the machine move, others finish there; it is released, and its end is nobody's loss."""
     await revived(doomed[0])
-    loop = asyncio.get_running_loop()
     async with fleet(doomed, server=SERVER) as found:
         async with asyncio.TaskGroup() as group:
             tasks = await streams_under_way(found, group, f"Notice {in_s}", tokens)
             told = await notice(found, "r0", in_s)
-            taken = loop.call_later(in_s, doomed[0].kill)  # as the cloud has said
             assert told["lifecycle"] == "reclaiming"
+            # That this comes in time is a matter of virtual time (tests/sim/test_replicas_left_in_time.py).
             await until_released(found, "r0")
-            assert doomed[0].running, "the machine was gone before it was released"
-            taken.cancel()
             doomed[0].kill()
         all_whole(tasks)
 
@@ -116,7 +114,7 @@ async def test_notice_then_early_kill(doomed: list[EngineProcess]) -> None:
     await revived(doomed[0])
     async with fleet(doomed, server=SERVER) as found:
         async with asyncio.TaskGroup() as group:
-            tasks = await streams_under_way(found, group, "Early", 200)
+            tasks = await streams_under_way(found, group, "Early", 400)
             await notice(found, "r0", 30)
             doomed[0].kill()
         all_whole(tasks)

@@ -3,16 +3,18 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
+from typing import Any
 
 import pytest
 
-from tests.chaos.fleet import Fleet, fleet, must_be_told, must_continue, must_survive
+from tests.chaos.fleet import IMPATIENT, Fleet, fleet, must_be_told, must_continue, must_survive
 from tests.support.conditions import until
 from tests.support.engine_process import EngineProcess
+from tests.support.patience import PATIENCE_S
 from tests.support.stream_client import AtToken, Told, chat_body
 
 STREAMS = 18
-TOKENS = 200  # some 4 ms each: long enough to be under way when something happens to their engine
+TOKENS = 100  # some 20 ms each: under way when something happens to their engine, though their clients are slow to see them begin
 BEGUN_TOKENS = 5
 
 
@@ -20,15 +22,15 @@ BEGUN_TOKENS = 5
 def mortals() -> Iterator[list[EngineProcess]]:
     """Three whose lives the tests end; each test begins with all of them running."""
     with ExitStack() as stack:
-        yield [stack.enter_context(EngineProcess(seed=seed, speed=2.0)) for seed in (1, 2, 3)]
+        yield [stack.enter_context(EngineProcess(seed=seed, speed=0.4)) for seed in (1, 2, 3)]
 
 
 @asynccontextmanager
-async def alive(engines: Sequence[EngineProcess]) -> AsyncIterator[Fleet]:
+async def alive(engines: Sequence[EngineProcess], **sections: Any) -> AsyncIterator[Fleet]:
     for engine in engines:
         if not engine.running:
             engine.start()
-    async with fleet(engines) as found:
+    async with fleet(engines, **sections) as found:
         yield found
 
 
@@ -94,7 +96,7 @@ async def test_all_gone_then_back(mortals: list[EngineProcess]) -> None:
         for engine in mortals:
             engine.kill()
 
-    async with alive(mortals) as found:
+    async with alive(mortals, migration={"max_wait_s": 3.0}) as found:
         for answer in await under_streams(found, "All", strike):
             if answer.faults:
                 must_be_told(answer)
@@ -111,7 +113,7 @@ async def test_all_gone_then_back(mortals: list[EngineProcess]) -> None:
 
 async def test_sigstop_and_sigcont(mortals: list[EngineProcess]) -> None:
     """An engine freezes under its streams, its sockets standing: they go on elsewhere; thawed, it comes back."""
-    async with alive(mortals) as found:
+    async with alive(mortals, **IMPATIENT) as found:
         try:
             answers = await under_streams(found, "Freeze", mortals[0].freeze)
             for answer in on(answers, "r1", "r2"):
@@ -151,7 +153,7 @@ async def test_sigterm(mortals: list[EngineProcess]) -> None:
 
 async def until_takes_work(found: Fleet, name: str) -> None:
     """Until an answer comes from this replica; each is right."""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE_S):
         number = 0
         replica = ""
         while replica != name:

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from config.schema import Config
-from tests.chaos.fleet import QUICK, Fleet, fleet, must_continue
+from tests.chaos.fleet import PATIENT, Fleet, fleet, must_continue
 from tests.support.conditions import until, until_at_rest
 from tests.support.engine_process import EngineProcess, replica
 from tests.support.fault_proxy import FaultProxy, Plan
 from tests.support.gateways import listening
+from tests.support.patience import PATIENCE_S
 from tests.support.stream_client import chat_body
 
 HOST = "engine.penstock.test"
@@ -29,7 +30,7 @@ async def test_clock_jump(engines: list[EngineProcess], monkeypatch: pytest.Monk
     async with fleet(engines) as found:
 
         async def jump(tokens: int) -> None:
-            if tokens == 10:
+            if tokens >= 10:
                 offset[0] = jump_s
 
         answers = await asyncio.gather(*(found.ask(chat_body(f"Jump {n}", 100), at_token=jump) for n in range(12)))
@@ -66,7 +67,7 @@ async def by_name(engines: list[EngineProcess], names: Names) -> AsyncIterator[t
         await engine.ready()
     async with FaultProxy("old", engines[0].url, plan) as old, FaultProxy("new", engines[1].url, plan) as new:
         names.port = old.port
-        config = Config.model_validate({"replicas": [replica("named", f"http://{HOST}:80")], **QUICK})
+        config = Config.model_validate({"replicas": [replica("named", f"http://{HOST}:80")], **PATIENT})
         async with listening(config) as running:
             found = Fleet(running, {"named": old}, plan)
             await found.until_ready()
@@ -81,7 +82,7 @@ async def test_dns_change(engines: list[EngineProcess], monkeypatch: pytest.Monk
         must_continue(await found.ask(chat_body("Old", 20)))
 
         async def change(tokens: int) -> None:
-            if tokens == 10:
+            if tokens >= 10:
                 names.port = new.port
 
         for answer in await asyncio.gather(
@@ -91,7 +92,7 @@ async def test_dns_change(engines: list[EngineProcess], monkeypatch: pytest.Monk
         before = new.requests
         await old.refuse()
         await found.until_ready()
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE_S):
             while new.requests == before:
                 answer = await found.ask(chat_body("New", 20))
                 if answer.status == 200:
@@ -107,7 +108,7 @@ async def test_dns_fails_for_a_while(engines: list[EngineProcess], monkeypatch: 
     async with by_name(engines, names) as (found, old, _):
 
         async def forget(tokens: int) -> None:
-            if tokens == 10:
+            if tokens >= 10:
                 names.port = None
 
         must_continue(await found.ask(chat_body("Forget", 200), at_token=forget))
@@ -126,7 +127,7 @@ async def test_dns_change_in_mid_stream(engines: list[EngineProcess], monkeypatc
     async with by_name(engines, names) as (found, old, new):
 
         async def leave(tokens: int) -> None:
-            if tokens == 30 and names.port == old.port:
+            if tokens >= 30 and names.port == old.port:
                 names.port = new.port
                 await old.refuse()
 

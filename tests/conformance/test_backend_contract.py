@@ -10,6 +10,7 @@ import pytest
 from backends.backend import EngineReply, ServedModel, UpstreamError
 from backends.one_token import ask_one_token
 from tests.support.backend_rigs import RIGS, WORDS, Rig
+from tests.support.patience import PATIENCE_S
 
 
 @pytest.fixture(params=RIGS)
@@ -23,18 +24,18 @@ async def read(reply: EngineReply) -> bytes:
 
 
 async def rest(body: AsyncIterator[bytes]) -> bytes:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         return b"".join([piece async for piece in body])
 
 
 async def until_idle(rig: Rig) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         while await rig.busy():
             await asyncio.sleep(0.005)
 
 
 async def until_busy(rig: Rig) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         while not await rig.busy():
             await asyncio.sleep(0.005)
 

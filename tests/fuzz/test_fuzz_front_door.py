@@ -20,6 +20,7 @@ from router.ingress import HotPath
 from tests.fuzz.request_reading import the_request_reader
 from tests.support.fuzzing import Property, fuzz
 from tests.support.gateway_thread import GatewayThread, gateway_thread
+from tests.support.patience import PATIENCE_S
 from tests.support.raw_http import RawClient
 
 SEED = 5
@@ -36,7 +37,6 @@ CONFIG = Config.model_validate(
         ]
     }
 )  # fmt: skip
-PATIENCE_S = 60
 
 
 @pytest.fixture(scope="module")
@@ -225,7 +225,7 @@ def bytes_on_a_socket(url: str) -> Property:
     )
 
 
-def for_so_long(gateways: list[GatewayThread], *, seconds: float, seed: int, examples: int) -> int:
+def rounds_of(gateways: list[GatewayThread], *, seconds: float = 0, seed: int, examples: int) -> int:
     wire, asgi = gateways
     found = [
         the_request_reader,
@@ -235,19 +235,19 @@ def for_so_long(gateways: list[GatewayThread], *, seconds: float, seed: int, exa
         *[bytes_on_a_socket(asgi.url)] * 2,
     ]
     rounds = fuzz(found, seconds=seconds, seed=seed, examples=examples)
+    assert rounds >= len(found)
     for gateway in gateways:
         finished(gateway)
     return rounds
 
 
-@pytest.mark.timeout(300)
 def test_fuzz_front_door(gateways: list[GatewayThread]) -> None:
-    """Half a minute of what our OpenAPI allows and forbids, and of bytes that are hardly HTTP; the same ones each time."""
-    assert for_so_long(gateways, seconds=30, seed=SEED, examples=15) > 0
+    """Some seconds of what our OpenAPI allows and forbids, and of bytes that are hardly HTTP; the same ones each time."""
+    assert rounds_of(gateways, seed=SEED, examples=15) > 0
 
 
 @pytest.mark.bars
 @pytest.mark.timeout(1800)
 def test_fuzz_front_door_for_long(gateways: list[GatewayThread]) -> None:
     """Ten minutes, other ones each time."""
-    assert for_so_long(gateways, seconds=600, seed=secrets.randbelow(2**32), examples=100) > 0
+    assert rounds_of(gateways, seconds=600, seed=secrets.randbelow(2**32), examples=100) > 0

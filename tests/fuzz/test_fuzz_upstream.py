@@ -276,10 +276,9 @@ PROPERTIES = [
 ]  # fmt: skip
 
 
-@pytest.mark.timeout(300)
 def test_fuzz_upstream() -> None:
-    """Half a minute of mutated transcripts, arbitrary bytes and arbitrary cuts, the same ones each time."""
-    assert fuzz(PROPERTIES, seconds=30, seed=SEED) >= len(PROPERTIES)
+    """Some seconds of mutated transcripts, arbitrary bytes and arbitrary cuts, the same ones each time."""
+    assert fuzz(PROPERTIES, turns=3, seed=SEED) == 3 * len(PROPERTIES)
 
 
 @pytest.mark.bars

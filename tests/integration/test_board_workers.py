@@ -59,7 +59,7 @@ async def test_whoever_is_asked_shows_all_workers(tmp_path: Path) -> None:
         looking = await one_each(stack, gateway.url)
         talking = await one_each(stack, gateway.url)
         for client in talking.values():
-            await client.send(story(150))
+            await client.send(story(500))
             await client.head()
         for client in looking.values():
             known = await until(client, lambda known: running(known) == 2)
@@ -70,7 +70,7 @@ async def test_whoever_is_asked_shows_all_workers(tmp_path: Path) -> None:
         for client in talking.values():
             await client.rest_of_chunks()
         for client in looking.values():
-            known = await until(client, lambda known: running(known) == 0 and tokens(known) == 300)
+            known = await until(client, lambda known: running(known) == 0 and tokens(known) == 1000)
             assert sum(pulse.requests for pulse in known.pulses) == 2
             assert {line.outcome for line in known.placements} == {"completed"}
             assert any(pulse.itl_p50_s is not None for pulse in known.pulses)
@@ -89,7 +89,7 @@ async def test_what_waits_in_two_workers_is_one_row(tmp_path: Path) -> None:
         known = await until(looking[1], lambda known: [row.depth for row in known.queue] == [2])
         (row,) = known.queue
         assert (row.model, row.service_tier, row.tenant) == ("m", "flex", "anonymous")
-        assert [other.depth for other in (await fleet(looking[2])).queue] == [2]
+        await until(looking[2], lambda known: [row.depth for row in known.queue] == [2])
 
 
 async def test_a_viewer_outlives_another_worker(tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ async def test_viewers_do_not_hold_up_the_end(tmp_path: Path) -> None:
     """They see the drain while something runs; then the stream ends as it should, and the gateway is gone."""
     async with engine() as url, serving(write(tmp_path, url, drain_timeout_s=60)) as gateway:
         async with connected(gateway.url) as watching, connected(gateway.url) as talking:
-            await talking.send(story(150))
+            await talking.send(story(500))
             await talking.head()
             await watching.send(WATCH)
             await watching.head()

@@ -10,10 +10,9 @@ from urllib.parse import urlsplit
 from tests.support.asgi import chat
 from tests.support.fake_kubernetes import NODES, SLICES, FakeKubernetes, endpoint, endpoint_slice, node
 from tests.support.gateway_process import serving
+from tests.support.patience import PATIENCE_S
 from tests.support.raw_http import ask, get, head, post
 from tests.support.two_workers import engine as simulated_engine
-
-_PATIENCE_S = 30.0
 
 
 def told(method: str, path: str, body: dict[str, Any] | None = None) -> bytes:
@@ -37,7 +36,7 @@ async def until_replicas(url: str, **lifecycles: str) -> dict[str, dict[str, Any
     wanted = {name.replace("_", "-"): lifecycle for name, lifecycle in lifecycles.items()}
     found = await replicas(url)
     try:
-        async with asyncio.timeout(_PATIENCE_S):
+        async with asyncio.timeout(PATIENCE_S):
             while {name: one["lifecycle"] for name, one in found.items()} != wanted:
                 await asyncio.sleep(0.05)
                 found = await replicas(url)
@@ -96,18 +95,18 @@ async def test_engines_that_call_in_are_everybodys(tmp_path: Path):
     path = "/admin/registrations/called-in"
     async with AsyncExitStack() as stack:
         engine = await stack.enter_async_context(simulated_engine())
-        config = write(tmp_path, {"registration": {"enabled": True, "ttl_s": 4}})
+        config = write(tmp_path, {"registration": {"enabled": True, "ttl_s": 6}})
         gateway = await stack.enter_async_context(serving(config, "--workers", "2"))
         described = {"url": engine, "gpu": {"type": "H100-80G"}, "cost": {"tier": "spot", "usd_per_hour": 1}}
 
         async def call_in() -> None:
             answer = await ask(gateway.url, told("PUT", path, described))
             assert answer.status == 200, answer.body.decode()
-            assert answer.json()["ttl_s"] == 4
+            assert answer.json()["ttl_s"] == 6
 
         await call_in()
         answered: set[int] = set()
-        async with asyncio.timeout(_PATIENCE_S):
+        async with asyncio.timeout(PATIENCE_S):
             while len(answered) < 2:
                 await call_in()
                 ready = (await ask(gateway.url, get("/readyz"))).json()
@@ -123,7 +122,7 @@ async def test_engines_that_call_in_are_everybodys(tmp_path: Path):
             answer = await ask(gateway.url, told("PUT", "/admin/registrations/bad", bad))
             assert answer.status == 400
             assert word in answer.body.decode()
-        async with asyncio.timeout(_PATIENCE_S):  # each worker's clock is its own
+        async with asyncio.timeout(PATIENCE_S):  # each worker's clock is its own
             while (await ask(gateway.url, told("DELETE", path))).status != 404:
                 await asyncio.sleep(0.1)
             while (await ask(gateway.url, get("/admin/registrations"))).json()["data"]:

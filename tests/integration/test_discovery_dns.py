@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
@@ -69,6 +69,23 @@ async def test_while_nobody_can_say_the_fleet_stays(trouble: str, caplog: pytest
             assert urls(heard) == ["http://10.0.0.1:8000"]
             setattr(server, trouble, False)
             await until(lambda: urls(heard) == ["http://10.0.0.9:8000"])
+
+
+async def test_a_swallowed_cancellation_ends_it_all_the_same(monkeypatch: pytest.MonkeyPatch):
+    """As asyncio.wait_for of Python 3.11 does where the answer comes together with it: the gateway must not wait for ever for its end."""
+    looks = 0
+
+    async def swallows(_source: DnsSource, _resolver: object) -> None:
+        nonlocal looks
+        looks += 1
+        assert looks == 1, "it goes on"
+        with suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+
+    monkeypatch.setattr(DnsSource, "_look", swallows)
+    async with FakeDns() as server, listening(server, port=8000) as heard:
+        await until(lambda: looks == 1)
+    assert heard == []
 
 
 async def test_a_name_that_is_gone_is_believed_the_third_time():

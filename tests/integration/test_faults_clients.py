@@ -13,6 +13,7 @@ from tests.support.conditions import until, until_at_rest
 from tests.support.fake_engine import FakeEngine, Script, chunk, document
 from tests.support.faulty_engine import engine_with, events
 from tests.support.gateways import fake_config, listening
+from tests.support.patience import PATIENCE_S
 from tests.support.raw_http import RawClient, ask, connected, get, post
 from tests.support.scripted_server import Peer
 
@@ -43,9 +44,9 @@ class Fountain:
 async def stopped_growing(fountain: Fountain) -> int:
     """Bytes sent, once it has sent nothing more for many turns of the loop."""
     quiet, before = 0, -1
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         while quiet < 20:
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.002)
             quiet = quiet + 1 if fountain.sent_bytes == before else 0
             before = fountain.sent_bytes
     return before
@@ -62,7 +63,7 @@ async def test_client_that_stops_reading() -> None:
         config = Config.model_validate(
             {
                 "replicas": [{"name": "a", "url": engine.url}],
-                "server": {"write_stall_timeout_s": 1.5},
+                "server": {"write_stall_timeout_s": 3},
                 "upstream": {"buffer_bytes": 65536},
             }
         )
@@ -74,7 +75,7 @@ async def test_client_that_stops_reading() -> None:
             assert not fountain.closed.is_set()
             assert gateway.gateway.dispatcher.active == 1
             assert (await ask(gateway.url, get("/livez"))).status == 200
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(PATIENCE_S):
                 await fountain.closed.wait()
             await until_at_rest(gateway)
             assert gateway.metric("penstock_client_disconnects_total") == 1
@@ -170,6 +171,7 @@ async def test_a_thousand_clients_hang_up_at_once(crowd: list[RawClient]) -> Non
         {"a": engine},
         {"max_num_seqs": 600, "kv_blocks": 10**6, "max_num_batched_tokens": 10**6},
         scheduling={"objectives": {"tpot_s": 3600}},
+        queue={"max_wait_s": 600},
     )
     async with listening(config, {"a": engine}) as gateway:
         for number in range(HANGING_UP):

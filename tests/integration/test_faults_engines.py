@@ -13,6 +13,7 @@ from tests.support.conditions import until, until_at_rest
 from tests.support.fake_engine import DONE, chunk, sse, usage_chunk
 from tests.support.faulty_engine import engine_with, error, events, sends
 from tests.support.gateways import Running, listening
+from tests.support.patience import PATIENCE_S
 from tests.support.raw_http import Answer, ask, connected, post
 from tests.support.scripted_server import Peer, Script, ScriptedServer, answer
 
@@ -200,7 +201,7 @@ async def test_engine_that_is_aborted() -> None:
         async with connected(running.url) as client:
             await client.send(STREAM)
             await client.head()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             await gone.wait()
         await until_at_rest(running)
         assert running.metric("penstock_requests_total", status="499") == 1

@@ -14,6 +14,7 @@ from tests.support.asgi import chat
 from tests.support.conditions import at_rest, until, until_at_rest
 from tests.support.fake_engine import FakeEngine
 from tests.support.gateways import Running, fake_config, listening
+from tests.support.patience import PATIENCE_S
 from tests.support.raw_http import ask, connected, get, head, post
 
 CHAT = "/v1/chat/completions"
@@ -27,8 +28,16 @@ def engine() -> FakeEngine:
 
 @pytest.fixture(params=list(DataPlane))
 async def gateway(engine: FakeEngine, request: pytest.FixtureRequest) -> AsyncIterator[Running]:
-    server = {"max_body_bytes": MAX_BODY_BYTES, "body_timeout_s": 0.3, "data_plane": request.param}
+    server = {"max_body_bytes": MAX_BODY_BYTES, "body_timeout_s": PATIENCE_S, "data_plane": request.param}
     config = fake_config({"a": engine}, server=server)
+    async with listening(config, {"a": engine}) as running:
+        yield running
+
+
+@pytest.fixture(params=list(DataPlane))
+async def hasty(engine: FakeEngine, request: pytest.FixtureRequest) -> AsyncIterator[Running]:
+    """One that does not wait for bodies."""
+    config = fake_config({"a": engine}, server={"body_timeout_s": 0.3, "data_plane": request.param})
     async with listening(config, {"a": engine}) as running:
         yield running
 
@@ -155,20 +164,20 @@ async def test_huge_body_in_chunks(gateway: Running, engine: FakeEngine) -> None
 
 async def test_huge_body_from_a_client_that_sends_all_before_it_reads(gateway: Running, engine: FakeEngine) -> None:
     """The refusal reaches httpx, and so OpenAI's SDK, which see a reset where a server closes on what they still send."""
-    async with httpx.AsyncClient(trust_env=False, timeout=30) as client:
+    async with httpx.AsyncClient(trust_env=False, timeout=PATIENCE_S) as client:
         answer = await client.post(gateway.url + CHAT, content=b"x" * 4 * MAX_BODY_BYTES)
     assert answer.status_code == 413
     await still_serves(gateway, engine)
 
 
-async def test_body_that_never_ends(gateway: Running, engine: FakeEngine) -> None:
+async def test_body_that_never_ends(hasty: Running, engine: FakeEngine) -> None:
     """A body that does not arrive in time is a 408, and its connection is closed."""
-    async with connected(gateway.url) as client:
+    async with connected(hasty.url) as client:
         await client.send(head("POST", CHAT, "content-length: 1000"), b'{"model"')
         answer = await client.answer()
         assert (answer.status, answer.error["code"]) == (408, "request_timeout")
         assert await client.until_closed() == b""
-    await still_serves(gateway, engine)
+    await still_serves(hasty, engine)
 
 
 async def test_client_that_leaves_in_its_body(gateway: Running, engine: FakeEngine) -> None:

@@ -9,6 +9,7 @@ from tests.support.asgi import chat
 from tests.support.conditions import until, until_at_rest
 from tests.support.fake_engine import FakeEngine
 from tests.support.gateways import Running, fake_config, listening
+from tests.support.patience import PATIENCE_S
 from tests.support.raw_http import ask, connected, head, post
 
 CHAT = "/v1/chat/completions"
@@ -19,7 +20,7 @@ BUDGET = 64 * 1024
 async def gateway(request: pytest.FixtureRequest) -> AsyncIterator[Running]:
     engine = FakeEngine()
     config = fake_config(
-        {"a": engine}, server={"max_held_body_bytes": BUDGET, "data_plane": request.param, "body_timeout_s": 10}
+        {"a": engine}, server={"max_held_body_bytes": BUDGET, "data_plane": request.param, "body_timeout_s": PATIENCE_S}
     )
     async with listening(config, {"a": engine}) as running:
         yield running

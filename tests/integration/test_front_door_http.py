@@ -17,7 +17,7 @@ DOCUMENT = post(CHAT, chat())
 
 
 def config_for(engine: FakeEngine, **server: object) -> Config:
-    return fake_config({"a": engine}, server={"header_timeout_s": 0.3, **server})
+    return fake_config({"a": engine}, server=server)
 
 
 @pytest.fixture
@@ -31,6 +31,14 @@ async def gateway(engine: FakeEngine, request: pytest.FixtureRequest) -> AsyncIt
         yield running
 
 
+@pytest.fixture(params=list(DataPlane))
+async def hasty(engine: FakeEngine, request: pytest.FixtureRequest) -> AsyncIterator[Running]:
+    """One that does not wait for heads."""
+    config = config_for(engine, data_plane=request.param, header_timeout_s=0.3)
+    async with listening(config, {"a": engine}) as running:
+        yield running
+
+
 async def last_answer(client: RawClient) -> Answer:
     """An answer after which the connection is closed."""
     answer = await client.answer()
@@ -39,24 +47,24 @@ async def last_answer(client: RawClient) -> Answer:
     return answer
 
 
-async def test_slow_headers(gateway: Running) -> None:
+async def test_slow_headers(hasty: Running) -> None:
     """A head that is dribbled gets 408 and its connection back (slowloris); others are served meanwhile."""
-    async with connected(gateway.url) as client:
+    async with connected(hasty.url) as client:
         await client.send(b"POST /v1/chat/completions HTTP/1.1\r\nhost:")
-        assert (await ask(gateway.url, get("/livez"))).status == 200
+        assert (await ask(hasty.url, get("/livez"))).status == 200
         answer = await last_answer(client)
         assert (answer.status, answer.error["code"]) == (408, "request_timeout")
 
 
-async def test_connection_that_sends_nothing(gateway: Running) -> None:
+async def test_connection_that_sends_nothing(hasty: Running) -> None:
     """A connection without a byte is closed like one with half a head."""
-    async with connected(gateway.url) as client:
+    async with connected(hasty.url) as client:
         assert (await last_answer(client)).status == 408
 
 
-async def test_empty_lines_keep_no_connection(gateway: Running) -> None:
+async def test_empty_lines_keep_no_connection(hasty: Running) -> None:
     """An empty line after an answer, allowed as it is, does not turn the idle timeout off."""
-    async with connected(gateway.url) as client:
+    async with connected(hasty.url) as client:
         assert (await client.ask(get("/livez"))).status == 200
         await client.send(b"\r\n")
         assert (await last_answer(client)).status == 408
@@ -155,11 +163,11 @@ async def test_pipelined_client_that_hangs_up(gateway: Running, engine: FakeEngi
     assert len(engine.calls) == 1
 
 
-async def test_garbage_behind_a_stream(gateway: Running, engine: FakeEngine) -> None:
+async def test_garbage_behind_a_stream(hasty: Running, engine: FakeEngine) -> None:
     """What is malformed behind a running stream, or late, does not write into it; the stream ends whole, then the connection."""
     for behind in (b"BOGUS\r\n\r\n", b"POST /v1/ch"):
         engine.scripts.append(Script([chunk("x"), chunk("y"), chunk("z", finish="stop")], gap_s=0.25))
-        async with connected(gateway.url) as client:
+        async with connected(hasty.url) as client:
             await client.send(STREAM + behind)
             answer = await client.answer()
             assert answer.events()[-1] == "[DONE]"

@@ -18,11 +18,11 @@ from backends.simulated.tokens import expected_text
 from config.schema import Config
 from tests.support.conditions import until, until_at_rest
 from tests.support.gateways import Running, listening
+from tests.support.patience import PATIENCE_S
 from tests.support.servers import in_this_loop
 
 HELLO = [{"role": "user", "content": "Hello"}]
 TOKENS = 8
-_PATIENCE_S = 60
 TAUGHT = 25  # answers, before the predictions of a replica are worth something
 
 
@@ -79,7 +79,12 @@ async def two() -> AsyncIterator[tuple[Running, Freezing]]:
         ]
         scheduling = {"hedge": {"floor_s": 0.3}}
         config = Config.model_validate(
-            {"replicas": replicas, "scheduling": scheduling, "probe": {"unhealthy_after": 999}}
+            {
+                "replicas": replicas,
+                "scheduling": scheduling,
+                "probe": {"unhealthy_after": 999},
+                "health": {"enabled": False},
+            }
         )
         async with listening(config) as running:
             async with sdk(running) as client:
@@ -123,11 +128,11 @@ async def test_a_frozen_engine_s_request_is_answered_by_the_other(stream: bool) 
     async with two() as (running, cheap), sdk(running) as client:
         won = running.metric("penstock_hedges_total", outcome="won")
         cheap.frozen = True
-        async with asyncio.timeout(_PATIENCE_S):
-            while not cheap.left:  # a machine that is busy elsewhere may have taught that the cheap one is slow
+        async with asyncio.timeout(PATIENCE_S):
+            # A machine that is busy elsewhere may have taught that the cheap one is slow: then it is the second try that goes there.
+            while running.metric("penstock_hedges_total", outcome="won") == won:
                 assert await ask(client, stream=stream) == whole
-        assert cheap.left == 1
-        assert running.metric("penstock_hedges_total", outcome="won") == won + 1
+        assert cheap.left >= 1
         assert running.metric("penstock_upstream_attempts_total", replica="cheap", outcome="hedged") >= 1
         await until(lambda: {state.running for state in running.gateway.scheduler.states(0.0)} == {0})
 

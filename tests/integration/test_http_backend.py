@@ -9,6 +9,7 @@ import pytest
 from backends.backend import EngineCall, ProbeResult, ServedModel
 from backends.vllm import HttpBackend
 from config.schema import ReplicaConfig, Upstream
+from tests.support.patience import PATIENCE_S
 from tests.support.scripted_server import Peer, Script, ScriptedServer, answer, answers, chunked
 
 MODELS = {
@@ -42,9 +43,9 @@ def pages(**by_name: bytes) -> Script:
     return play
 
 
-def backend(url: str, **replica: object) -> HttpBackend:
+def backend(url: str, *, probe_timeout_s: float = PATIENCE_S, **replica: object) -> HttpBackend:
     config = ReplicaConfig.model_validate({"name": "r", "url": url, **replica})
-    return HttpBackend(config, upstream=Upstream(), probe_timeout_s=0.5)
+    return HttpBackend(config, upstream=Upstream(), probe_timeout_s=probe_timeout_s)
 
 
 def call(*, stream: bool = False) -> EngineCall:
@@ -202,14 +203,14 @@ async def test_a_dying_engine_is_not_ready():
 async def test_one_silent_page_does_not_make_an_engine_unready(silent: str):
     """Each look has its own timeout; what was not said is unknown."""
     answering = {"health": answer(b""), "models": json_answer(MODELS), "metrics": answer(METRICS.encode())}
-    result, _ = await probed(pages(**{**answering, silent: b""}))
+    result, _ = await probed(pages(**{**answering, silent: b""}), probe_timeout_s=2.0)
     assert result.ready
     assert (result.models == (), result.metrics == {}) == (silent == "models", silent == "metrics")
 
 
 async def test_a_silent_engine_is_not_ready():
     """Accepting connections is not health."""
-    result, _ = await probed(pages(health=b""))
+    result, _ = await probed(pages(health=b""), probe_timeout_s=0.5)
     assert (result.ready, result.detail) == (False, "health: no answer within 0.5 s")
 
 
@@ -276,7 +277,7 @@ async def test_cancelling_a_send_cancels_the_work_upstream():
         sending = tasks.create_task(engine.send(call()))
         await asked.wait()
         sending.cancel()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             await left.wait()
         assert engine.statistics().open == 0
         await engine.aclose()

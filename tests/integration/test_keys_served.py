@@ -15,11 +15,11 @@ from openai import AsyncOpenAI, AuthenticationError, RateLimitError
 
 from tests.support.asgi import chat
 from tests.support.gateway_process import GatewayProcess, serving, started
+from tests.support.patience import PATIENCE_S
 from tests.support.raw_http import RawClient, ask, connected, get, post
 from tests.support.scrape import from_page
 
 CHAT = "/v1/chat/completions"
-PATIENCE_S = 30.0
 LIMIT = 20
 BODY = chat("Hi", model="m", max_tokens=2)
 
@@ -120,7 +120,7 @@ async def test_limits_are_of_all_workers(tmp_path: Path) -> None:
         for client in found.values():
             refused = await client.ask(asked(key))
             assert (refused.status, refused.headers["x-ratelimit-remaining-requests"]) == (429, "0")
-            assert 30 <= int(refused.headers["retry-after"]) <= 61
+            assert 1 <= int(refused.headers["retry-after"]) <= 61
     assert "Traceback" not in gateway.log
 
 

@@ -11,8 +11,7 @@ import zmq.asyncio
 from backends.kv_events.messages import Batch, Removed
 from backends.kv_events.subscriber import Subscriber
 from tests.support.kv_publisher import Publisher, free_endpoint, packed, publishing, removed
-
-_PATIENCE_S = 30.0
+from tests.support.patience import PATIENCE_S
 
 
 class Heard:
@@ -37,7 +36,7 @@ class Heard:
 
     async def until(self, *log: Any) -> None:
         """Exactly these entries came; nothing is left to come that belongs to them."""
-        async with asyncio.timeout(_PATIENCE_S):
+        async with asyncio.timeout(PATIENCE_S):
             while len(self.log) < len(log):
                 await asyncio.sleep(0.002)
         assert self.log == list(log)

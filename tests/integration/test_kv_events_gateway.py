@@ -17,6 +17,7 @@ from router.openai.request import read_call
 from tests.support.conditions import until
 from tests.support.gateways import Running, listening
 from tests.support.kv_engine import MODEL, KvEngine, kv_engine, replica_of
+from tests.support.patience import PATIENCE_S
 
 R = ReplicaId("r")
 CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
@@ -53,7 +54,7 @@ class Bench:
         self._http = http
 
     async def ask(self, body: dict[str, Any], path: str = COMPLETION) -> httpx.Response:
-        return await self._http.post(f"{self.running.url}{path}", json=body, timeout=30)
+        return await self._http.post(f"{self.running.url}{path}", json=body, timeout=PATIENCE_S)
 
     def believed(self, body: dict[str, Any], path: str = COMPLETION) -> int:
         """Leading chunks of this prompt that the replica is believed to hold."""

@@ -10,6 +10,7 @@ from backends.simulated.bodies import chat_text
 from backends.simulated.tokens import expected_text
 from tests.support.asgi import chat
 from tests.support.gateway_process import GatewayProcess, serving
+from tests.support.patience import PATIENCE_S
 from tests.support.raw_http import ask, connected, get, post
 from tests.support.scrape import from_page
 
@@ -37,7 +38,7 @@ async def reloads(gateway: GatewayProcess, result: str) -> float:
 
 
 async def until_ready(gateway: GatewayProcess, *names: str) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         while await replicas(gateway) != dict.fromkeys(names, "ready"):
             await asyncio.sleep(0.01)
 
@@ -69,7 +70,7 @@ async def test_reload_takes_other_models(tmp_path: Path) -> None:
         write(tmp_path, "sim", models=("n",))
         gateway.signal(signal.SIGHUP)
         await gateway.until_log("configuration reloaded: 1 replicas")
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             while (await ask(gateway.url, post(CHAT, chat("Hi", model="n", max_tokens=3)))).status != 200:
                 await asyncio.sleep(0.01)
         assert [row["id"] for row in (await ask(gateway.url, get("/v1/models"))).json()["data"]] == ["n"]

@@ -47,9 +47,9 @@ async def begun(client: RawClient, *requests: bytes) -> bytes:
 async def test_sigterm_lets_streams_finish(config: Path) -> None:
     """After SIGTERM: streams end whole, whoever comes is told 503 and when to come back, and the exit code is 0."""
     async with serving(config) as gateway, connected(gateway.url) as streaming, connected(gateway.url) as asking:
-        first = await begun(streaming, story(150))
+        first = await begun(streaming, story(600))
         # Behind a stream, so that its connection is kept: idle ones are closed.
-        other = await begun(asking, story(20), get("/readyz"))
+        other = await begun(asking, story(200), get("/readyz"))
         gateway.signal(signal.SIGTERM)
         await gateway.until_log("draining: 2 requests in flight")
         other += await asking.rest_of_chunks()
@@ -63,7 +63,7 @@ async def test_sigterm_lets_streams_finish(config: Path) -> None:
         body = first + await streaming.rest_of_chunks()
         assert body.endswith(b"data: [DONE]\n\n")
         events = [json.loads(line[6:]) for line in body.decode().split("\n") if line.startswith("data: {")]
-        assert told(events) == expected_text(chat_text([{"role": "user", "content": "Hello"}]), 150)
+        assert told(events) == expected_text(chat_text([{"role": "user", "content": "Hello"}]), 600)
         assert await streaming.until_closed() == b""
         assert await gateway.exit_code() == 0
     assert "Traceback" not in gateway.log

@@ -15,6 +15,7 @@ from backends.simulated.bodies import chat_text
 from backends.simulated.options import EngineOptions
 from backends.simulated.server import create_engine_app, engine_server
 from backends.simulated.tokens import encode, expected_text
+from tests.support.patience import PATIENCE_S
 
 OPTIONS = EngineOptions(kv_blocks=512, max_model_len=4096, speed=50)
 SLOW = EngineOptions(kv_blocks=512, max_model_len=4096, speed=0.1)  # some 80 ms a token: never done within a test
@@ -30,7 +31,7 @@ async def serving(options: EngineOptions = OPTIONS) -> AsyncIterator[str]:
         server = uvicorn.Server(config)
         task = asyncio.get_running_loop().create_task(server.serve(sockets=[listener]))
         try:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(PATIENCE_S):
                 while not server.started:
                     await asyncio.sleep(0.005)
             yield f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -48,7 +49,7 @@ async def figures(client: httpx.AsyncClient) -> dict[str, float]:
 
 async def until(client: httpx.AsyncClient, **wanted: float) -> None:
     """Poll the figures until they are as wanted."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while True:
             found = await figures(client)
             if all(found[name] == value for name, value in wanted.items()):
@@ -91,7 +92,7 @@ async def test_openai_sdk_reads_documents_embeddings_models_and_errors():
 @pytest.mark.parametrize("stream", [True, False])
 async def test_a_client_that_goes_away_ends_its_work(stream: bool):
     """Disconnecting aborts the sequence, in a stream and before a whole answer, and frees its blocks."""
-    async with serving(SLOW) as url, httpx.AsyncClient(base_url=url, timeout=30) as client:
+    async with serving(SLOW) as url, httpx.AsyncClient(base_url=url, timeout=PATIENCE_S) as client:
         fields = {"model": "sim-8b", "messages": HELLO, "max_tokens": 4000, "ignore_eos": True, "stream": stream}
         asking = asyncio.get_running_loop().create_task(client.post("/v1/chat/completions", json=fields))
         await until(client, num_requests_running=1)
@@ -103,7 +104,7 @@ async def test_a_client_that_goes_away_ends_its_work(stream: bool):
 
 async def test_a_streams_head_comes_before_its_first_token():
     """As with vLLM, status and headers of a stream are sent at once; the request's id is in both."""
-    async with serving(SLOW) as url, httpx.AsyncClient(base_url=url, timeout=30) as client:
+    async with serving(SLOW) as url, httpx.AsyncClient(base_url=url, timeout=PATIENCE_S) as client:
         await client.post("/sleep?level=1")
         request = client.build_request(
             "POST", "/v1/chat/completions", json={"messages": HELLO, "max_tokens": 1, "stream": True},
@@ -121,7 +122,7 @@ async def test_a_streams_head_comes_before_its_first_token():
 
 async def test_figures_have_vllms_names():
     """What a scraper of vLLM reads is there after some work."""
-    async with serving() as url, httpx.AsyncClient(base_url=url) as client:
+    async with serving() as url, httpx.AsyncClient(base_url=url, timeout=PATIENCE_S) as client:
         fields = {"prompt": "A penstock is a gated pipe. " * 20, "max_tokens": 5, "ignore_eos": True}
         for _ in range(2):
             usage = (await client.post("/v1/completions", json=fields)).json()["usage"]
@@ -141,7 +142,7 @@ async def test_figures_have_vllms_names():
 
 async def test_sleep_wake_health_version_and_tokenize():
     """The small endpoints answer as vLLM's do; asleep is healthy."""
-    async with serving() as url, httpx.AsyncClient(base_url=url) as client:
+    async with serving() as url, httpx.AsyncClient(base_url=url, timeout=PATIENCE_S) as client:
         await client.post("/sleep?level=1")
         assert (await client.get("/is_sleeping")).json() == {"is_sleeping": True}
         assert (await client.get("/health")).status_code == 200
@@ -157,7 +158,7 @@ async def test_sleep_wake_health_version_and_tokenize():
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"messages": 1}', b'{"prompt": "\xff"}', b"[" * 200_000])
 async def test_a_body_that_is_no_request_gets_400(body: bytes):
     """Bytes that are not JSON, not an object or not a request are refused in the error shape."""
-    async with serving() as url, httpx.AsyncClient(base_url=url) as client:
+    async with serving() as url, httpx.AsyncClient(base_url=url, timeout=PATIENCE_S) as client:
         reply = await client.post("/v1/chat/completions", content=body)
         assert reply.status_code == 400
         assert reply.json()["error"]["type"] == "BadRequestError"
@@ -168,11 +169,11 @@ async def test_a_server_told_to_stop_ends_its_answers_as_vllm_does(stream: bool)
     """SIGTERM's path: an error event and [DONE] in a stream, status 500 for a whole answer; never a silent end."""
     server = engine_server(SLOW, "127.0.0.1", 0)
     task = asyncio.get_running_loop().create_task(server.serve())
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while not server.started:
             await asyncio.sleep(0.005)
     port = server.servers[0].sockets[0].getsockname()[1]
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_S) as client:
         fields = {"messages": HELLO, "max_tokens": 4000, "ignore_eos": True, "stream": stream}
         asking = asyncio.get_running_loop().create_task(client.post("/v1/chat/completions", json=fields))
         await until(client, num_requests_running=1)

@@ -18,8 +18,9 @@ from tests.support.fake_admin import FakeAdmin
 from tests.support.loopback_http import Asked, LoopbackServer, Says
 
 NAME = "a100-spot"
+# When this file was read, which may be long before its tests run: what is to come is a day away.
 NOW = time.time()  # noqa: TID251 - deadlines are wall time
-RECLAIM = Notice(Provider.AZURE, Kind.RECLAIM, "r", NOW, NOW + 600, "preempt", may_hasten=True)
+RECLAIM = Notice(Provider.AZURE, Kind.RECLAIM, "r", NOW, NOW + 86_400, "preempt", may_hasten=True)
 HINT = Notice(Provider.AZURE, Kind.REBALANCE, "h", NOW, None, "hint")
 
 

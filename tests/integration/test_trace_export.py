@@ -16,6 +16,7 @@ from router.tracing.extra import problem
 from router.tracing.spans import SERVER, Span
 from router.tracing.tracer import Finished
 from tests.support.otlp_collector import OtlpCollector, collecting
+from tests.support.patience import PATIENCE_S
 
 
 @pytest.fixture
@@ -26,7 +27,9 @@ def collector() -> Iterator[OtlpCollector]:
 
 @asynccontextmanager
 async def exporting(url: str, **more: Any) -> AsyncIterator[Exporter]:
-    settings = Tracing.model_validate({"enabled": True, "endpoint": url, "delay_s": 0.01, "batch_requests": 1, **more})
+    settings = Tracing.model_validate(
+        {"enabled": True, "endpoint": url, "delay_s": 0.01, "batch_requests": 1, "flush_timeout_s": PATIENCE_S, **more}
+    )
     exporter = Exporter(settings, "0.1", workers=1)
     exporter.start()
     yield exporter
@@ -51,7 +54,7 @@ async def test_compressed_or_not(collector: OtlpCollector, compression: str) -> 
 async def test_a_busy_collector_is_asked_again(collector: OtlpCollector, caplog: pytest.LogCaptureFixture) -> None:
     """503 loses nothing."""
     collector.status = 503
-    async with exporting(collector.url, flush_timeout_s=30) as exporter:
+    async with exporting(collector.url) as exporter:
         exporter.add(finished(1))
         await asyncio.to_thread(collector.until_exports, 1)
         collector.status = 200
@@ -66,9 +69,9 @@ async def test_what_finds_no_room_is_dropped_and_counted(
     """One export hangs, two wait; the others are dropped with one line, and the end says how many more there were."""
     caplog.set_level(logging.INFO, "penstock.tracing")
     collector.release.clear()
-    async with exporting(collector.url, queue_requests=2, flush_timeout_s=30) as exporter:
+    async with exporting(collector.url, queue_requests=2) as exporter:
         exporter.add(finished(1))
-        await asyncio.to_thread(collector.arrived.wait, 30)
+        await asyncio.to_thread(collector.arrived.wait, PATIENCE_S)
         for number in range(2, 8):
             exporter.add(finished(number))
         collector.release.set()

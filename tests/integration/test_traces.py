@@ -22,6 +22,7 @@ from tests.support.command_process import command
 from tests.support.engine_process import EngineProcess, replica
 from tests.support.gateway_process import GatewayProcess, serving
 from tests.support.otlp_collector import OtlpCollector, Told, collecting
+from tests.support.patience import PATIENCE_S
 from tests.support.raw_http import Answer, ask, connected, get, post
 from tests.support.servers import in_this_loop
 from tests.support.stream_client import chat_body, told
@@ -81,7 +82,13 @@ async def engine(**options: Any) -> AsyncIterator[tuple[str, HeadersSeen]]:
 
 def write(folder: Path, replicas: list[dict[str, Any]], endpoint: str, **more: Any) -> Path:
     path = folder / "penstock.yaml"
-    tracing = {"enabled": True, "endpoint": endpoint, "delay_s": 0.05, **more.pop("tracing", {})}
+    tracing = {
+        "enabled": True,
+        "endpoint": endpoint,
+        "delay_s": 0.05,
+        "flush_timeout_s": PATIENCE_S,
+        **more.pop("tracing", {}),
+    }
     path.write_text(json.dumps({"replicas": replicas, "tracing": tracing, "probe": {"interval_s": 0.1}, **more}))
     return path
 
@@ -150,7 +157,7 @@ async def test_one_that_waits_and_one_that_is_refused(collector: OtlpCollector, 
     async with engine(speed=5.0) as (url, _):
         config = write(tmp_path, [replica("a", url, capacity={"max_num_seqs": 1})], collector.url)
         async with serving(config) as gateway, connected(gateway.url) as first:
-            await first.send(post(CHAT, story("first", 300)))
+            await first.send(post(CHAT, story("first", 1500)))
             await first.head()
             second, third = await asyncio.gather(
                 answer(gateway, story("second")), answer(gateway, {**story(), "model": "nobody"})
@@ -188,7 +195,7 @@ async def test_a_retry_on_a_second_replica(collector: OtlpCollector, tmp_path: P
 
 async def test_a_stream_whose_engine_is_killed(collector: OtlpCollector, tmp_path: Path) -> None:
     """The client's answer is whole, and its trace says where it moved, how it went on, and how long the seam was."""
-    with EngineProcess() as first, EngineProcess() as second:
+    with EngineProcess(speed=1.0) as first, EngineProcess() as second:  # the first one is still at it when it is killed
         await asyncio.gather(first.ready(), second.ready())
         replicas = [replica("cheap", first.url, usd_per_hour=0.1), replica("dear", second.url, usd_per_hour=10.0)]
         async with serving(write(tmp_path, replicas, collector.url)) as gateway:
@@ -295,7 +302,7 @@ async def test_each_worker_is_an_instance(collector: OtlpCollector, tmp_path: Pa
     ):
         served: set[int] = set()
         asked = 0
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             while len(served) < 2:  # the kernel chooses
                 async with connected(gateway.url) as client:
                     served.add((await client.ask(get("/readyz"))).json()["workers"]["answered_by"])

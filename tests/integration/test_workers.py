@@ -22,6 +22,7 @@ from tests.support.two_workers import PATIENCE_S, engine, one_each, seat, two_wo
 
 CHAT = "/v1/chat/completions"
 SEQUENCES = 4  # of the engine
+TOKENS = 100
 
 
 async def page(url: str) -> str:
@@ -102,7 +103,10 @@ async def test_workers_share_an_engine_and_never_overfill_it(tmp_path: Path) -> 
     ):
         seats = [await stack.enter_async_context(connected(gateway.url)) for _ in range(24)]
         assert {await seat(client) for client in seats} == {1, 2}
-        asked = asyncio.gather(*(client.ask(story(20, word=f"word {number}")) for number, client in enumerate(seats)))
+        # Long enough for a look to meet as many as there may be.
+        asked = asyncio.gather(
+            *(client.ask(story(TOKENS, word=f"word {number}")) for number, client in enumerate(seats))
+        )
         most = 0.0
         while not asked.done():
             figures = (await ask(url, get("/metrics"))).body.decode()
@@ -112,7 +116,9 @@ async def test_workers_share_an_engine_and_never_overfill_it(tmp_path: Path) -> 
         assert most == SEQUENCES
         for number, answer in enumerate(await asked):
             assert answer.events()[-1] == "[DONE]"
-            assert told(answer.body) == expected_text(chat_text([{"role": "user", "content": f"word {number}"}]), 20)
+            assert told(answer.body) == expected_text(
+                chat_text([{"role": "user", "content": f"word {number}"}]), TOKENS
+            )
     assert "Traceback" not in gateway.log
 
 
@@ -133,7 +139,7 @@ async def test_killed_worker_loses_only_its_own_streams(tmp_path: Path) -> None:
         await until_metric(gateway.url, 2, "penstock_requests_total", status="200")
         begun = {}
         for number, client in clients.items():
-            await client.send(story(300))
+            await client.send(story(300 if number == 2 else 3000))  # the one that is to be lost lasts until it is
             await client.head()
             begun[number] = await client.chunk()
         before = counters(await page(gateway.url))
@@ -161,7 +167,7 @@ async def test_sigterm_drains_all_workers(tmp_path: Path) -> None:
         clients = await one_each(stack, gateway.url)
         begun = {}
         for number, client in clients.items():
-            await client.send(story(150))
+            await client.send(story(400))
             await client.head()
             begun[number] = await client.chunk()
         gateway.signal(signal.SIGTERM)
@@ -169,7 +175,7 @@ async def test_sigterm_drains_all_workers(tmp_path: Path) -> None:
         for number, client in clients.items():
             body = begun[number] + await client.rest_of_chunks()
             assert body.endswith(b"data: [DONE]\n\n")
-            assert told(body) == expected_text(chat_text([{"role": "user", "content": "Hello"}]), 150)
+            assert told(body) == expected_text(chat_text([{"role": "user", "content": "Hello"}]), 400)
         assert await gateway.exit_code() == 0
     assert "started again" not in gateway.log
 
@@ -322,15 +328,16 @@ async def test_a_notice_is_counted_once_and_has_one_deadline_everywhere(tmp_path
     async with two_workers(tmp_path) as gateway, AsyncExitStack() as stack:
         clients = await one_each(stack, gateway.url)
         notice: dict[str, object] = {"provider": "aws", "kind": "reclaim", "id": "i-1"}
-        first = (await clients[1].ask(order("sim", "notice", **notice, deadline_unix_s=unix(300)))).json()
-        again = (await clients[2].ask(order("sim", "notice", **notice, deadline_unix_s=unix(400)))).json()
-        assert first["deadline_unix_s"] == again["deadline_unix_s"] == pytest.approx(unix(300), abs=20)
+        soon, later, latest = (unix(in_s) for in_s in (2000, 3000, 4000))
+        first = (await clients[1].ask(order("sim", "notice", **notice, deadline_unix_s=later))).json()
+        again = (await clients[2].ask(order("sim", "notice", **notice, deadline_unix_s=latest))).json()
+        assert first["deadline_unix_s"] == again["deadline_unix_s"] == pytest.approx(later, abs=20)
         assert (first["lifecycle"], again["lifecycle"]) == ("reclaiming", "reclaiming")
         assert from_page(await page(gateway.url), "penstock_spot_notices_total", replica="sim") == 1
-        sooner = (await clients[2].ask(order("sim", "notice", **notice, deadline_unix_s=unix(200)))).json()
+        sooner = (await clients[2].ask(order("sim", "notice", **notice, deadline_unix_s=soon))).json()
         known = (await clients[1].ask(admin("/replicas/sim"))).json()
-        assert known["deadline_unix_s"] == sooner["deadline_unix_s"] == pytest.approx(unix(200), abs=20)
-        assert 0 < from_page(await page(gateway.url), "penstock_replica_deadline_seconds", replica="sim") <= 200
+        assert known["deadline_unix_s"] == sooner["deadline_unix_s"] == pytest.approx(soon, abs=20)
+        assert 0 < from_page(await page(gateway.url), "penstock_replica_deadline_seconds", replica="sim") <= 2000
 
 
 def unix(in_s: float) -> float:

@@ -12,9 +12,10 @@ import redis
 
 from tests.real.triton_server import TritonServer
 from tests.real.vllm_server import VllmServer, free_port
+from tests.support.patience import PATIENCE_S
 
 # Two engines start in 40 to 75 s on two idle cores; a busy machine takes a multiple. The first test of a session waits for them.
-_TIMEOUT_S = 600
+_TIMEOUT_S = 1200
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -72,12 +73,12 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
         process.wait(10)
 
 
-def _await_pong(server: RedisServer, process: subprocess.Popen[bytes], timeout_s: float = 20) -> None:
-    deadline = time.monotonic() + timeout_s
+def _await_pong(server: RedisServer, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
     with redis.Redis(port=server.port) as client:
         while time.monotonic() < deadline and process.poll() is None:
             with contextlib.suppress(redis.ConnectionError):
                 client.ping()
                 return
             time.sleep(0.05)
-    pytest.fail(f"redis-server did not answer within {timeout_s} s (exit status {process.poll()})")
+    pytest.fail(f"redis-server did not answer within {PATIENCE_S} s (exit status {process.poll()})")

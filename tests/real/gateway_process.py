@@ -13,9 +13,11 @@ import pytest
 import yaml
 
 from tests.real.vllm_server import free_port
+from tests.support.patience import PATIENCE_S
 from tests.support.scrape import metric
 
 PENSTOCK = Path(sys.executable).with_name("penstock")
+_ROOT = Path(__file__).resolve().parents[2]
 # Engines that share a few cores with everything else may get none for seconds; they are not down for that.
 _PATIENCE = {"probe": {"timeout_s": 10}, "upstream": {"connect_timeout_s": 10}}
 
@@ -34,8 +36,11 @@ class GatewayProcess:
 
     def __enter__(self) -> Self:
         with self._log.open("wb") as log:
-            self._process = subprocess.Popen([PENSTOCK, "serve", "--config", str(self._config)], stdout=log, stderr=log)
-        deadline = time.monotonic() + 60
+            self._process = subprocess.Popen(
+                [PENSTOCK, "serve", "--config", str(self._config)], stdout=log, stderr=log,
+                env={"PYTHONPATH": str(_ROOT)},  # this checkout's code, whichever one is installed
+            )  # fmt: skip
+        deadline = time.monotonic() + PATIENCE_S
         while time.monotonic() < deadline and self._process.poll() is None:
             try:
                 if httpx.get(f"{self.url}/readyz", timeout=5).is_success:
@@ -71,7 +76,7 @@ def vllm_replica(name: str, server: Any, **more: Any) -> dict[str, Any]:
     }
 
 
-def until(condition: Any, what: str, timeout_s: float = 60) -> None:
+def until(condition: Any, what: str, timeout_s: float = PATIENCE_S) -> None:
     """Waits for a condition of the outside world; fails naming it."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:

@@ -18,13 +18,13 @@ from tests.support.fault_proxy import Fault, FaultProxy, Plan
 from tests.support.faults import at_token, cut, hang_before_head, status_500
 from tests.support.gateway_process import GatewayProcess, serving
 from tests.support.kv_engine import KvEngine, kv_engine, replica_of
+from tests.support.patience import PATIENCE_S
 from tests.support.scrape import from_page
 
 KEY = "the-operators-key-0123456789abcdef"
 ADMIN = {"authorization": f"Bearer {KEY}"}
 TENANT, LIMITED = "the-key-of-acme-0123456789abcdefgh", "the-key-of-small-0123456789abcdefg"
 SYSTEM = "You are an assistant that answers in plain words, shortly, and says so where it does not know something. " * 8
-_PATIENCE_S = 60
 _TAUGHT = 40  # answers, until predictions are worth something
 
 
@@ -86,7 +86,7 @@ class Scene:
     async def ready(self) -> None:
         """Both of the large model's replicas: what comes next needs one to break, and one to go to."""
         for name in ("spot", "steady"):
-            assert await self.seen("replica_up", _PATIENCE_S, replica=name), (
+            assert await self.seen("replica_up", PATIENCE_S, replica=name), (
                 f"{name} does not come back; the gateway's log:\n{self.gateway.log[-4000:]}"
             )
 
@@ -157,7 +157,7 @@ class Scene:
             await self.ready()
             async with asyncio.TaskGroup() as tasks:
                 streams = [tasks.create_task(self.ask(f"frozen {i}", 4000)) for i in range(12)]
-                await self.seen("replica_running", _PATIENCE_S, replica="spot")
+                await self.seen("replica_running", PATIENCE_S, replica="spot")
                 await asyncio.sleep(0.3)
                 self._engines[0].freeze()
                 found = await self.seen("replica_ejections_total", 12)
@@ -239,12 +239,12 @@ async def scene(folder: Path, redis_url: str) -> AsyncIterator[tuple[Scene, KvEn
             httpx.AsyncClient(
                 base_url=gateway.url,
                 headers={"authorization": f"Bearer {TENANT}"},
-                timeout=60,
+                timeout=PATIENCE_S,
                 limits=httpx.Limits(max_connections=None),
                 trust_env=False,
             )
         )
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE_S):
             while not (await http.get("/readyz")).is_success:
                 await asyncio.sleep(0.1)
         shared = await stack.enter_async_context(Redis.from_url(redis_url))

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from tests.real.vllm_server import free_port
+from tests.support.patience import PATIENCE_S
 
 Series = list[dict[str, Any]]
 
@@ -43,8 +44,8 @@ class Prometheus:
         ]  # fmt: skip
         with (self._folder / "prometheus.log").open("wb") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
-        self._http = httpx.Client(base_url=f"http://127.0.0.1:{self._port}", timeout=30)
-        deadline = time.monotonic() + 60
+        self._http = httpx.Client(base_url=f"http://127.0.0.1:{self._port}", timeout=PATIENCE_S)
+        deadline = time.monotonic() + PATIENCE_S
         while time.monotonic() < deadline and self._process.poll() is None:
             try:
                 if self._http.get("/-/ready").is_success:

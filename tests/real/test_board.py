@@ -13,6 +13,7 @@ from tests.support.asgi import chat
 from tests.support.browser import Tab, tab
 from tests.support.engine_process import EngineProcess, free_port, replica
 from tests.support.gateway_process import GatewayProcess, serving, started
+from tests.support.patience import PATIENCE_S
 
 pytestmark = pytest.mark.real
 
@@ -26,7 +27,7 @@ async def is_live(found: Tab) -> None:
 
 
 async def post(gateway: GatewayProcess, path: str, body: object) -> Any:
-    async with httpx.AsyncClient(timeout=60) as http:
+    async with httpx.AsyncClient(timeout=PATIENCE_S) as http:
         answer = await http.post(f"{gateway.url}{path}", json=body)
         assert answer.is_success, answer.text
         return answer.json()
@@ -158,14 +159,15 @@ async def test_draining_gateway_says_so_and_ends() -> None:
         async with tab(gateway.url) as found:
             found.expected = ["net::ERR"]
             await is_live(found)
-            body = chat("Hello", model="sim-8b", stream=True, max_tokens=700, ignore_eos=True)
-            async with httpx.AsyncClient(timeout=60) as http, asyncio.TaskGroup() as tasks:
-                tasks.create_task(http.post(f"{gateway.url}/v1/chat/completions", json=body))
+            body = chat("Hello", model="sim-8b", stream=True, max_tokens=8000, ignore_eos=True)
+            async with httpx.AsyncClient(timeout=PATIENCE_S) as http, asyncio.TaskGroup() as tasks:
+                asking = tasks.create_task(http.post(f"{gateway.url}/v1/chat/completions", json=body))
                 await found.until(
                     "[...document.querySelectorAll('.card')].some(one => one.parts.running.innerText.startsWith('1 '))"
                 )
                 gateway.signal(signal.SIGTERM)
                 await found.page.wait_for_selector("#state[data-state=draining]")
+                asking.cancel()  # it has lasted until all was seen
             assert await gateway.exit_code() == 0
             await found.page.wait_for_selector("#state[data-state=offline]")
 

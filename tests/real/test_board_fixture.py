@@ -274,6 +274,7 @@ class _Chat:
         self._feed, self._moves, self._error, self._endless = feed, moves, error, endless
         self.asked: list[dict[str, object]] = []
         self.cut = asyncio.Event()
+        self.begun, self.moved = asyncio.Event(), asyncio.Event()  # set once the page shows so much
 
     def __call__(self, api: FastAPI) -> None:
         @api.post("/v1/chat/completions")
@@ -322,9 +323,9 @@ class _Chat:
                 yield self._chunk({"content": "and "})
                 await asyncio.sleep(0.02)
             if self._moves:
-                await asyncio.sleep(0.2)
+                await self.begun.wait()
                 self._feed.push(live(whole=False, placements=(line("c1", "small", cost_tier="spot"),)))
-                await asyncio.sleep(0.2)
+                await self.moved.wait()
             yield self._chunk({"content": "two"})
             yield self._chunk({}, finish="stop")
             yield b'data: {"choices": [], "usage": {"completion_tokens": 42}}\n\ndata: [DONE]\n\n'
@@ -372,9 +373,14 @@ async def test_chat_streams_text_and_names_its_replica() -> None:
 async def test_tokens_of_an_answer_that_moved_are_told_apart() -> None:
     """From the second placement on, what comes is another replica's: marked by a line of another shape, and named."""
     feed = Feed(three)
-    async with board_over(feed, answering(feed, moves=True)) as url, tab(url) as found:
+    chat = answering(feed, moves=True)
+    async with board_over(feed, chat) as url, tab(url) as found:
         await live_tab(found)
         await say(found, "hello")
+        await found.until_text(".theirs .text", "<b>one</b>")
+        chat.begun.set()
+        await found.until_text(".theirs .from", "small")
+        chat.moved.set()
         await found.until_text(".theirs .from", "42 tokens")
         assert await found.text(".theirs .mark-0 >> nth=0") == "<b>one</b>"
         assert await found.text(".theirs .text .mark-1") == "two"

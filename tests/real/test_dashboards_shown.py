@@ -13,6 +13,7 @@ import pytest
 from tests.real.conftest import RedisServer
 from tests.real.monitored_fleet import scene, wall_s
 from tests.real.prometheus_server import Prometheus
+from tests.support.patience import PATIENCE_S
 
 pytestmark = pytest.mark.real
 
@@ -60,7 +61,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer)
             """When it is over, and the gateway still there."""
             async with scene(folder, redis_server.url) as (fleet, engine):
                 begin(fleet.gateway.url.removeprefix("http://"))
-                async with asyncio.timeout(60):  # it looks for targets every five seconds
+                async with asyncio.timeout(PATIENCE_S):  # it looks for targets every five seconds
                     while not started[0].at("up", wall_s()):
                         await asyncio.sleep(0.1)
                 await fleet.play(engine, SECONDS)

@@ -133,8 +133,13 @@ async def test_round_robin_preempts_and_the_gateway_does_not(
     before = preemptions(vllm_pair)
     assert await load(itertools.cycle(server.url for server in vllm_pair)) == [OUTPUT_TOKENS] * REQUESTS
     round_robin = preemptions(vllm_pair) - before
-    watch = await watched(vllm_pair, gateway, lambda seen: max(seen.usage) > 0.5)
-    ours = preemptions(vllm_pair) - before - round_robin
+    for _ in range(MOST_RUNS):
+        before = preemptions(vllm_pair)
+        watch = await watched(vllm_pair, gateway, lambda seen: max(seen.usage) > 0.5)
+        ours = preemptions(vllm_pair) - before
+        assert 4 * ours < round_robin
+        if ours == 0:  # looks at engines that come late, as everything does on a busy machine, may cost one or two
+            break
     waiting = statistics.fmean(watch.waiting)
     say(
         record_property,

@@ -11,6 +11,7 @@ import pytest
 from tests.real.gateway_process import GatewayProcess, until, vllm_replica
 from tests.real.triton_server import TritonServer
 from tests.real.vllm_server import MODEL, VllmServer
+from tests.support.patience import PATIENCE_S
 from tests.support.scrape import metric
 
 pytestmark = pytest.mark.real
@@ -31,7 +32,9 @@ def gateway(
         "capacity": {"max_num_seqs": 64, "max_model_len": 4096},
     }
     with GatewayProcess(
-        tmp_path_factory.mktemp("mixed"), {"replicas": [tritons, vllm_replica("vllm", vllm_pair[0])]}
+        tmp_path_factory.mktemp("mixed"),
+        # Rows that come together meet, though a busy gateway takes its time to read them all.
+        {"replicas": [tritons, vllm_replica("vllm", vllm_pair[0])], "microbatch": {"max_age_s": 0.5}},
     ) as process:
         yield process
 
@@ -94,7 +97,7 @@ async def test_disconnect_cancels_triton(gateway: GatewayProcess, triton: Triton
     body = {"model": "textgen", "prompt": "endless", "max_tokens": 4000, "stream": True}
     async with httpx.AsyncClient() as http:
         request = asyncio.get_running_loop().create_task(
-            http.post(f"{gateway.url}/v1/completions", json=body, timeout=60)
+            http.post(f"{gateway.url}/v1/completions", json=body, timeout=PATIENCE_S)
         )
         await asyncio.to_thread(until, lambda: active() == 1, "the request runs in Triton")
         request.cancel()

@@ -10,6 +10,7 @@ import pytest
 
 from tests.real.gateway_process import GatewayProcess, until, vllm_replica
 from tests.real.vllm_server import MODEL, VllmServer
+from tests.support.patience import PATIENCE_S
 from tests.support.scrape import metric
 
 pytestmark = pytest.mark.real
@@ -103,7 +104,7 @@ async def test_disconnect_aborts_the_engine(gateway: GatewayProcess, vllm_pair: 
     body = {"model": MODEL, "prompt": "Once upon a time", "max_tokens": tokens, "ignore_eos": True, "stream": stream}
     generated = engines("generation_tokens_total")
     loop = asyncio.get_running_loop()
-    async with httpx.AsyncClient(timeout=120) as http:
+    async with httpx.AsyncClient(timeout=600) as http:
         requests = [loop.create_task(http.post(f"{gateway.url}/v1/completions", json=body)) for _ in range(clients)]
         await asyncio.to_thread(
             until, lambda: engines("num_requests_running") >= clients / 2, "requests run in an engine"
@@ -111,11 +112,9 @@ async def test_disconnect_aborts_the_engine(gateway: GatewayProcess, vllm_pair: 
         for request in requests:
             request.cancel()
         await asyncio.gather(*requests, return_exceptions=True)
-    await asyncio.to_thread(until, lambda: engines("num_requests_running") == 0, "the engines have stopped", 20)
+    await asyncio.to_thread(until, lambda: engines("num_requests_running") == 0, "the engines have stopped")
     assert engines("generation_tokens_total") - generated < clients * tokens
-    await asyncio.to_thread(
-        until, lambda: gateway.metric("penstock_requests_in_flight") == 0, "nothing is in flight", 10
-    )
+    await asyncio.to_thread(until, lambda: gateway.metric("penstock_requests_in_flight") == 0, "nothing is in flight")
 
 
 async def test_metrics_say_how_it_went(gateway: GatewayProcess, client: openai.AsyncOpenAI) -> None:
@@ -132,9 +131,9 @@ async def test_metrics_say_how_it_went(gateway: GatewayProcess, client: openai.A
         return gateway.metric("penstock_tokens_total", kind="output", source="reported", **labels) - before
 
     # A stream's usage is booked right after its last byte.
-    await asyncio.to_thread(until, lambda: counted() == 16, "the tokens are counted", 10)
+    await asyncio.to_thread(until, lambda: counted() == 16, "the tokens are counted")
     assert gateway.metric("penstock_time_to_first_token_seconds_count", **labels) >= 1
     assert gateway.metric("penstock_inter_token_latency_seconds_count", **labels) >= 15
     assert gateway.metric("penstock_replica_up", replica="h100") == 1
     assert gateway.metric("penstock_replica_kv_headroom_tokens", replica="h100") > 0
-    assert gateway.metric("penstock_replica_metrics_age_seconds", replica="h100") < 10
+    assert gateway.metric("penstock_replica_metrics_age_seconds", replica="h100") < PATIENCE_S

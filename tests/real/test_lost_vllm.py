@@ -20,7 +20,7 @@ from tests.real.vllm_server import MODEL, VllmServer
 from tests.support.asgi import Call, post
 from tests.support.gateways import Running, gateway_over
 
-pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.real
 
 TOKENS = 1900  # seconds of work: it must not be over before anything has happened
 STREAMED: Mapping[str, Any] = {

@@ -15,7 +15,7 @@ from tests.support.asgi import Call, post
 from tests.support.breaking_engine import BreakingEngine
 from tests.support.gateways import gateway_over
 
-pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.real
 
 Pair = tuple[VllmServer, VllmServer]
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"

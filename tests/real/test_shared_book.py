@@ -16,6 +16,7 @@ from router.shared.book_in_redis import BookInRedis
 from router.shared.redis_line import Unreachable
 from router.shared.shelf import ShelfInRedis
 from tests.real.conftest import RedisServer
+from tests.support.patience import PATIENCE_S
 
 pytestmark = pytest.mark.real
 
@@ -26,7 +27,7 @@ NUMBERS = count()
 
 def book_at(redis_server: RedisServer) -> BookInRedis:
     """One that nobody has written in."""
-    return BookInRedis(SharedRedis(url=redis_server.url, prefix=f"test:{next(NUMBERS)}", timeout_s=1.5))
+    return BookInRedis(SharedRedis(url=redis_server.url, prefix=f"test:{next(NUMBERS)}", lease_s=60, timeout_s=60))
 
 
 def some_report(random_: random.Random, numbers: dict[str, int]) -> Report:
@@ -111,23 +112,25 @@ async def test_who_is_short_calls_the_others(redis_server: RedisServer):
     """A report that says so is heard by all who listen, under its holder's name; others are not."""
     book, heard, said = book_at(redis_server), asyncio.Queue[str](), asyncio.Queue[bytes]()
     listening = asyncio.get_running_loop().create_task(book.listen(heard.put_nowait, said.put_nowait))
-    async with asyncio.timeout(30):
-        number = 0
+    numbers = count(1)
+
+    async def report(name: str, *, short: bool) -> None:
+        await book.report(
+            Report(name=name, instance="1", number=next(numbers), terms=TERMS, wishes={}, short=short), b""
+        )
+
+    async with asyncio.timeout(PATIENCE_S):
         while heard.empty():  # until the subscription stands
-            number += 1
-            await book.report(
-                Report(name="calls", instance="1", number=number, terms=TERMS, wishes={}, short=True), b""
-            )
+            await report("calls", short=True)
             await asyncio.sleep(0.01)
-        assert heard.get_nowait() == "calls"
+        assert await heard.get() == "calls"
         await book.tell(b"what runs \xff")
         assert await said.get() == b"what runs \xff"
-    await asyncio.sleep(0.1)
-    while not heard.empty():
-        heard.get_nowait()
-    await book.report(Report(name="calls", instance="1", number=number + 1, terms=TERMS, wishes={}), b"")
-    await asyncio.sleep(0.1)
-    assert heard.empty()
+        await report("is silent", short=False)
+        await report("calls last", short=True)
+        while (name := await heard.get()) == "calls":
+            pass
+        assert name == "calls last"
     listening.cancel()
     await asyncio.gather(listening, return_exceptions=True)
     await book.aclose()

@@ -7,22 +7,24 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from redis.asyncio import Redis
 
 from tests.real.conftest import RedisServer
 from tests.real.test_shared_gateways import engines
 from tests.support.engine_process import free_port
-from tests.support.gateway_process import GatewayProcess, serving
+from tests.support.gateway_process import serving
+from tests.support.patience import PATIENCE_S
 from tests.support.raw_http import ask, get
 from tests.support.redis_server import RedisProcess
 from tests.support.scrape import from_page
-from tests.support.shared_fleet import PATIENCE_S, configuration, gateways, load, share_of, until_mode
+from tests.support.shared_fleet import configuration, gateways, load, until_mode, until_shares_sum_to
 
 pytestmark = pytest.mark.real
 
 SENTINEL = """port {port}
 dir {folder}
 sentinel monitor penstock 127.0.0.1 {master} 1
-sentinel down-after-milliseconds penstock 800
+sentinel down-after-milliseconds penstock 4000
 sentinel failover-timeout penstock 3000
 """
 
@@ -53,27 +55,31 @@ def sentinel(tmp_path: Path, pair: tuple[RedisProcess, RedisProcess]) -> Iterato
     process.wait()
 
 
-async def until_whole(all_: list[GatewayProcess]) -> None:
-    async with asyncio.timeout(PATIENCE_S):
-        while sum([await share_of(gateway) for gateway in all_]) < 0.9:
+async def until_it_knows_the_replica(port: int) -> None:
+    async with asyncio.timeout(PATIENCE_S), Redis(port=port, decode_responses=True) as sentinel:
+        while not any(one["master-link-status"] == "ok" for one in await sentinel.sentinel_slaves("penstock")):
             await asyncio.sleep(0.05)
+
+
+async def page(url: str) -> str:
+    return (await ask(url, get("/metrics"))).body.decode()
 
 
 async def test_a_failover(pair: tuple[RedisProcess, RedisProcess], sentinel: int, tmp_path: Path):
     """The gateways find the new master by themselves; nobody fails, the engine is never over-full, and all is exact again."""
     where = {"master": "penstock", "nodes": [f"127.0.0.1:{sentinel}"]}
     sections = [{"sentinel": where, "name": f"g{i}"} for i in range(2)]
-    await asyncio.sleep(2)  # until the Sentinel knows the replica
+    await until_it_knows_the_replica(sentinel)
     async with engines(1) as fleet, gateways(tmp_path, fleet, sections) as all_:
         async with load({gateway.url: 16 for gateway in all_}) as clients:
-            await asyncio.sleep(4)
+            await clients.until_served(10, *(gateway.url for gateway in all_))
             pair[0].kill()
             for gateway in all_:
-                await until_mode(gateway, "last_lease", "static")
+                await gateway.until_log("without Redis")  # it may be with it again by now
             for gateway in all_:
                 await until_mode(gateway, "redis", gateways=2)
-            await until_whole(all_)
-            await asyncio.sleep(1)
+            await until_shares_sum_to(all_, 0.9)
+            await clients.until_served(10, *(gateway.url for gateway in all_))
         assert clients.failures == []
 
 
@@ -82,8 +88,7 @@ async def test_a_report_that_no_replica_has_does_not_count(pair: tuple[RedisProc
     async with engines(1) as fleet, gateways(tmp_path, fleet, [{"url": pair[0].url, "wait_replicas": 1}]) as (gateway,):
         pair[1].freeze()
         await until_mode(gateway, "static")
-        text = (await ask(gateway.url, get("/metrics"))).body.decode()
-        assert from_page(text, "penstock_redis_errors_total") > 0
+        assert from_page(await page(gateway.url), "penstock_redis_errors_total") > 0
         pair[1].thaw()
         await until_mode(gateway, "redis")
 
@@ -100,9 +105,11 @@ async def test_workers_are_holders(redis_server: RedisServer, tmp_path: Path):
         async with serving(paths[0], "--workers", "2") as first, serving(paths[1], "--workers", "2") as second:
             for gateway in (first, second):
                 await until_mode(gateway, "redis", gateways=4)
-            await until_whole([first, second])
+            # Of two workers' shares a page has the sum.
+            await until_shares_sum_to([first, second], 0.9)
             async with load({first.url: 20, second.url: 20}) as clients:
-                await asyncio.sleep(4)
+                await clients.until_served(30, first.url, second.url)
             assert clients.failures == []
-            text = (await ask(first.url, get("/metrics"))).body.decode()
-            assert from_page(text, "penstock_shared_budget_state", state="redis") == 2
+            async with asyncio.timeout(PATIENCE_S):
+                while from_page(await page(first.url), "penstock_shared_budget_state", state="redis") != 2:
+                    await asyncio.sleep(0.05)

@@ -25,6 +25,7 @@ from backends.backend import (
 from backends.triton import TritonBackend
 from config.schema import MicroBatch, ReplicaConfig, Upstream
 from tests.real.triton_server import TritonServer
+from tests.support.patience import PATIENCE_S
 from tests.support.triton_fake import chat, completion, embeddings, read
 
 pytestmark = pytest.mark.real
@@ -99,7 +100,7 @@ async def document(backend: TritonBackend, call: EngineCall) -> tuple[int, Any]:
 
 async def eventually(condition: Callable[[], bool]) -> None:
     """Wait for the engine to say so."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while not condition():
             await asyncio.sleep(0.02)
 
@@ -270,7 +271,8 @@ async def test_a_bad_row_fails_alone(backend: TritonBackend) -> None:
 async def test_a_full_engine_queue_is_a_503(server: TritonServer) -> None:
     """Requests beyond Triton's own queue get 503 with retry-after; those inside it are served."""
     async with connected(server, microbatch=MicroBatch(max_size=1)) as backend:
-        calls = [embeddings("[[slow]]"), *(embeddings(f"text {index}") for index in range(100))]
+        # Slow for long enough for all of them to come, on a slow machine, too.
+        calls = [*[embeddings("[[slow]]")] * 6, *(embeddings(f"text {index}") for index in range(100))]
         replies = await asyncio.gather(*(backend.send(call) for call in calls))
         assert {reply.status for reply in replies} == {200, 503}
         assert {reply.headers.get("retry-after") for reply in replies if reply.status == 503} == {"1"}

@@ -9,6 +9,7 @@ from metrics.aliases import ALIASES, Engines, FleetAsEngine
 from metrics.exposition import render
 from metrics.pages import Page
 from tests.real.vllm_server import MODEL, VllmServer
+from tests.support.patience import PATIENCE_S
 
 pytestmark = pytest.mark.real
 
@@ -17,8 +18,10 @@ pytestmark = pytest.mark.real
 def theirs(vllm_pair: tuple[VllmServer, VllmServer]) -> dict[str, Metric]:
     """A real engine's page after one request, by family."""
     engine = vllm_pair[0]
-    httpx.post(f"{engine.url}/v1/completions", json={"model": MODEL, "prompt": "The gate", "max_tokens": 4}, timeout=60)
-    text = httpx.get(f"{engine.url}/metrics", timeout=30).text
+    httpx.post(
+        f"{engine.url}/v1/completions", json={"model": MODEL, "prompt": "The gate", "max_tokens": 4}, timeout=PATIENCE_S
+    )
+    text = httpx.get(f"{engine.url}/metrics", timeout=PATIENCE_S).text
     return {family.name: family for family in text_string_to_metric_families(text)}
 
 

@@ -11,10 +11,10 @@ from backends.upstream.sse import SseSplitter, event_data
 from backends.vllm import HttpBackend
 from config.schema import ReplicaConfig, Upstream
 from tests.real.vllm_server import MODEL, VllmServer
+from tests.support.patience import PATIENCE_S
 
 pytestmark = pytest.mark.real
 
-_PATIENCE_S = 30  # a busy machine's; what is waited for comes within milliseconds
 # More than the cache holds at once: it runs on, however late we look.
 _ENDLESS = {"max_tokens": 1900, "n": 64, "temperature": 1}
 
@@ -38,7 +38,7 @@ def completion(*, stream: bool, **fields: object) -> EngineCall:
 
 async def until(engine: HttpBackend, holds: Callable[[ProbeResult], bool]) -> None:
     """Probes until an engine's figures say so."""
-    async with asyncio.timeout(_PATIENCE_S):
+    async with asyncio.timeout(PATIENCE_S):
         while not holds(await engine.probe()):
             await asyncio.sleep(0.05)  # a real engine's clock is the wall's
 

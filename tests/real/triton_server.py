@@ -19,10 +19,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from tests.support.patience import PATIENCE_S
 from tests.support.scrape import metric
 
 REPOSITORY = Path(__file__).parent / "engines" / "triton_repo"
-_READY_WITHIN_S = 60.0  # it takes 2 s on an idle machine
 _LOG_TAIL_BYTES = 4000
 
 
@@ -94,7 +94,7 @@ class TritonServer:
     def post(self, path: str) -> None:
         """POST without a body to Triton's HTTP port."""
         request = urllib.request.Request(f"http://127.0.0.1:{self.http_port}{path}", data=b"{}", method="POST")
-        with urllib.request.urlopen(request, timeout=_READY_WITHIN_S) as answer:
+        with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:
             answer.read()
 
     def metric(self, name: str, **labels: str) -> float:
@@ -155,7 +155,7 @@ class TritonServer:
 
     def _await_ready(self) -> None:
         assert self._process is not None
-        deadline = time.monotonic() + _READY_WITHIN_S
+        deadline = time.monotonic() + PATIENCE_S
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
                 break

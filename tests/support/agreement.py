@@ -117,8 +117,8 @@ def _deltas(text: bytes) -> int:
     return text.count(_DELTA) - text.count(_EMPTY)
 
 
-def disagreements(url: str, measured: Measured, quantiles: Iterable[float]) -> list[str]:
-    """What the gateway's page says otherwise: quantiles more than a bucket apart, counts that are not the same."""
+def miscounted(url: str, measured: Measured) -> list[str]:
+    """Counts on the gateway's page that are not the client's."""
     text, found = page(f"{url}/metrics"), []
     counts = {
         "penstock_time_to_first_token_seconds_count": len(measured.ttft_s),
@@ -133,6 +133,12 @@ def disagreements(url: str, measured: Measured, quantiles: Iterable[float]) -> l
         told = sum(from_page(text, "penstock_tokens_total", kind=kind, source="reported") for kind in kinds)
         if told != tokens:
             found.append(f"tokens_total of {kinds}: {told:g}, and {tokens} were counted")
+    return found
+
+
+def disagreements(url: str, measured: Measured, quantiles: Iterable[float]) -> list[str]:
+    """Times on the gateway's page that are not the client's: quantiles more than a bucket apart."""
+    text, found = page(f"{url}/metrics"), []
     for name, values in (("time_to_first_token", measured.ttft_s), ("inter_token_latency", measured.gaps_s)):
         bounds, cumulated = _buckets(text, f"penstock_{name}_seconds_bucket")
         for quantile in quantiles:

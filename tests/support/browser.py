@@ -10,11 +10,13 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.async_api import Browser, Page, async_playwright
 
+from tests.support.patience import PATIENCE_S
+
 _QUIET = (
     "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync",
     "--disable-quic",
 )  # fmt: skip
-PATIENCE_MS = 60_000  # of a machine that is busy with everything else
+PATIENCE_MS = 1000 * PATIENCE_S
 WIDE = (1440, 1000)
 
 

@@ -4,14 +4,13 @@ import asyncio
 from collections.abc import Callable
 
 from tests.support.gateways import Running
-
-_DEADLINE_S = 30.0  # far beyond what any condition needs, even on a busy machine
+from tests.support.patience import PATIENCE_S
 
 
 async def until(condition: Callable[[], bool], what: Callable[[], object] = lambda: "") -> None:
     """Polls every few milliseconds; `what` shows the state of things when it never came true."""
     loop = asyncio.get_running_loop()
-    deadline_s = loop.time() + _DEADLINE_S
+    deadline_s = loop.time() + PATIENCE_S
     while not condition():
         assert loop.time() < deadline_s, f"never came true: {what()}"
         await asyncio.sleep(0.005)

@@ -13,11 +13,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from tests.support.patience import PATIENCE_S
 from tests.support.scrape import metric
 
 _PENSTOCK = Path(sys.executable).with_name("penstock")
 _ROOT = Path(__file__).resolve().parents[2]
-_PATIENCE_S = 60.0
 GPU = "H100-80G"  # `penstock engine`'s own default
 
 
@@ -57,7 +57,7 @@ class EngineProcess:
         return self
 
     async def ready(self) -> None:
-        async with asyncio.timeout(_PATIENCE_S):
+        async with asyncio.timeout(PATIENCE_S):
             while not await asyncio.to_thread(_answers, f"{self.url}/health"):
                 assert self.running, "the engine ended instead of listening"
                 await asyncio.sleep(0.02)
@@ -89,7 +89,7 @@ class EngineProcess:
 
     async def until_idle(self) -> None:
         """Until nothing runs or waits in it: whoever left has been noticed."""
-        async with asyncio.timeout(_PATIENCE_S):
+        async with asyncio.timeout(PATIENCE_S):
             while await self.figure("vllm:num_requests_running") or await self.figure("vllm:num_requests_waiting"):
                 await asyncio.sleep(0.02)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.support.loopback_http import Asked, LoopbackServer, Says
+from tests.support.patience import PATIENCE_S
 
 _PATH = re.compile(r"/admin/replicas(?:/([^/]+)(?:/(drain|restore|notice))?)?")
 
@@ -62,7 +63,7 @@ class FakeAdmin(LoopbackServer):
 
     async def until(self, condition: Callable[["FakeAdmin"], bool]) -> None:
         """Looked at after each request."""
-        async with asyncio.timeout(60), self.changed:
+        async with asyncio.timeout(PATIENCE_S), self.changed:
             await self.changed.wait_for(lambda: condition(self))
 
     async def until_told(self, *words: str) -> None:

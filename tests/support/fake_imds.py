@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
 from tests.support.loopback_http import Asked, LoopbackServer, Says
+from tests.support.patience import PATIENCE_S
 
 AWS_TOKEN = "/latest/api/token"
 AWS_ACTION = "/latest/meta-data/spot/instance-action"
@@ -108,7 +109,7 @@ class FakeImds(LoopbackServer):
 
     async def until_asked(self, path: str, *, times: int = 1) -> None:
         """Since the beginning."""
-        async with asyncio.timeout(60), self.changed:
+        async with asyncio.timeout(PATIENCE_S), self.changed:
             await self.changed.wait_for(lambda: sum(one.path == path for one in self.asked) >= times)
 
     async def _answer(self, asked: Asked) -> Says | None:

@@ -1,4 +1,4 @@
-"""Runs a Hypothesis property for a time instead of a number of examples: round after round, each with a seed that is printed."""
+"""Runs Hypothesis properties round after round, each with a seed that is printed: so many turns, the same on every machine, or for a time."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -35,14 +35,14 @@ def holds_for(**strategies: SearchStrategy[Any]) -> Callable[[Callable[..., None
     return lambda check: Property(check.__name__, check, strategies)
 
 
-def fuzz(properties: Sequence[Property], *, seconds: float, seed: int, examples: int = 200) -> int:
-    """Each property in turn, `examples` a round, at least one round each; the number of rounds.
+def fuzz(properties: Sequence[Property], *, turns: int = 1, seconds: float = 0, seed: int, examples: int = 200) -> int:
+    """Each property in turn, `examples` a round, at least `turns` rounds each and for at least `seconds`; the number of rounds.
 
     What fails raises with the seed of its round: `Property.round` plays it again.
     """
     end_s = time.monotonic() + seconds
     number = 0
-    while number < len(properties) or time.monotonic() < end_s:
+    while number < turns * len(properties) or time.monotonic() < end_s:
         subject = properties[number % len(properties)]
         try:
             subject.round(examples=examples, seed=seed + number)

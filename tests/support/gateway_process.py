@@ -10,9 +10,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
+from tests.support.patience import PATIENCE_S
+
 _PENSTOCK = Path(sys.executable).with_name("penstock")
 _ROOT = Path(__file__).resolve().parents[2]
-_PATIENCE_S = 60.0
 _URL = re.compile(r"listens on (http://\S+)")
 
 
@@ -41,14 +42,14 @@ class GatewayProcess:
 
     async def until_log(self, pattern: str, *, times: int = 1) -> re.Match[str]:
         """The first match, once there are so many."""
-        async with asyncio.timeout(_PATIENCE_S), self._changed:
+        async with asyncio.timeout(PATIENCE_S), self._changed:
             await self._changed.wait_for(lambda: len(re.findall(pattern, self.log)) >= times or self._ended)
         match = re.search(pattern, self.log)
         assert match, self.log
         return match
 
     async def exit_code(self) -> int:
-        async with asyncio.timeout(_PATIENCE_S):
+        async with asyncio.timeout(PATIENCE_S):
             return await self._process.wait()
 
     def limit_descriptors(self, spare: int) -> None:

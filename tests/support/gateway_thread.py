@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 from config.schema import Config
 from tests.support.conditions import until_at_rest
 from tests.support.gateways import Running, listening
+from tests.support.patience import PATIENCE_S
 
 T = TypeVar("T")
-_PATIENCE_S = 60.0
 
 
 class Errors(logging.Handler):
@@ -51,7 +51,7 @@ class GatewayThread:
             assert self._running is not None
             return question(self._running)
 
-        return asyncio.run_coroutine_threadsafe(answered(), self._loop).result(_PATIENCE_S)
+        return asyncio.run_coroutine_threadsafe(answered(), self._loop).result(PATIENCE_S)
 
     def at_rest(self) -> None:
         """Until no request, lease, task or connection is left of what clients did; raises where some stays."""
@@ -60,11 +60,11 @@ class GatewayThread:
             assert self._running is not None
             running = self._running
             await until_at_rest(running)
-            async with asyncio.timeout(_PATIENCE_S):
+            async with asyncio.timeout(PATIENCE_S):
                 while running.connections or len(asyncio.all_tasks()) > self._tasks + 1:  # this one
                     await asyncio.sleep(0.01)
 
-        asyncio.run_coroutine_threadsafe(rest(), self._loop).result(2 * _PATIENCE_S)
+        asyncio.run_coroutine_threadsafe(rest(), self._loop).result(2 * PATIENCE_S)
 
     def run(self) -> None:
         self._loop.set_exception_handler(self.errors.of_loop)
@@ -72,7 +72,7 @@ class GatewayThread:
         self._loop.close()
 
     def wait_ready(self) -> None:
-        assert self._ready.wait(_PATIENCE_S)
+        assert self._ready.wait(PATIENCE_S)
 
     def stop(self) -> None:
         self._loop.call_soon_threadsafe(self._stop.set)
@@ -98,5 +98,5 @@ def gateway_thread(config: Config) -> Iterator[GatewayThread]:
         yield gateway
     finally:
         gateway.stop()
-        thread.join(_PATIENCE_S)
+        thread.join(PATIENCE_S)
         logging.getLogger().removeHandler(gateway.errors)

@@ -17,8 +17,9 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceResponse,
 )
 
+from tests.support.patience import PATIENCE_S
+
 _KINDS = {1: "internal", 2: "server", 3: "client"}
-_PATIENCE_S = 60.0
 
 
 @dataclass(slots=True)
@@ -98,13 +99,13 @@ class OtlpCollector:
     def until(self, count: int) -> list[Told]:
         """So many requests; blocks a thread, not a loop."""
         with self._changed:
-            assert self._changed.wait_for(lambda: self._servers() >= count, _PATIENCE_S), self.spans
+            assert self._changed.wait_for(lambda: self._servers() >= count, PATIENCE_S), self.spans
         return self.roots()
 
     def until_exports(self, count: int) -> None:
         """So many exports, whatever was answered."""
         with self._changed:
-            assert self._changed.wait_for(lambda: len(self.exports) >= count, _PATIENCE_S), self.exports
+            assert self._changed.wait_for(lambda: len(self.exports) >= count, PATIENCE_S), self.exports
 
     def _servers(self) -> int:
         return sum(span.kind == "server" for span in self.spans)
@@ -130,7 +131,7 @@ def collecting() -> Iterator[OtlpCollector]:
             encoding = self.headers.get("content-encoding", "")
             body = {"gzip": gzip.decompress, "deflate": zlib.decompress}.get(encoding, bytes)(body)
             collector.arrived.set()
-            assert collector.release.wait(_PATIENCE_S)
+            assert collector.release.wait(PATIENCE_S)
             collector.take({name.lower(): value for name, value in self.headers.items()} | {":path": self.path}, body)
             answer = ExportTraceServiceResponse().SerializeToString()
             self.send_response(collector.status)

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Any, Self
 from urllib.parse import urlsplit
 
+from tests.support.patience import PATIENCE_S
+
 # Never reached where things work; a hang must fail the test that hangs, not the whole run.
-PATIENCE_S = 30.0
 _LINGER_ZERO = struct.pack("ii", 1, 0)  # close sends RST
 
 

@@ -11,8 +11,7 @@ import pytest
 import redis
 
 from tests.support.engine_process import free_port
-
-_PATIENCE_S = 20.0
+from tests.support.patience import PATIENCE_S
 
 
 class RedisProcess:
@@ -37,7 +36,7 @@ class RedisProcess:
         log = (self._folder / f"redis-{self.port}.log").open("ab")
         with log:
             self._process = subprocess.Popen([*command, *self._options], stdout=log, stderr=log)
-        deadline_s = time.monotonic() + _PATIENCE_S
+        deadline_s = time.monotonic() + PATIENCE_S
         with redis.Redis(port=self.port) as client:
             while time.monotonic() < deadline_s:
                 with contextlib.suppress(redis.ConnectionError):

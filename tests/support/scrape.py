@@ -2,6 +2,8 @@
 
 import urllib.request
 
+from tests.support.patience import PATIENCE_S
+
 
 def metric(url: str, name: str, **labels: str) -> float:
     """The sum of a metric's samples that have these labels; 0 where there is none."""
@@ -9,7 +11,7 @@ def metric(url: str, name: str, **labels: str) -> float:
 
 
 def page(url: str) -> str:
-    with urllib.request.urlopen(url, timeout=10) as answer:
+    with urllib.request.urlopen(url, timeout=PATIENCE_S) as answer:
         text: str = answer.read().decode()
     return text
 

@@ -15,13 +15,13 @@ from backends.simulated.sequence import EngineSequence
 from backends.simulated.server import _api, _app
 from tests.support.asgi import chat
 from tests.support.gateway_process import GatewayProcess, serving
+from tests.support.patience import PATIENCE_S
 from tests.support.raw_http import ask, get, post
 from tests.support.scrape import from_page
 from tests.support.servers import in_this_loop
 
 CHAT = "/v1/chat/completions"
 SEQUENCES = 16  # that a replica is declared to run; the engine itself would take more, and remembers how many it got
-PATIENCE_S = 40.0
 
 
 @dataclass
@@ -66,8 +66,12 @@ def configuration(path: Path, engines: Sequence[WatchedEngine], redis: dict[str,
     ]  # fmt: skip
     # Nobody is late, so that nobody is refused or made to wait for others: what a slow machine makes of overload is not looked at.
     patient = {"hedge": {"enabled": False}, "objectives": {"ttft_s": 600, "tpot_s": 60}}
-    sections = {"replicas": replicas, "redis": redis, "scheduling": patient}
-    path.write_text(json.dumps({**sections, "probe": {"interval_s": 0.5}, **more}))
+    # Nor does anybody give up what only takes its time.
+    waits = {
+        "queue": {"max_wait_s": 600}, "upstream": {"connect_timeout_s": 60}, "health": {"enabled": False},
+        "probe": {"interval_s": 0.5, "timeout_s": 30},
+    }  # fmt: skip
+    path.write_text(json.dumps({"replicas": replicas, "redis": redis, "scheduling": patient, **waits, **more}))
     return path
 
 
@@ -100,6 +104,13 @@ async def until_mode(gateway: GatewayProcess, *modes: str, gateways: int | None 
             await asyncio.sleep(0.05)
 
 
+async def until_shares_sum_to(gateways: Sequence[GatewayProcess], least: float, most: float = 1.0) -> None:
+    """Of the first replica. They are asked one after the other, and what one gives another may be counted twice, or not at all."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not least <= sum([await share_of(gateway) for gateway in gateways]) <= most:
+            await asyncio.sleep(0.05)
+
+
 async def until_share(gateway: GatewayProcess, least: float) -> float:
     """Until it has so much of the first replica; how long that took, in seconds."""
     loop = asyncio.get_running_loop()
@@ -117,6 +128,13 @@ class Load:
     served: dict[str, int] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
     ended: bool = False
+
+    async def until_served(self, more: int, *urls: str) -> None:
+        """Until each of these got so many answers more than now."""
+        wanted = {url: self.served.get(url, 0) + more for url in urls}
+        async with asyncio.timeout(PATIENCE_S):
+            while any(self.served.get(url, 0) < number for url, number in wanted.items()):
+                await asyncio.sleep(0.05)
 
     async def client(self, url: str, tokens: int) -> None:
         """One request after the other, until `ended`."""

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
+from tests.support.patience import PATIENCE_S
 from tests.support.raw_http import RawClient, post
 from tests.support.stream_check import expected_answer, faults_of_document, faults_of_stream
 
-PATIENCE_S = 90.0  # for one whole answer: a hang must fail the test that hangs
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 
@@ -58,7 +58,7 @@ def document_of(body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 async def told(url: str, body: Mapping[str, Any], *, request_id: str = "", at_token: AtToken | None = None) -> Told:
-    """Ask and check. `at_token` is awaited with the number of events that have come, before more is read."""
+    """Ask and check. `at_token` is awaited with the number of events that have come, before more is read; several may come at once."""
     path = CHAT if "messages" in body else COMPLETIONS
     headers = (f"x-request-id: {request_id}",) if request_id else ()
     async with asyncio.timeout(PATIENCE_S):

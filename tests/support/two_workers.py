@@ -12,10 +12,9 @@ import uvicorn
 from backends.simulated.options import EngineOptions
 from backends.simulated.server import create_engine_app
 from tests.support.gateway_process import GatewayProcess, serving
+from tests.support.patience import PATIENCE_S
 from tests.support.raw_http import RawClient, connected, get
 from tests.support.servers import in_this_loop
-
-PATIENCE_S = 30.0
 
 
 @asynccontextmanager

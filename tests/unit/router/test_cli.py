@@ -22,6 +22,7 @@ from config.gpus import ShapeName
 from config.load import ConfigError, embedded_default, load
 from config.schema import Config
 from router.cli import ShapeChoice, build_app
+from tests.support.patience import PATIENCE_S
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -35,7 +36,7 @@ def penstock(*args: str, **environ: str) -> "subprocess.CompletedProcess[str]":
     clean = {name: value for name, value in os.environ.items() if not name.startswith("PENSTOCK_")}  # noqa: TID251 -- a child process's, not settings
     return subprocess.run(
         [Path(sys.executable).with_name("penstock"), *args],
-        env={**clean, **environ}, capture_output=True, text=True, timeout=60, check=False,
+        env={**clean, **environ}, capture_output=True, text=True, timeout=PATIENCE_S, check=False,
     )  # fmt: skip
 
 
@@ -271,7 +272,7 @@ def test_the_engine_stops_when_told():
         try:
             _until_listening(port, process)
             process.send_signal(signal.SIGTERM)
-            _, stderr = process.communicate(timeout=30)
+            _, stderr = process.communicate(timeout=PATIENCE_S)
         finally:
             process.kill()
     assert process.returncode in {0, -signal.SIGTERM}  # uvicorn re-raises the signal once it has stopped
@@ -292,7 +293,7 @@ def test_version_and_help_load_nothing_heavy():
     """`penstock version` answers without importing the gateway or a web server (typer itself loads pydantic)."""
     result = subprocess.run(
         [sys.executable, "-X", "importtime", "-c", "import sys; sys.argv = ['penstock', 'version']; from router.cli import main; main()"],
-        capture_output=True, text=True, timeout=60, check=False,
+        capture_output=True, text=True, timeout=PATIENCE_S, check=False,
     )  # fmt: skip
     imported = {line.rsplit("|", 1)[1].strip() for line in result.stderr.splitlines() if "|" in line}
     assert result.returncode == 0

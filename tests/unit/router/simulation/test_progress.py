@@ -10,6 +10,7 @@ import pytest
 
 from router.simulation.progress import Ended, bar
 from router.simulation.run import Life
+from tests.support.patience import PATIENCE_S
 
 PENSTOCK = Path(sys.executable).with_name("penstock")
 
@@ -36,12 +37,12 @@ def test_on_a_terminal_the_bar_is_on_stderr_alone():
     words = [PENSTOCK, "simulate", "--limit", "50"]
     ours, theirs = pty.openpty()
     try:
-        watched = subprocess.run(words, stdout=subprocess.PIPE, stderr=theirs, check=True, timeout=60)
+        watched = subprocess.run(words, stdout=subprocess.PIPE, stderr=theirs, check=True, timeout=PATIENCE_S)
         shown = os.read(ours, 65_536)
     finally:
         os.close(ours)
         os.close(theirs)
-    alone = subprocess.run(words, capture_output=True, check=True, timeout=60)
+    alone = subprocess.run(words, capture_output=True, check=True, timeout=PATIENCE_S)
     assert b"penstock" in shown
     assert b"50/50" in shown
     assert watched.stdout == alone.stdout

@@ -10,6 +10,7 @@ from typer.testing import CliRunner, Result
 
 from router.cli import build_app
 from router.simulation.simulate import policies
+from tests.support.patience import PATIENCE_S
 from tests.support.simulation_files import AZURE, ONE, written
 
 KEYS = """requests, completed, rejected, failed, slo_attainment, goodput_rps, ttft_p50_s, ttft_p99_s, itl_p50_s, itl_p99_s, e2e_p99_s,
@@ -52,7 +53,7 @@ def test_two_runs_write_the_same_bytes(tmp_path: Path, policy: str):
     for out in outs:
         words = ["simulate", "--limit", "150", "--rate-scale", "4", "--policy", policy, "--json", str(out)]
         environ = {"PYTHONHASHSEED": out.stem, "PATH": ""}
-        subprocess.run([penstock, *words], env=environ, check=True, capture_output=True, timeout=60)
+        subprocess.run([penstock, *words], env=environ, check=True, capture_output=True, timeout=PATIENCE_S)
     assert outs[0].read_bytes() == outs[1].read_bytes()
 
 
