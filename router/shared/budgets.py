@@ -25,11 +25,10 @@ from router.shared.book_in_redis import Book
 from router.shared.notices import SharedNotices
 from router.shared.redis_line import Unreachable
 from router.standing import Left, Word
+from router.telling import pause_s
 
 log = logging.getLogger("penstock.shared")
 
-_TELL_S: Final = 0.005  # between two words of what runs here
-_TELL_S_A_GATEWAY: Final = 0.001  # ... for each of many: nobody has more than a thousand words a second to hear
 _LEAST_PAUSE_S: Final = 0.005  # between two reports, however urgent
 _UNEASY_S: Final = 0.05
 _TICK_S: Final = 0.001  # timers may fire a little early; what is so near has come
@@ -116,7 +115,7 @@ class SharedBudgets:
             if running and holder.gateways > 1:
                 with suppress(Unreachable):  # the report will say so
                     await self._book.tell(_encode((holder.name, number, running)))
-            await asyncio.sleep(max(_TELL_S, _TELL_S_A_GATEWAY * holder.gateways, _BUSY_RATIO * cost_s))
+            await asyncio.sleep(pause_s(holder.gateways, told=bool(running), cost_s=cost_s))
 
     async def leave(self) -> None:
         """The others may have all of it; not more than one call's time is spent on saying so."""

@@ -27,6 +27,7 @@ from router.usage_query import answer
 from router.workers.wire import (
     Answer,
     Ask,
+    Beside,
     Claims,
     Crew,
     FromWorker,
@@ -38,6 +39,7 @@ from router.workers.wire import (
     Replies,
     Reply,
     Report,
+    Runs,
     Said,
     Standings,
     Topic,
@@ -167,6 +169,11 @@ class Hub:
             case Said(topic, body):
                 line.said[topic] = body
                 self._tell_said(topic)
+            case Runs(running):
+                self.book.hear(line.holder, running)
+                for other in self._lines:
+                    if other is not line:
+                        send(other.writer, Beside(self.book.others(other.holder, running)))
             case Used(entries):
                 self.usage.extend(entries)
             case Ready(banner):

@@ -17,7 +17,7 @@ import msgspec
 from batching.payers import Payer
 from batching.prefix_log import Told
 from batching.request import ReplicaId
-from batching.shares import Claim, HolderId, Share
+from batching.shares import Claim, HolderId, Running, Share
 from metrics.pages import Page, packed, unpacked
 from router.board.part import Part, Wanted
 from router.decision_documents import Document
@@ -31,6 +31,7 @@ from router.usage_query import Found
 from router.workers.wire import (
     Answer,
     Ask,
+    Beside,
     Claims,
     Crew,
     FromWorker,
@@ -43,6 +44,7 @@ from router.workers.wire import (
     Replies,
     Reply,
     Report,
+    Runs,
     Said,
     Standings,
     Stop,
@@ -73,6 +75,7 @@ class Orders:
     left: Callable[[], Left]  # what runs on the replicas
     registered: Callable[[str, Mapping[str, object] | None], None]  # an engine that called in at another worker
     told: Callable[[Word], None]  # of a replica; its deadline counts from now
+    beside: Callable[[Mapping[ReplicaId, Running]], None]  # what the others have running by now
     heard: Callable[[str, Mapping[HolderId, bytes]], None]  # on a topic, all that the other workers say
     used: Callable[[], list[Entry]]  # by requests, since it was last asked
 
@@ -122,6 +125,10 @@ class Link:
     def claim(self, number: int, claims: Mapping[str, LimitClaim]) -> None:
         """Of tenants' limits."""
         self._send(Claims(number, dict(claims)))
+
+    def tell_running(self, running: Mapping[ReplicaId, Running]) -> None:
+        """The others what runs by now."""
+        self._send(Runs(dict(running)))
 
     def say(self, topic: str, body: bytes) -> None:
         """To the other workers, in place of what was said before; whoever comes later hears it, too."""
@@ -240,6 +247,8 @@ class Link:
             case Replies(number, bodies):
                 if (future := self._asked.get(number)) is not None and not future.done():
                     future.set_result(bodies)
+            case Beside(others):
+                orders.beside(others)
             case Heard(topic, by):
                 orders.heard(topic, by)
             case Crew(live, seats):

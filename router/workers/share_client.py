@@ -11,8 +11,9 @@ from uuid import uuid4
 from batching.payers import Payer, Paying
 from batching.request import ReplicaId
 from batching.share_holder import Holding
-from batching.shares import Claim, HolderId, Share
+from batching.shares import Claim, HolderId, Running, Share
 from router.admission import Admission
+from router.telling import pause_s
 
 _REPORT_S: Final = 1.0
 _UNEASY_S: Final = 0.05  # while somebody waits, or others for what is in use here
@@ -20,6 +21,12 @@ _UNEASY_S: Final = 0.05  # while somebody waits, or others for what is in use he
 
 class ShareDesk(Protocol):
     """Where the book of shares is kept, seen from a holder. Answers come by `ShareClient.take`, asked for or not."""
+
+    live: int  # holders
+
+    def tell_running(self, running: Mapping[ReplicaId, Running]) -> None:
+        """What has changed of what runs; never waits, and may be lost."""
+        ...
 
     def report(
         self, number: int, claims: Mapping[ReplicaId, Claim], payers: Mapping[ReplicaId, Payer], service: bytes
@@ -29,7 +36,7 @@ class ShareDesk(Protocol):
 
 
 class ShareClient:
-    """Owns one timer. `begin` inside the loop."""
+    """Owns two timers. `begin` inside the loop."""
 
     def __init__(self, admission: Admission, desk: ShareDesk) -> None:
         self._admission = admission
@@ -38,6 +45,7 @@ class ShareClient:
         self._holding = Holding(admission.scheduler.stake)
         self._paying = Paying(admission.scheduler.stake)
         self._timer: asyncio.TimerHandle | None = None
+        self._telling: asyncio.TimerHandle | None = None
         self._due_s = 0.0  # when it fires; uvloop's handle of what is due at once cannot say
         self._reported_s = 0.0
         self._pause_s = _UNEASY_S
@@ -48,10 +56,12 @@ class ShareClient:
         self._on_first = on_first
         self._admission.on_waiting = self._hurry
         self._report()
+        self._tell()
 
     def close(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._telling):
+            if timer is not None:
+                timer.cancel()
 
     def take(self, number: int, shares: Mapping[ReplicaId, Share], paying: Mapping[ReplicaId, int]) -> None:
         """An answer of the desk."""
@@ -68,6 +78,21 @@ class ShareClient:
         """What other workers have served."""
         if service:
             self._admission.scheduler.stake.service.hear(service.values(), asyncio.get_running_loop().time())
+
+    def beside(self, others: Mapping[ReplicaId, Running]) -> None:
+        """What other workers have running by now."""
+        self._holding.hear(others, asyncio.get_running_loop().time())
+        self._admission.soon()
+
+    def _tell(self) -> None:
+        """The others what has changed here; again and again."""
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
+        if running := self._holding.running():
+            self._desk.tell_running(running)
+        self._telling = loop.call_later(
+            pause_s(self._desk.live, told=bool(running), cost_s=loop.time() - began_s), self._tell
+        )
 
     def _hurry(self) -> None:
         """Somebody waits; whether for want of a share, the report will tell."""

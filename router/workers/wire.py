@@ -12,7 +12,7 @@ import msgspec
 from batching.payers import Payer
 from batching.request import ReplicaId
 from batching.shares import Claim as ShareClaim
-from batching.shares import HolderId, Share
+from batching.shares import HolderId, Running, Share
 from router.standing import Standing
 from router.tenants.limit_book import Claim, Grant
 from router.usage_book import Entry
@@ -93,7 +93,13 @@ class Said(msgspec.Struct, tag="said"):
     body: bytes
 
 
-FromWorker = Hello | Ready | Report | Claims | Ask | Reply | Used | Said
+class Runs(msgspec.Struct, tag="runs"):
+    """What it has running by now, of the replicas where that has changed."""
+
+    of: dict[ReplicaId, Running]
+
+
+FromWorker = Runs | Hello | Ready | Report | Claims | Ask | Reply | Used | Said
 
 # -- to a worker ---------------------------------------------------------------------------------------------------------
 
@@ -159,7 +165,13 @@ class Reload(msgspec.Struct, tag="reload"):
     """Read the configuration again."""
 
 
-ToWorker = Answer | Grants | Crew | Standings | Question | Replies | Heard | Stop | Reload
+class Beside(msgspec.Struct, tag="beside"):
+    """What all others have running by now, of some replicas."""
+
+    of: dict[ReplicaId, Running]
+
+
+ToWorker = Beside | Answer | Grants | Crew | Standings | Question | Replies | Heard | Stop | Reload
 
 _encoder: Final = msgspec.msgpack.Encoder()
 _from_worker: Final = msgspec.msgpack.Decoder(FromWorker)

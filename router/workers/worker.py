@@ -95,6 +95,7 @@ class WorkerServer(PenstockServer):
             orphaned=self._orphaned,
             answer=shares.take,
             served=shares.hear,
+            beside=shares.beside,
             granted=limits.take,
             page=self._page,
             decisions=self._gateway.decisions.recent,

@@ -67,7 +67,7 @@ async def sharing_as_workers(gateways: Sequence[Running]) -> AsyncIterator[Hub]:
 def _orders(client: ShareClient) -> Orders:
     """Only what shares and service need."""
     return Orders(
-        stop=lambda _now: None, reload=lambda: None, orphaned=lambda: None, answer=client.take, served=client.hear,
+        stop=lambda _now: None, reload=lambda: None, orphaned=lambda: None, answer=client.take, served=client.hear, beside=client.beside,
         granted=lambda _number, _grants: None, page=lambda: Page({}, {}, {}), decisions=lambda _asked: [],
         board=lambda _wanted: b"", left=Left, registered=lambda _name, _replica: None, told=lambda _word: None, heard=lambda _topic, _by: None, used=list,
     )  # fmt: skip

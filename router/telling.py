@@ -1,0 +1,16 @@
+"""How often a process tells the others of its replicas what it has running there: gateways through Redis, workers through the hub.
+
+Without it all of them know it as of a report half a second old, take the same replica for idle, and send it their prompts at once.
+"""
+
+from typing import Final
+
+_BUSY_S: Final = 0.005  # a prompt takes some tens of milliseconds
+_STILL_S: Final = 0.02  # while nothing changes
+_A_HOLDER_S: Final = 0.001  # of many: nobody has more than a thousand words a second to hear
+_COST_RATIO: Final = 20  # no more than a twentieth of the time is spent on looking
+
+
+def pause_s(holders: int, *, told: bool, cost_s: float) -> float:
+    """Seconds until the next look. `told`: something had changed at this one, which took `cost_s`."""
+    return max(_BUSY_S if told else _STILL_S, _A_HOLDER_S * holders, _COST_RATIO * cost_s)
