@@ -25,7 +25,6 @@ from tests.support.gateways import Running, gateway_over
 from tests.support.simulated_fleet import CHAT, engine_of, fleet_config
 from tests.support.virtual_time import run_virtual
 
-SEQUENCES = 16
 TOKENS = 40
 OBJECTIVE_S = 1.0
 SETTLE_S = 4.0  # before the first request: a new book gives nothing for a lease
@@ -54,6 +53,7 @@ class Load:
     """What is asked for, whatever the number of gateways."""
 
     replicas: int
+    sequences: int  # of each at once
     seconds: float
     rate: float  # requests a second, of all
     words: int  # of the longest prompt
@@ -68,14 +68,16 @@ class Load:
 async def one(number: int, load: Load) -> Found:
     """`number` gateways; as many requests whatever the number."""
     store, found = Store(), Found()
-    options = EngineOptions(model="m", gpu="A100-80G", max_num_seqs=SEQUENCES, speed=0.25, kv_blocks=load.kv_blocks)
+    options = EngineOptions(
+        model="m", gpu="A100-80G", max_num_seqs=load.sequences, speed=0.25, kv_blocks=load.kv_blocks
+    )
     engines = {f"e{i}": SimulatedBackend(options) for i in range(load.replicas)}
     async with AsyncExitStack() as stack:
         all_ = []
         for i in range(number):
             redis = {"url": "redis://book", "name": f"g{i}", "share_prefixes": load.digests}
             config = fleet_config(
-                *engines, capacity={"max_num_seqs": SEQUENCES}, redis=redis if number > 1 else {},
+                *engines, capacity={"max_num_seqs": load.sequences}, redis=redis if number > 1 else {},
             )  # fmt: skip
             book = FakeBook(store, latency_s=0.001)
             all_.append(await stack.enter_async_context(gateway_over(engines, config, book=book)))
@@ -155,6 +157,7 @@ def main() -> None:
     """A line for each number of gateways."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--replicas", type=int, default=8)
+    parser.add_argument("--sequences", type=int, default=16, help="that each replica runs at once")
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--rate", type=float, default=50.0, help="requests a second, of all")
     parser.add_argument("--words", type=int, default=600, help="of the longest prompt")
@@ -181,7 +184,7 @@ def _show(number: int, load: Load, found: Found) -> None:
     print(
         f"{number} gateways: {len(times)} served, {found.failed} failed, goodput {good * TOKENS / load.seconds:.0f} tok/s "
         f"({good / max(1, len(times)):.3f} in time), first token p50 {times[len(times) // 2]:.3f} s, "
-        f"p99 {times[int(0.99 * len(times))]:.3f} s; prefix hits {found.hit_ratio:.3f}; at most {found.most} of {SEQUENCES} "
+        f"p99 {times[int(0.99 * len(times))]:.3f} s; prefix hits {found.hit_ratio:.3f}; at most {found.most} of {load.sequences} "
         f"sequences on an engine, {found.preemptions} preemptions, {found.reports / (load.seconds + SETTLE_S):.0f} reports/s",
         flush=True,
     )

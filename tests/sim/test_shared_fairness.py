@@ -5,9 +5,9 @@ import pytest
 from tests.support.crowded_gateways import Crowded, Demand, crowd
 
 ROOM = 32  # sequences of two replicas
-WARM_S = 5.0  # what all were given at once, before anybody had heard of anything, is made up for by then
-SECONDS = 17.0
-FEW_S = 9.0  # where the error is large
+WARM_S = 8.0  # what all were given at once, before anybody had heard of anything, is made up for by then
+SECONDS = 24.0
+FEW_S = 12.0  # where the error is large
 
 
 def spread(gateways: int) -> list[Demand]:

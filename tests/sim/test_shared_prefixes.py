@@ -202,7 +202,7 @@ def test_it_can_be_turned_off():
 def load(**changes: Any) -> Load:
     """Conversations that leave room, some twelve requests a second."""
     values: dict[str, Any] = {
-        "replicas": 8, "seconds": 8.0, "rate": 0.0, "words": 0, "conversations": 3.0, "systems": 8, "system_words": 300,
+        "sequences": 16, "replicas": 8, "seconds": 8.0, "rate": 0.0, "words": 0, "conversations": 3.0, "systems": 8, "system_words": 300,
         "pause_s": 1.0, "kv_blocks": None, "digests": True, **changes,
     }  # fmt: skip
     return Load(**values)
