@@ -4,7 +4,7 @@ PORT ?= 8080
 HOST ?= 127.0.0.1
 ARGS ?=
 BIN := .venv/bin
-# All of it, in two parts, with what failed in either in the last line.
+# All of it, in three parts, with what failed in any of them in the last line.
 SUITE := $(BIN)/python -m tests.run
 
 .PHONY: serve install dev engines test test-fast check format bars chaos clean help

@@ -1,10 +1,11 @@
-"""Runs the whole suite: first what is virtual, on all cores at once, then what is real, one test at a time.
+"""Runs the whole suite in three parts, and says in its last line what failed in any.
 
     python -m tests.run [pytest's options]
 
-Virtual is what needs no other process and waits for no real clock but its own sockets': it cannot be disturbed by a neighbour. Real
-are engines, gateways and browsers in processes of their own: two such tests at once would only take each other's cores. The last line
-says what failed in either part; the exit status is 1 where anything did. What the options mean is pytest's business.
+First what is virtual, on all cores: what needs no other process and waits for no real clock but its own sockets'. Then gateways and
+simulated engines as processes of their own, two tests at a time: they wait more than they work. Then real engines and browsers, one
+test at a time, as two would only take each other's cores. The exit status is 1 where anything failed. What the options mean is
+pytest's business.
 """
 
 import subprocess
@@ -24,9 +25,12 @@ VIRTUAL = (
     "conformance",
     "unit",
 )  # what takes longest first, so that no core is left with it at the end
-REAL = ("integration", "chaos", "real")
+PROCESSES = ("integration", "chaos")
+REAL = ("real",)
 # A core each; with more than this many the imports of each process cost what it saves.
 ALL_CORES = ("-n", "auto", "--maxprocesses", "16", "--dist", "worksteal")
+# By file: what a file's tests share is started once.
+TWO = ("-n", "2", "--dist", "loadfile")
 NOTHING_SELECTED = 5  # pytest's exit status
 NAMED = 20  # failures, in the last line
 
@@ -84,6 +88,7 @@ def read(report: Path) -> tuple[int, list[str]]:
 def main(options: Sequence[str]) -> int:
     parts = (
         run("on all cores", VIRTUAL, (*ALL_CORES, *options)),
+        run("two at a time", PROCESSES, (*TWO, *options)),
         run("one at a time", REAL, options),
     )
     none = all(part.status == NOTHING_SELECTED for part in parts)

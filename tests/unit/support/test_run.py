@@ -1,11 +1,11 @@
-"""`make test` runs every folder of tests once, and its last line and exit status tell of both parts."""
+"""`make test` runs every folder of tests once, and its last line and exit status tell of all parts."""
 
 from pathlib import Path
 
 import pytest
 
 from tests import run
-from tests.run import ALL_CORES, NOTHING_SELECTED, REAL, VIRTUAL, Part
+from tests.run import ALL_CORES, NOTHING_SELECTED, PROCESSES, REAL, TWO, VIRTUAL, Part
 
 TESTS = Path(__file__).resolve().parents[2]
 ONLY_BARS = {"bars"}
@@ -21,10 +21,13 @@ def part(name: str = "p", *, status: int = 0, tests: int = 3, failed: tuple[str,
     return Part(name, status, 61.4, tests, failed)
 
 
+NOTHING = part(status=NOTHING_SELECTED, tests=0)
+
+
 def test_every_folder_is_in_one_part() -> None:
     """A new folder of tests is run, and none twice."""
     folders = [path.name for path in TESTS.iterdir() if any(path.rglob("test_*.py"))]
-    assert sorted([*VIRTUAL, *REAL, *ONLY_BARS]) == sorted(folders)
+    assert sorted([*VIRTUAL, *PROCESSES, *REAL, *ONLY_BARS]) == sorted(folders)
 
 
 def test_a_report_names_what_failed_once(tmp_path: Path) -> None:
@@ -56,31 +59,32 @@ def test_many_failures_are_counted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("virtual", "real", "status"),
+    ("parts", "status"),
     [
-        (part(), part(), 0),
-        (part(status=1, failed=("v",)), part(), 1),
-        (part(), part(status=1, failed=("r",)), 1),
-        (part(), part(status=2), 1),
-        (part(), part(status=NOTHING_SELECTED, tests=0), 0),
-        (part(status=NOTHING_SELECTED, tests=0), part(status=NOTHING_SELECTED, tests=0), 1),
+        ([part(), part(), part()], 0),
+        ([part(status=1, failed=("v",)), part(), part()], 1),
+        ([part(), part(status=1, failed=("p",)), part()], 1),
+        ([part(), part(), part(status=1, failed=("r",))], 1),
+        ([part(), part(status=2), part()], 1),
+        ([part(), NOTHING, NOTHING], 0),
+        ([NOTHING, NOTHING, NOTHING], 1),
     ],
 )
-def test_either_part_fails_the_whole(
-    virtual: Part, real: Part, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_any_part_fails_the_whole(
+    parts: list[Part], status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Both parts are run whatever the first one says, with the same options, and the last line has both."""
-    asked, parts = [], iter((virtual, real))
+    """All parts are run whatever the first ones say, with the same options, and the last line has all."""
+    asked, ended = [], iter(parts)
 
     def ran(_name: str, folders: tuple[str, ...], options: tuple[str, ...]) -> Part:
         asked.append((folders, options))
-        return next(parts)
+        return next(ended)
 
     monkeypatch.setattr(run, "run", ran)
     assert run.main(("-k", "x")) == status
-    assert asked == [(VIRTUAL, (*ALL_CORES, "-k", "x")), (REAL, ("-k", "x"))]
+    assert asked == [(VIRTUAL, (*ALL_CORES, "-k", "x")), (PROCESSES, (*TWO, "-k", "x")), (REAL, ("-k", "x"))]
     last = capsys.readouterr().out.splitlines()[-1]
-    assert last == f"{'FAILED' if status else 'OK'}. {virtual}. {real}."
+    assert last == ". ".join(["FAILED" if status else "OK", *map(str, parts)]) + "."
 
 
 def test_a_report_is_pytest_s_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
