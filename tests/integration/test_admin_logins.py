@@ -12,11 +12,11 @@ from config.tenants import Scope
 from tests.support.fake_engine import FakeEngine
 from tests.support.gateways import Running, fake_config, listening
 from tests.support.issuer import Issuer, KeyPair
+from tests.support.patience import PATIENCE_S
 from tests.support.raw_http import Answer, ask, get, post
 from tests.support.tenants import inline, key_for
 
 ADMIN_KEY = "0123456789abcdef-of-the-admin"
-PATIENCE_S = 30.0
 
 
 @asynccontextmanager

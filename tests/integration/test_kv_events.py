@@ -10,8 +10,9 @@ import zmq.asyncio
 
 from backends.kv_events.messages import Batch, Removed
 from backends.kv_events.subscriber import Subscriber
-from tests.support.kv_publisher import Publisher, free_endpoint, packed, publishing, removed
+from tests.support.kv_publisher import Publisher, packed, publishing, removed
 from tests.support.patience import PATIENCE_S
+from tests.support.ports import free_port
 
 
 class Heard:
@@ -246,7 +247,7 @@ async def test_a_broken_line_without_a_replay_resets(context: zmq.asyncio.Contex
 
 async def test_an_engine_that_is_not_there_yet(context: zmq.asyncio.Context) -> None:
     """Gateway first, engine later: the connection is made when there is one."""
-    endpoints = free_endpoint(), free_endpoint()
+    endpoints = f"tcp://127.0.0.1:{free_port()}", f"tcp://127.0.0.1:{free_port()}"
     async with (
         listening(context, _Elsewhere(*endpoints), join=False) as heard,
         publishing(context, endpoints) as late,

@@ -132,7 +132,7 @@ async def test_a_stream_from_client_to_engine(collector: OtlpCollector, tmp_path
         <= place.start_ns
         <= attempt.start_ns
         <= relay.start_ns
-        < relay.end_ns
+        <= relay.end_ns
         <= attempt.end_ns
         <= root.end_ns
     )

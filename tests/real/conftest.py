@@ -11,8 +11,9 @@ import pytest
 import redis
 
 from tests.real.triton_server import TritonServer
-from tests.real.vllm_server import VllmServer, free_port
+from tests.real.vllm_server import VllmServer
 from tests.support.patience import PATIENCE_S
+from tests.support.ports import free_port
 
 # Two engines start in 40 to 75 s on two idle cores; a busy machine takes a multiple. The first test of a session waits for them.
 _TIMEOUT_S = 1200

@@ -12,8 +12,8 @@ import httpx
 import pytest
 import yaml
 
-from tests.real.vllm_server import free_port
 from tests.support.patience import PATIENCE_S
+from tests.support.ports import free_port
 from tests.support.scrape import metric
 
 PENSTOCK = Path(sys.executable).with_name("penstock")

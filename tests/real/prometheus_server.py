@@ -13,8 +13,8 @@ import httpx
 import pytest
 import yaml
 
-from tests.real.vllm_server import free_port
 from tests.support.patience import PATIENCE_S
+from tests.support.ports import free_port
 
 Series = list[dict[str, Any]]
 

@@ -11,9 +11,10 @@ import yaml
 
 from tests.support.asgi import chat
 from tests.support.browser import Tab, tab
-from tests.support.engine_process import EngineProcess, free_port, replica
+from tests.support.engine_process import EngineProcess, replica
 from tests.support.gateway_process import GatewayProcess, serving, started
 from tests.support.patience import PATIENCE_S
+from tests.support.ports import free_port
 
 pytestmark = pytest.mark.real
 

@@ -16,9 +16,10 @@ from config.schema import Config
 from router.openai.body import parse_object
 from router.openai.request import read_call
 from tests.real.gateway_process import vllm_replica
-from tests.real.vllm_server import MODEL, VllmServer, free_port
+from tests.real.vllm_server import MODEL, VllmServer
 from tests.support.gateways import Running, listening
 from tests.support.patience import PATIENCE_S
+from tests.support.ports import free_port
 
 pytestmark = pytest.mark.real
 

@@ -19,13 +19,13 @@ from tests.real.conftest import RedisServer
 from tests.support.asgi import chat
 from tests.support.fake_keys import FakeKeys
 from tests.support.gateway_process import GatewayProcess, serving
+from tests.support.patience import PATIENCE_S
 from tests.support.raw_http import ask, get, post
 from tests.support.redis_server import RedisProcess
 
 pytestmark = pytest.mark.real
 
 NUMBERS = count()
-PATIENCE_S = 40.0
 CHAT = "/v1/chat/completions"
 BODY = chat("Hi", model="m", max_tokens=2)
 

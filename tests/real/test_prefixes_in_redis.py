@@ -18,18 +18,18 @@ from config.shared import SharedRedis
 from router.shared.prefixes import PrefixesInRedis, SharedPrefixes
 from router.shared.seal import Seal
 from tests.real.conftest import RedisServer
+from tests.support.patience import PATIENCE_S
 from tests.support.scheduling import profile
 
 pytestmark = pytest.mark.real
 
 A = ReplicaId("a")
 NUMBERS = count()
-PATIENCE_S = 60.0
 
 
 def section(redis_server: RedisServer, **changes: object) -> SharedRedis:
     """A fleet of its own."""
-    values = {"url": redis_server.url, "prefix": f"prefixes:{next(NUMBERS)}", "timeout_s": 1.5, **changes}
+    values = {"url": redis_server.url, "prefix": f"prefixes:{next(NUMBERS)}", "lease_s": 60, "timeout_s": 60, **changes}
     return SharedRedis.model_validate(values)
 
 

@@ -140,7 +140,7 @@ async def test_who_is_short_calls_the_others(redis_server: RedisServer):
 async def test_the_scripts_are_the_shelf(redis_server: RedisServer, seed: int):
     """Three hundred words of a hundred gateways, with a clock that jumps over a day at times: every answer is the same."""
     random_, pure = random.Random(seed), Shelf()
-    real = ShelfInRedis(SharedRedis(url=redis_server.url, prefix=f"test:{next(NUMBERS)}", timeout_s=1.5))
+    real = ShelfInRedis(SharedRedis(url=redis_server.url, prefix=f"test:{next(NUMBERS)}", lease_s=60, timeout_s=60))
     now_ms = 1_764_000_000_000
     for _ in range(300):
         now_ms += random_.choice((0, 1, 30_000, 30_000, -500, KEEP_MS // 40, KEEP_MS if random_.random() < 0.1 else 0))
@@ -155,7 +155,7 @@ async def test_the_scripts_are_the_shelf(redis_server: RedisServer, seed: int):
 
 async def test_the_shelf_s_time_is_redis_own(redis_server: RedisServer):
     """Without a test's clock: what was put down just now is young, and Redis itself lets go of it after a day."""
-    real = ShelfInRedis(SharedRedis(url=redis_server.url, prefix="test:shelf", timeout_s=1.5))
+    real = ShelfInRedis(SharedRedis(url=redis_server.url, prefix="test:shelf", lease_s=60, timeout_s=60))
     await real.put("g", b"body")
     ((name, age_ms, body),) = await real.read()
     assert (name, body) == ("g", b"body")

@@ -11,9 +11,9 @@ from redis.asyncio import Redis
 
 from tests.real.conftest import RedisServer
 from tests.real.test_shared_gateways import engines
-from tests.support.engine_process import free_port
 from tests.support.gateway_process import serving
 from tests.support.patience import PATIENCE_S
+from tests.support.ports import free_port
 from tests.support.raw_http import ask, get
 from tests.support.redis_server import RedisProcess
 from tests.support.scrape import from_page

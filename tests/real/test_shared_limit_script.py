@@ -19,7 +19,7 @@ NUMBERS = count()
 
 def book_at(redis_server: RedisServer) -> LimitsInRedis:
     """One that nobody has written in."""
-    return LimitsInRedis(SharedRedis(url=redis_server.url, prefix=f"limits:{next(NUMBERS)}", timeout_s=1.5))
+    return LimitsInRedis(SharedRedis(url=redis_server.url, prefix=f"limits:{next(NUMBERS)}", lease_s=60, timeout_s=60))
 
 
 def some_claim(random_: random.Random, now_ms: int) -> Claim:

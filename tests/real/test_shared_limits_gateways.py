@@ -37,23 +37,33 @@ def redis_process(tmp_path: Path):
 
 @asynccontextmanager
 async def limited(
-    folder: Path, redis: RedisProcess, limits: dict[str, float], workers: Sequence[int] = (1, 1)
+    folder: Path, redis: RedisProcess, limits: dict[str, float], workers: Sequence[int] = (1, 1), lease_s: float = 5
 ) -> AsyncIterator[list[GatewayProcess]]:
-    """A gateway for each of `workers`; engines whose time costs a dollar a second."""
+    """A gateway for each of `workers`; engines whose time costs a dollar a second. Nobody loses a lease for being slow."""
     async with AsyncExitStack() as stack:
         engine = await stack.enter_async_context(watched_engine())
         found: list[GatewayProcess] = []
         for number, of_it in enumerate(workers):
-            path = _configuration(folder / f"g{number}.yaml", engine, redis, f"g{number}", limits)
+            path = _configuration(folder / f"g{number}.yaml", engine, redis, f"g{number}", limits, lease_s)
             gateway = await stack.enter_async_context(serving(path, "--workers", str(of_it)))
             await until_mode(gateway, "redis")
+            await until_limits(gateway, "redis")
             found.append(gateway)
         yield found
 
 
-def _configuration(path: Path, engine: WatchedEngine, redis: RedisProcess, name: str, limits: dict[str, float]) -> Path:
+async def until_limits(gateway: GatewayProcess, mode: str) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while (await shared_of(gateway))["limits"] != mode:
+            await asyncio.sleep(0.05)
+
+
+def _configuration(
+    path: Path, engine: WatchedEngine, redis: RedisProcess, name: str, limits: dict[str, float], lease_s: float
+) -> Path:
     auth = {"keys": [inline("acme")]}
-    section: dict[str, object] = {"url": redis.url, "name": name, "static_share_ratio": 0.25}
+    times = {"lease_s": lease_s, "timeout_s": lease_s / 3}
+    section: dict[str, object] = {"url": redis.url, "name": name, "static_share_ratio": 0.25, **times}
     configuration(path, [engine], section, auth=auth, tenants=[{"name": "acme", "limits": limits}])
     told = json.loads(path.read_text())
     told["replicas"][0]["cost"] = {"usd_per_hour": 3600}
@@ -120,7 +130,7 @@ async def test_a_killed_gateway_s_places_come_back(redis_process: RedisProcess, 
 async def test_without_redis_a_static_share_is_let_in(redis_process: RedisProcess, tmp_path: Path):
     """It stands still: nobody gets more than its share, nobody is refused all; when it goes on, what was let in meanwhile counts."""
     limit = 40
-    async with limited(tmp_path, redis_process, {"requests_per_minute": limit}) as all_:
+    async with limited(tmp_path, redis_process, {"requests_per_minute": limit}, lease_s=1.5) as all_:
         total = await let_in(all_, 1)
         redis_process.freeze()
         async with asyncio.timeout(PATIENCE_S):
@@ -130,9 +140,8 @@ async def test_without_redis_a_static_share_is_let_in(redis_process: RedisProces
         total += await let_in(all_, limit)
         assert len(all_) <= total <= limit
         redis_process.thaw()
-        async with asyncio.timeout(PATIENCE_S):
-            while any([(await shared_of(gateway))["limits"] != "redis" for gateway in all_]):
-                await asyncio.sleep(0.05)
+        for gateway in all_:
+            await until_limits(gateway, "redis")
         async with asyncio.timeout(PATIENCE_S):
             while total < limit:
                 total += await let_in(all_, limit)

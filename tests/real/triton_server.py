@@ -9,7 +9,6 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -20,6 +19,7 @@ from types import TracebackType
 from typing import Self
 
 from tests.support.patience import PATIENCE_S
+from tests.support.ports import free_port
 from tests.support.scrape import metric
 
 REPOSITORY = Path(__file__).parent / "engines" / "triton_repo"
@@ -35,7 +35,7 @@ class TritonServer:
         self._folder = Path(tempfile.mkdtemp(prefix="penstock-triton-"))
         self._process: subprocess.Popen[bytes] | None = None
         self.log = self._folder / "triton.log"
-        self.http_port, self.grpc_port, self.metrics_port = _free_ports(3)
+        self.http_port, self.grpc_port, self.metrics_port = (free_port() for _ in range(3))
 
     @property
     def grpc_url(self) -> str:
@@ -180,11 +180,3 @@ def _command_line(pid: int) -> str:
 
 def _stdout(python: Path, program: str) -> str:
     return subprocess.run([python, "-c", program], check=True, capture_output=True, text=True).stdout.strip()
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for free in sockets:
-            free.bind(("127.0.0.1", 0))
-        return [free.getsockname()[1] for free in sockets]

@@ -6,7 +6,6 @@ Raises RuntimeError, saying what to do, where the engine is missing or does not 
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import time
 from pathlib import Path
@@ -14,17 +13,12 @@ from typing import Self
 
 import httpx
 
+from tests.support.ports import free_port
+
 MODEL = "tiny"
 _STEP_BACK_NICE = 10  # a tenth of the weight of whoever else wants the core
 # The engines' folder is the one thing that tests take from the environment, as install.sh does.
 ENGINES = Path(os.environ.get("PENSTOCK_ENGINES", Path.home() / ".cache/penstock/engines"))  # noqa: TID251
-
-
-def free_port() -> int:
-    """A port that was free a moment ago; vLLM cannot be told to choose one and say which."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class VllmServer:

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import socket
 import subprocess
 import sys
 import urllib.error
@@ -14,19 +13,12 @@ from types import TracebackType
 from typing import Any, Self
 
 from tests.support.patience import PATIENCE_S
+from tests.support.ports import free_port
 from tests.support.scrape import metric
 
 _PENSTOCK = Path(sys.executable).with_name("penstock")
 _ROOT = Path(__file__).resolve().parents[2]
 GPU = "H100-80G"  # `penstock engine`'s own default
-
-
-def free_port() -> int:
-    """One that nobody listens on now."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-    return port
 
 
 class EngineProcess:

@@ -1,7 +1,6 @@
 """A publisher of KV events as vLLM's is (ZmqEventPublisher, 0.32), which also loses, holds back and repeats batches on demand."""
 
 import asyncio
-import socket
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -36,13 +35,6 @@ def cleared() -> dict[str, Any]:
 
 def packed(events: Sequence[Any], ts: float = 1.0, rank: int | None = 0) -> bytes:
     return msgspec.msgpack.encode([ts, list(events), rank])
-
-
-def free_endpoint() -> str:
-    """Where nobody listens now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
 
 
 class Publisher:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import redis
 
-from tests.support.engine_process import free_port
+from tests.support.patience import PATIENCE_S
+from tests.support.ports import free_port
 from tests.support.redis_server import RedisProcess
 
 SLOTS = 16384
-_PATIENCE_S = 60.0
 
 
 class RedisCluster:
@@ -113,7 +113,7 @@ class RedisCluster:
 
     @staticmethod
     def _until(true: Callable[[], bool]) -> None:
-        deadline_s = time.monotonic() + _PATIENCE_S
+        deadline_s = time.monotonic() + PATIENCE_S
         while not true():
             assert time.monotonic() < deadline_s, "the cluster does not come together"
             time.sleep(0.05)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import redis
 
-from tests.support.engine_process import free_port
 from tests.support.patience import PATIENCE_S
+from tests.support.ports import free_port
 
 
 class RedisProcess:

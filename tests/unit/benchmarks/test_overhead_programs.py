@@ -8,9 +8,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from benchmarks.overhead.processes import Running, free_port, started, stop
+from benchmarks.overhead.processes import Running, started, stop
 from benchmarks.overhead.programs import Load, Programs, Seen
 from benchmarks.overhead.targets import engine
+from tests.support.ports import free_port
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 END = b"0\r\n\r\n"

@@ -15,10 +15,10 @@ from router.usage_book import UsageBook
 from router.workers.hub import Hub
 from router.workers.link import Link, Orders, connect
 from router.workers.prefixes import PrefixesOverHub
+from tests.support.patience import PATIENCE_S
 from tests.support.scheduling import profile
 
 A = ReplicaId("a")
-PATIENCE_S = 60.0
 CHUNKS = tuple(range(2**63, 2**63 + 300))
 
 
