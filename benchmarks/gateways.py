@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.support.gateway_process import GatewayProcess
+from tests.support.raw_http import ask, get
 from tests.support.redis_server import RedisProcess
+from tests.support.scrape import from_page
 from tests.support.shared_fleet import (
     SEQUENCES,
     Load,
@@ -30,6 +32,7 @@ from tests.support.shared_fleet import (
 )
 
 STATIC = 0.125
+EARLY_S = "1.0"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,9 +78,11 @@ async def _trouble(asked: Asked, redis: RedisProcess, all_: list[GatewayProcess]
         return f"; killed one: its share is back after {took_s:.2f} s"
     if asked.stop_redis_s:
         before, failed = sum(clients.served.values()), len(clients.failures)
+        early, told = await _first_tokens(all_)
         redis.freeze()
         await asyncio.sleep(asked.stop_redis_s)
         during = sum(clients.served.values()) - before
+        early_all, told_all = await _first_tokens(all_)
         failed = len(clients.failures) - failed
         redis.thaw()
         began_s = loop.time()
@@ -88,9 +93,20 @@ async def _trouble(asked: Asked, redis: RedisProcess, all_: list[GatewayProcess]
         rate, without = before / asked.seconds, during / asked.stop_redis_s
         return (
             f"; Redis stood still for {asked.stop_redis_s:g} s: {failed} failed, {without:.1f} served/s against {rate:.1f} before, "
+            f"first tokens within {EARLY_S} s {(early_all - early) / max(1, told_all - told):.1%} against {early / max(1, told):.1%}, "
             f"exact again after {took_s:.2f} s"
         )
     return ""
+
+
+async def _first_tokens(all_: list[GatewayProcess]) -> tuple[float, float]:
+    """(those that came within the objective, all), of all gateways so far."""
+    early = told = 0.0
+    for gateway in all_:
+        text = (await ask(gateway.url, get("/metrics"))).body.decode()
+        early += from_page(text, "penstock_time_to_first_token_seconds_bucket", le=EARLY_S)
+        told += from_page(text, "penstock_time_to_first_token_seconds_count")
+    return early, told
 
 
 async def _until_whole(all_: list[GatewayProcess], least: float) -> float:
