@@ -106,9 +106,7 @@ async def test_disconnect_aborts_the_engine(gateway: GatewayProcess, vllm_pair: 
     loop = asyncio.get_running_loop()
     async with httpx.AsyncClient(timeout=600) as http:
         requests = [loop.create_task(http.post(f"{gateway.url}/v1/completions", json=body)) for _ in range(clients)]
-        await asyncio.to_thread(
-            until, lambda: engines("num_requests_running") >= clients / 2, "requests run in an engine"
-        )
+        await asyncio.to_thread(until, lambda: engines("num_requests_running") > 0, "requests run in an engine")
         for request in requests:
             request.cancel()
         await asyncio.gather(*requests, return_exceptions=True)

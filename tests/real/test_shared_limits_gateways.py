@@ -156,5 +156,5 @@ async def test_a_month_s_dollars_outlive_the_gateways(redis_process: RedisProces
         spent = await until_answered(second.url, 429)
         assert spent.error["code"] == "insufficient_quota"
     async with limited(tmp_path, redis_process, limits) as (first, second):
-        assert (await ask(first.url, request())).error["code"] == "insufficient_quota"
-        assert (await ask(second.url, request())).error["code"] == "insufficient_quota"
+        for gateway in (first, second):  # where Redis' answer takes too long, a request may be let in before it
+            assert (await until_answered(gateway.url, 429)).error["code"] == "insufficient_quota"
