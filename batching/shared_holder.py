@@ -117,8 +117,9 @@ class SharedHolder:
         """What another has running by now, until its reports are of later."""
         if name in self._others:
             for replica, now_running in running.items():
-                self._fresh[name, replica] = (number, now_running)
-                self._holder.beside(replica, self._running(replica), now_s)
+                if number > self._fresh.get((name, replica), (-1,))[0]:
+                    self._fresh[name, replica] = (number, now_running)
+                    self._holder.beside(replica, self._running(replica), now_s)
 
     def heard(self, topic: str) -> dict[HolderId, bytes]:
         """What others say of it, as far as they are heard: other workers of this gateway, too."""
@@ -172,6 +173,11 @@ class SharedHolder:
         self._answered_s, self._failing = self._sent_s, False
         self._book = (reply.now_ms, now_s)
         self.mode, self.superseded, self.frozen, self._join = Mode.REDIS, False, reply.frozen, Join.NO
+        again = {
+            name
+            for name, record in reply.others.items()
+            if name in self._records and self._records[name].instance != record.instance
+        }
         self._records = reply.others
         self._others = {
             HolderId(name): _decode(record.words)
@@ -181,7 +187,8 @@ class SharedHolder:
         self._fresh = {
             at: fresh
             for at, fresh in self._fresh.items()
-            if (words := self._others.get(at[0])) is not None and fresh[0] > words.told_running
+            # Who has begun again counts from the beginning, and runs nothing of what was told before.
+            if at[0] not in again and (words := self._others.get(at[0])) is not None and fresh[0] > words.told_running
         }
         claims = self._holder.claims()
         for replica, bound in reply.bounds.items():
@@ -210,6 +217,7 @@ class SharedHolder:
             self.mode = Mode.STATIC
             if before is not Mode.STATIC:
                 self._keep(self._terms.static)
+                self._forget_prefill(now_s)
         elif self._failing:
             self.mode = Mode.LAST_LEASE
         return self.mode is not before
@@ -231,6 +239,11 @@ class SharedHolder:
         for replica, claim in self._holder.claims().items():
             if claim.enforced > parts:
                 self._holder.allot(replica, parts)
+
+    def _forget_prefill(self, now_s: float) -> None:
+        """Nobody says any more when it is done; it is by now."""
+        for replica in self._holder.claims():
+            self._holder.beside(replica, self._running(replica)._replace(prefill_s=0.0), now_s)
 
     def _running(self, replica: ReplicaId) -> Running:
         """What the others have there, as far as they are heard."""
