@@ -1,13 +1,11 @@
 """One of two engines over real HTTP freezes: its connections stand and say nothing, and the other one answers."""
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import httpx
 import pytest
-import uvicorn
 from openai import AsyncOpenAI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -19,7 +17,7 @@ from config.schema import Config
 from tests.support.conditions import until, until_at_rest
 from tests.support.gateways import Running, listening
 from tests.support.patience import PATIENCE_S
-from tests.support.servers import in_this_loop
+from tests.support.servers import served
 
 HELLO = [{"role": "user", "content": "Hello"}]
 TOKENS = 8
@@ -53,14 +51,11 @@ class Freezing:
 @asynccontextmanager
 async def engine() -> AsyncIterator[tuple[Freezing, str]]:
     app = Freezing(create_engine_app(EngineOptions(kv_blocks=512, max_model_len=4096, speed=20)))
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
-        async with in_this_loop(server, listener):
-            try:
-                yield app, f"http://127.0.0.1:{listener.getsockname()[1]}"
-            finally:
-                app.frozen = False
+    async with served(app, graceful_s=1) as url:
+        try:
+            yield app, url
+        finally:
+            app.frozen = False
 
 
 @asynccontextmanager

@@ -4,14 +4,12 @@ import asyncio
 import json
 import re
 import signal
-import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from backends.simulated.options import EngineOptions
@@ -24,7 +22,7 @@ from tests.support.gateway_process import GatewayProcess, serving
 from tests.support.otlp_collector import OtlpCollector, Told, collecting
 from tests.support.patience import PATIENCE_S
 from tests.support.raw_http import Answer, ask, connected, get, post
-from tests.support.servers import in_this_loop
+from tests.support.servers import served
 from tests.support.stream_client import chat_body, told
 
 CHAT = "/v1/chat/completions"
@@ -73,11 +71,9 @@ async def _fail(receive: Receive, send: Send) -> None:
 async def engine(**options: Any) -> AsyncIterator[tuple[str, HeadersSeen]]:
     """A simulated engine behind HTTP in this loop."""
     values = {"model": "m", "kv_blocks": 4096, "max_model_len": 32_768, "speed": 50.0, **options}
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        seen = HeadersSeen(create_engine_app(EngineOptions(**values)))
-        async with in_this_loop(uvicorn.Server(uvicorn.Config(seen, log_level="warning")), listener):
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}", seen
+    seen = HeadersSeen(create_engine_app(EngineOptions(**values)))
+    async with served(seen) as url:
+        yield url, seen
 
 
 def write(folder: Path, replicas: list[dict[str, Any]], endpoint: str, **more: Any) -> Path:

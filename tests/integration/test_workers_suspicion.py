@@ -2,12 +2,10 @@
 
 import asyncio
 import json
-import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
-import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from backends.simulated.options import EngineOptions
@@ -21,7 +19,7 @@ from tests.support.asgi import chat
 from tests.support.gateway_process import serving
 from tests.support.raw_http import ask, get, post
 from tests.support.scrape import from_page
-from tests.support.servers import in_this_loop
+from tests.support.servers import served
 from tests.support.two_workers import PATIENCE_S
 
 CHAT = "/v1/chat/completions"
@@ -91,14 +89,11 @@ class Silent:
 @asynccontextmanager
 async def silent_engine() -> AsyncIterator[tuple[Silent, str]]:
     app = Silent(create_engine_app(EngineOptions(max_model_len=32_768)))
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
-        async with in_this_loop(server, listener):
-            try:
-                yield app, f"http://127.0.0.1:{listener.getsockname()[1]}"
-            finally:
-                app.speaks.set()
+    async with served(app, graceful_s=1) as url:
+        try:
+            yield app, url
+        finally:
+            app.speaks.set()
 
 
 async def test_a_worker_asks_because_another_doubts(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import redis
@@ -14,6 +15,7 @@ from tests.real.triton_server import TritonServer
 from tests.real.vllm_server import VllmServer
 from tests.support.patience import PATIENCE_S
 from tests.support.ports import free_port
+from tests.support.redis_server import RedisProcess
 
 # Two engines start in 40 to 75 s on two idle cores; a busy machine takes a multiple. The first test of a session waits for them.
 _TIMEOUT_S = 1200
@@ -83,3 +85,13 @@ def _await_pong(server: RedisServer, process: subprocess.Popen[bytes]) -> None:
                 return
             time.sleep(0.05)
     pytest.fail(f"redis-server did not answer within {PATIENCE_S} s (exit status {process.poll()})")
+
+
+@pytest.fixture
+def redis_process(tmp_path: Path) -> Iterator[RedisProcess]:
+    """A Redis of this test's own: it may be frozen, killed and started again."""
+    server = RedisProcess(tmp_path)
+    server.start()
+    yield server
+    server.thaw()
+    server.kill()

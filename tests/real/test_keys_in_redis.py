@@ -6,7 +6,6 @@ import random
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 
@@ -107,15 +106,6 @@ async def test_a_log_that_is_gone_is_not_believed(redis_server: RedisServer):
 # -- commands and gateways -------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[RedisProcess]:
-    found = RedisProcess(tmp_path)
-    found.start()
-    yield found
-    found.thaw()
-    found.kill()
-
-
 def keys(*arguments: str) -> str:
     """Standard output of `penstock keys ...`, which must succeed."""
     command = [sys.executable, "-c", "from router.cli import main; main()", "keys", *arguments]
@@ -149,10 +139,10 @@ async def until_state(gateway: GatewayProcess, wanted: str) -> int:
             await asyncio.sleep(0.05)
 
 
-async def test_from_nothing_to_two_gateways(server: RedisProcess, tmp_path: Path):
+async def test_from_nothing_to_two_gateways(redis_process: RedisProcess, tmp_path: Path):
     """Keys that are made, rotated and revoked count at two gateways, one of two workers, without a word to either; no key is in a log or in Redis."""
-    config = write(tmp_path, server.url)
-    first = keys("create", "--redis", server.url, "--tenant", "acme")
+    config = write(tmp_path, redis_process.url)
+    first = keys("create", "--redis", redis_process.url, "--tenant", "acme")
     assert re.fullmatch(r"psk-[A-Za-z0-9_-]{43}", first)
     async with serving(config) as one, serving(config, "--workers", "2") as two:
         assert [await status(gateway, first) for gateway in (one, two, two, two)] == [200] * 4
@@ -160,74 +150,76 @@ async def test_from_nothing_to_two_gateways(server: RedisProcess, tmp_path: Path
         second = keys("create", "--config", str(config), "--tenant", "umbrella", "--label", "two")
         for gateway in (one, two):
             await until_status(gateway, second, 200)
-        listed = keys("list", "--redis", server.url)
+        listed = keys("list", "--redis", redis_process.url)
         ids = {line.split()[1]: line.split()[0] for line in listed.splitlines()[1:]}
-        third = keys("rotate", ids["umbrella"], "--redis", server.url, "--overlap", "1h")
-        keys("revoke", ids["acme"], "--redis", server.url)
+        third = keys("rotate", ids["umbrella"], "--redis", redis_process.url, "--overlap", "1h")
+        keys("revoke", ids["acme"], "--redis", redis_process.url)
         for gateway in (one, two, two, two):
             await until_status(gateway, third, 200)
             await until_status(gateway, first, 401)
             assert await status(gateway, second) == 200
-        with redis.Redis(port=server.port) as client:
+        with redis.Redis(port=redis_process.port) as client:
             kept = b"".join(client.hgetall("{penstock:default}:keys").values())
     for told in (first, second, third):
         assert told.encode() not in kept
         assert not any(told in text for text in (listed, one.log, two.log))
 
 
-async def test_a_file_s_keys_come_to_redis(server: RedisProcess, tmp_path: Path):
+async def test_a_file_s_keys_come_to_redis(redis_process: RedisProcess, tmp_path: Path):
     """As they are, once; the gateway then needs no file."""
     file = tmp_path / "keys.jsonl"
     key = keys("create", "--file", str(file), "--tenant", "acme")
-    assert keys("import", "--file", str(file), "--redis", server.url).startswith("1 keys have come")
-    assert keys("import", "--file", str(file), "--redis", server.url).startswith("0 keys have come")
-    async with serving(write(tmp_path, server.url)) as gateway:
+    assert keys("import", "--file", str(file), "--redis", redis_process.url).startswith("1 keys have come")
+    assert keys("import", "--file", str(file), "--redis", redis_process.url).startswith("0 keys have come")
+    async with serving(write(tmp_path, redis_process.url)) as gateway:
         assert await status(gateway, key) == 200
 
 
-async def test_commands_at_once_lose_nothing(server: RedisProcess):
+async def test_commands_at_once_lose_nothing(redis_process: RedisProcess):
     """Two write at the same time: each change replaces what it has read, and no other."""
-    code = f"from router.keys_command import create; [create(tenant='t', redis={server.url!r}) for _ in range(5)]"
+    code = (
+        f"from router.keys_command import create; [create(tenant='t', redis={redis_process.url!r}) for _ in range(5)]"
+    )
     running = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL) for _ in range(3)]
     assert [await asyncio.to_thread(process.wait) for process in running] == [0] * 3
-    assert len(keys("list", "--redis", server.url).splitlines()) == 16
+    assert len(keys("list", "--redis", redis_process.url).splitlines()) == 16
 
 
-async def test_redis_dies_freezes_and_forgets(server: RedisProcess, tmp_path: Path):
+async def test_redis_dies_freezes_and_forgets(redis_process: RedisProcess, tmp_path: Path):
     """Whatever it does, a key that was good is answered 200 all the time, and never 401; who starts without it is not ready, and says 503."""
-    config = write(tmp_path, server.url)
-    key = keys("create", "--redis", server.url, "--tenant", "acme")
+    config = write(tmp_path, redis_process.url)
+    key = keys("create", "--redis", redis_process.url, "--tenant", "acme")
     async with serving(config) as gateway:
         assert await status(gateway, key) == 200
-        server.freeze()
+        redis_process.freeze()
         assert await until_state(gateway, "unreachable") == 200
         assert (await status(gateway, key), await status(gateway, "psk-wrong")) == (200, 503)
         async with serving(config) as late:
             assert await until_state(late, "unread") == 503
             assert await status(late, key) == 503
-            server.thaw()
+            redis_process.thaw()
             assert await until_state(late, "ok") == 200
             assert await status(late, key) == 200
         await until_status(gateway, "psk-wrong", 401)
-        server.kill()
+        redis_process.kill()
         await until_state(gateway, "unreachable")
-        server.start()  # empty
+        redis_process.start()  # empty
         assert await until_state(gateway, "lost_keys") == 200
         assert (await status(gateway, key), await status(gateway, "psk-wrong")) == (200, 503)
-        other = keys("create", "--redis", server.url, "--tenant", "umbrella")
+        other = keys("create", "--redis", redis_process.url, "--tenant", "umbrella")
         await until_status(gateway, other, 200)
         assert await status(gateway, key) == 200
     assert "1 keys are not there any more" in gateway.log
 
 
-def test_commands_say_what_is_wrong(server: RedisProcess, tmp_path: Path):
+def test_commands_say_what_is_wrong(redis_process: RedisProcess, tmp_path: Path):
     """In one line, with what to do: nobody there, an unknown id, two places at once, no place."""
     cases = (
         (("create", "--redis", "redis://127.0.0.1:1/0", "--tenant", "a"), 1, "penstock keys: Redis: "),
-        (("revoke", "nosuchkey", "--redis", server.url), 1, "no key is called 'nosuchkey' in Redis"),
+        (("revoke", "nosuchkey", "--redis", redis_process.url), 1, "no key is called 'nosuchkey' in Redis"),
         (("list", "--redis", "http://h"), 2, "is no Redis address"),
-        (("list", "--redis", server.url, "--file", "x"), 2, "one of the two"),
-        (("list", "--config", str(write(tmp_path, server.url, keys_file="x"))), 2, "both auth.keys_file and"),
+        (("list", "--redis", redis_process.url, "--file", "x"), 2, "one of the two"),
+        (("list", "--config", str(write(tmp_path, redis_process.url, keys_file="x"))), 2, "both auth.keys_file and"),
         (("list",), 2, "nobody says where"),
     )
     for arguments, code, says in cases:

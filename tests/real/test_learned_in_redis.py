@@ -19,14 +19,6 @@ BOUND = 4000  # that clients set; answers end by themselves long before
 TAUGHT = 36
 
 
-@pytest.fixture
-def redis_process(tmp_path: Path):
-    server = RedisProcess(tmp_path)
-    server.start()
-    yield server
-    server.kill()
-
-
 async def answered(gateway: GatewayProcess, number: int) -> None:
     body = chat(f"{number}: what is the matter?", stream=True, max_tokens=BOUND)
     answer = await ask(gateway.url, post(CHAT, body))

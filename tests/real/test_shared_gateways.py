@@ -33,15 +33,6 @@ STATIC = 0.125
 SETTLE_S = 6.0  # what a gateway that stands still has running is seen by nobody here: on a slow machine, too, it has ended by then
 
 
-@pytest.fixture
-def redis_process(tmp_path: Path):
-    server = RedisProcess(tmp_path)
-    server.start()
-    yield server
-    server.thaw()
-    server.kill()
-
-
 @asynccontextmanager
 async def engines(number: int) -> AsyncIterator[list[WatchedEngine]]:
     async with AsyncExitStack() as stack:

@@ -26,15 +26,6 @@ from tests.support.tenants import inline, key_for
 pytestmark = pytest.mark.real
 
 
-@pytest.fixture
-def redis_process(tmp_path: Path):
-    server = RedisProcess(tmp_path)
-    server.start()
-    yield server
-    server.thaw()
-    server.kill()
-
-
 @asynccontextmanager
 async def limited(
     folder: Path, redis: RedisProcess, limits: dict[str, float], workers: Sequence[int] = (1, 1), lease_s: float = 5

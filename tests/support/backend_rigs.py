@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx
-import uvicorn
 
 from backends.backend import Backend, EngineCall
 from backends.simulated.backend import SimulatedBackend
@@ -15,9 +14,8 @@ from backends.simulated.options import EngineOptions
 from backends.simulated.server import create_engine_app
 from backends.vllm import HttpBackend
 from config.schema import ReplicaConfig, Upstream
-from router.server import bind
 from tests.support.fake_engine import FakeEngine, Script, chunk, document, whole_stream
-from tests.support.servers import in_this_loop
+from tests.support.servers import served
 from tests.support.triton_fake import NEVER_S, FakeTriton, backend_over, token
 
 WORDS = 3
@@ -67,10 +65,10 @@ async def simulated() -> AsyncIterator[Rig]:
 @asynccontextmanager
 async def over_http() -> AsyncIterator[Rig]:
     """HttpBackend and, on a socket of its own, a simulated vLLM; its work is asked for past the backend."""
-    listener = bind("127.0.0.1", 0)
-    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    config = uvicorn.Config(create_engine_app(_OPTIONS), log_level="warning", timeout_graceful_shutdown=1)
-    async with in_this_loop(uvicorn.Server(config), listener), httpx.AsyncClient(trust_env=False) as client:
+    async with (
+        served(create_engine_app(_OPTIONS), graceful_s=1) as url,
+        httpx.AsyncClient(trust_env=False) as client,
+    ):
         replica = ReplicaConfig.model_validate({"name": "r", "url": url})
         backend = HttpBackend(replica, upstream=Upstream())
 

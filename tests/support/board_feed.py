@@ -3,7 +3,6 @@
 import asyncio
 import math
 import random
-import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -11,14 +10,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import msgspec
-import uvicorn
 from fastapi import FastAPI, Response
 from starlette.responses import StreamingResponse
 
 from config.schema import Server
 from router.board.document import Candidate, Live, Money, PlacementLine, Pulse, QueueRow, ReplicaCard
 from router.board.page import add_page
-from tests.support.servers import in_this_loop
+from tests.support.servers import served
 
 MODELS = ("llama-3.1-8b", "llama-3.1-70b", "qwen-2.5-32b")
 MACHINES = (  # gpu, count, tier, usd, on demand, blocks
@@ -99,14 +97,11 @@ async def board_over(feed: Feed, more: Callable[[FastAPI], None] = lambda _: Non
         return StreamingResponse(feed.stream(), media_type="text/event-stream")
 
     more(api)
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        config = uvicorn.Config(api, log_level="warning", timeout_graceful_shutdown=1)
-        async with in_this_loop(uvicorn.Server(config), listener):
-            try:
-                yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-            finally:
-                feed.cut()
+    async with served(api, graceful_s=1) as url:
+        try:
+            yield url
+        finally:
+            feed.cut()
 
 
 class Fleet:

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext, suppress
 
 import uvicorn
+from starlette.types import ASGIApp
 
 
 @asynccontextmanager
@@ -34,3 +35,13 @@ async def in_this_loop(server: uvicorn.Server, listener: socket.socket) -> Async
             server.should_exit = True
             over.set()
             await serving
+
+
+@asynccontextmanager
+async def served(app: ASGIApp, *, graceful_s: int | None = None) -> AsyncIterator[str]:
+    """An application on a free port of this machine; yields its URL. `graceful_s`: how long requests may last beyond the block."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=graceful_s)
+        async with in_this_loop(uvicorn.Server(config), listener):
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"

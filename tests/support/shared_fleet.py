@@ -2,13 +2,10 @@
 
 import asyncio
 import json
-import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import uvicorn
 
 from backends.simulated.options import EngineOptions
 from backends.simulated.sequence import EngineSequence
@@ -18,7 +15,7 @@ from tests.support.gateway_process import GatewayProcess, serving
 from tests.support.patience import PATIENCE_S
 from tests.support.raw_http import ask, get, post
 from tests.support.scrape import from_page
-from tests.support.servers import in_this_loop
+from tests.support.servers import served
 
 CHAT = "/v1/chat/completions"
 SEQUENCES = 16  # that a replica is declared to run; the engine itself would take more, and remembers how many it got
@@ -48,11 +45,8 @@ async def watched_engine(**options: object) -> AsyncIterator[WatchedEngine]:
         found.most = max(found.most, len(engine._sequences) - len(engine._finishing))
 
     engine.add = counted  # type: ignore[method-assign]
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        async with in_this_loop(uvicorn.Server(uvicorn.Config(_app(api), log_level="warning")), listener):
-            found.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-            yield found
+    async with served(_app(api)) as found.url:
+        yield found
 
 
 def configuration(path: Path, engines: Sequence[WatchedEngine], redis: dict[str, object], **more: object) -> Path:

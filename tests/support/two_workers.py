@@ -2,19 +2,16 @@
 
 import asyncio
 import json
-import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-
-import uvicorn
 
 from backends.simulated.options import EngineOptions
 from backends.simulated.server import create_engine_app
 from tests.support.gateway_process import GatewayProcess, serving
 from tests.support.patience import PATIENCE_S
 from tests.support.raw_http import RawClient, connected, get
-from tests.support.servers import in_this_loop
+from tests.support.servers import served
 
 
 @asynccontextmanager
@@ -27,11 +24,8 @@ async def engine(**options: object) -> AsyncIterator[str]:
         "max_num_seqs": 256,
         **options,
     }
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        app = create_engine_app(EngineOptions(**values))  # type: ignore[arg-type]
-        async with in_this_loop(uvicorn.Server(uvicorn.Config(app, log_level="warning")), listener):
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    async with served(create_engine_app(EngineOptions(**values))) as url:  # type: ignore[arg-type]
+        yield url
 
 
 def write(folder: Path, url: str, *, name: str = "sim", max_num_seqs: int = 256, **server: object) -> Path:
