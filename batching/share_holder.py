@@ -33,18 +33,26 @@ class Allotted(Protocol):
 
 
 class Saying:
-    """What was last told to others of what runs."""
+    """What was last told to others of what runs. KV blocks alone, which grow all the time, are no news: reports have them."""
 
     def __init__(self) -> None:
         self._said: dict[ReplicaId, Running] = {}
 
     def changed(self, running: Mapping[ReplicaId, Running]) -> dict[ReplicaId, Running]:
         """What is new; it counts as told from now on."""
-        said = self._said
-        new = {replica: now_running for replica, now_running in running.items() if said.get(replica) != now_running}
-        if new or len(said) != len(running):
-            self._said = dict(running)
+        said, new = self._said, {}
+        for replica, now_running in running.items():
+            if (before := said.get(replica)) is None or before._replace(blocks=now_running.blocks) != now_running:
+                new[replica] = said[replica] = now_running
+        if len(said) != len(running):
+            self._said = {replica: said[replica] for replica in running}
         return new
+
+    def reported(self, claims: Mapping[ReplicaId, Claim]) -> None:
+        """Others go by this now, if it arrives: what differs from what was told is news, even if it is as it was told before."""
+        for replica, claim in claims.items():
+            if (before := self._said.get(replica)) is not None and before != claim.running:
+                del self._said[replica]
 
 
 class Holding:
@@ -63,6 +71,7 @@ class Holding:
         claims = dict(self._holder.claims())
         self._told = {replica: parts for replica, parts in self._told.items() if replica in claims}
         self.short = self.owing = False
+        self._saying.reported(claims)
         for replica, claim in tuple(claims.items()):
             may = claim.enforced
             if (told := self._told.get(replica)) is not None and told < may:

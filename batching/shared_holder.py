@@ -71,6 +71,7 @@ class SharedHolder:
         self._saying = Saying()
         self._told_running = 0
         # Told between reports, with the teller's number: newer than what its last report says.
+        self.unread: list[str] = []  # holders whose words are of another version, or lost
         self._fresh: dict[tuple[HolderId, ReplicaId], tuple[int, Running]] = {}
 
     @property
@@ -101,8 +102,8 @@ class SharedHolder:
         return None if self._answered_s is None else now_s - self._answered_s
 
     def others_let_go(self, replica: str) -> bool:
-        """Whether every other gateway that is heard, and has the replica, says that nothing of its is there."""
-        return all(replica in words.released for words in self._elsewhere(replica))
+        """Whether every other gateway that is heard, and has the replica, says that nothing of its is there; one cannot be read: no."""
+        return not self.unread and all(replica in words.released for words in self._elsewhere(replica))
 
     def others_on(self, replica: str) -> int:
         """Sequences that other gateways run there."""
@@ -115,7 +116,8 @@ class SharedHolder:
 
     def hear(self, name: HolderId, number: int, running: Mapping[ReplicaId, Running], now_s: float) -> None:
         """What another has running by now, until its reports are of later."""
-        if name in self._others:
+        words = self._others.get(name)
+        if words is not None and number > words.told_running:
             for replica, now_running in running.items():
                 if number > self._fresh.get((name, replica), (-1,))[0]:
                     self._fresh[name, replica] = (number, now_running)
@@ -141,6 +143,7 @@ class SharedHolder:
         self._number += 1
         self._sent_s = now_s
         claims = dict(self._holder.claims())
+        self._saying.reported(claims)
         self._wait(claims, now_s)
         targets = self._targets(claims) if self.mode in {Mode.REDIS, Mode.LAST_LEASE} else {}
         wishes: dict[ReplicaId, Wish] = {}
@@ -179,11 +182,7 @@ class SharedHolder:
             if name in self._records and self._records[name].instance != record.instance
         }
         self._records = reply.others
-        self._others = {
-            HolderId(name): _decode(record.words)
-            for name, record in reply.others.items()
-            if not (record.lapsed or record.suspect or self._is_silent(record))
-        }
+        self._others = self._heard(reply.others)
         self._fresh = {
             at: fresh
             for at, fresh in self._fresh.items()
@@ -230,7 +229,7 @@ class SharedHolder:
             self.superseded = True
             self._lives += 1
         self._join, self.mode, self._answered_s = Join.AGAIN, Mode.NONE, None
-        self._others, self._records = {}, {}
+        self._others, self._records, self._fresh = {}, {}, {}
         self._keep(0)
         return self.pause_s
 
@@ -239,6 +238,18 @@ class SharedHolder:
         for replica, claim in self._holder.claims().items():
             if claim.enforced > parts:
                 self._holder.allot(replica, parts)
+
+    def _heard(self, records: Mapping[str, Record]) -> dict[HolderId, Words]:
+        """Whose words count. One whose words cannot be read keeps what it has; no more is known of it, and nothing is asked of it."""
+        found: dict[HolderId, Words] = {}
+        self.unread = []
+        for name, record in records.items():
+            if not (record.lapsed or record.suspect or self._is_silent(record)):
+                try:
+                    found[HolderId(name)] = _decode(record.words)
+                except msgspec.DecodeError:
+                    self.unread.append(name)
+        return found
 
     def _forget_prefill(self, now_s: float) -> None:
         """Nobody says any more when it is done; it is by now."""

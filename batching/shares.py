@@ -53,7 +53,6 @@ class Share(NamedTuple):
 
 
 ALONE: Final = Share()
-NOTHING: Final = Share(0)
 
 
 class Claim(NamedTuple):
@@ -99,6 +98,7 @@ class ShareBook:
         self._replicas: dict[ReplicaId, dict[HolderId, _Held]] = {}
         self._numbers: dict[HolderId, int] = {}
         self._turns = count()  # whose head waits for longest goes first
+        self._reckoned: dict[ReplicaId, dict[HolderId, int]] = {}  # what each should have, by the reports so far
 
     @property
     def holders(self) -> frozenset[HolderId]:
@@ -112,6 +112,7 @@ class ShareBook:
         for replica in [r for r, held in self._replicas.items() if holder in held and r not in claims]:
             self._drop(replica, holder)
         for replica, claim in claims.items():
+            self._reckoned.pop(replica, None)
             held = self._replicas.setdefault(replica, {}).setdefault(holder, _Held())
             held.claim = claim
             held.bound = held.told = min(held.bound, claim.enforced)
@@ -122,11 +123,13 @@ class ShareBook:
             held.granted = False
         return True
 
-    def leave(self, holder: HolderId) -> None:
-        """It is gone, with all that it ran: everything comes back."""
+    def leave(self, holder: HolderId) -> list[ReplicaId]:
+        """It is gone, with all that it ran: everything comes back, of these replicas."""
         self._numbers.pop(holder, None)
-        for replica in [r for r, held in self._replicas.items() if holder in held]:
+        had = [replica for replica, held in self._replicas.items() if holder in held]
+        for replica in had:
             self._drop(replica, holder)
+        return had
 
     def answer(self, holder: HolderId) -> tuple[int, dict[ReplicaId, Share]]:
         """(the report it answers, shares); what it raises is the holder's from now on, so it must be sent."""
@@ -135,7 +138,7 @@ class ShareBook:
             held = holders.get(holder)
             if held is None:
                 continue
-            target = _targets(replica, holders)[holder]
+            target = self._targets(replica)[holder]
             if target > held.bound:
                 held.bound = min(target, held.bound + _free(holders))
             held.told = min(target, held.bound)
@@ -160,7 +163,7 @@ class ShareBook:
         for replica, holders in self._replicas.items():
             if not any(held.short for held in holders.values()):
                 continue
-            targets, free = _targets(replica, holders), _free(holders)
+            targets, free = self._targets(replica), _free(holders)
             for holder, held in holders.items():
                 more = held.short and free > 0 and targets[holder] > held.bound
                 if more or targets[holder] < held.told:
@@ -176,7 +179,14 @@ class ShareBook:
         for replica, holders in self._replicas.items():
             assert _free(holders) >= 0, replica
 
+    def _targets(self, replica: ReplicaId) -> dict[HolderId, int]:
+        """What each should have. Reckoned once for all who are answered until somebody reports again."""
+        if (found := self._reckoned.get(replica)) is None:
+            found = self._reckoned[replica] = _targets(replica, self._replicas[replica])
+        return found
+
     def _drop(self, replica: ReplicaId, holder: HolderId) -> None:
+        self._reckoned.pop(replica, None)
         holders = self._replicas[replica]
         del holders[holder]
         if not holders:
@@ -218,7 +228,7 @@ def divided(
     order = sorted(claims, key=lambda holder: crc32(f"{replica} {holder}".encode()))
     waiting = sorted(turns, key=lambda holder: (turns[holder], holder))
     piece = _piece(claims)
-    even = _even(claims, waiting, order, whole, piece)
+    even = _even(claims, waiting, order, whole, piece) if waiting else kept
     division = _Division({h: _held_on_to(claims[h], kept[h], even[h]) for h in order}, whole, piece)
     for holder in waiting:
         division.give(holder, min(claims[holder].needed, even[holder]) - division.parts[holder])

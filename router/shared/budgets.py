@@ -84,6 +84,7 @@ class SharedBudgets:
         self._urgent_s = -inf  # when a report was last made before its time
         self._pause_s = _UNEASY_S
         self._said = Mode.NONE  # the mode that the log knows
+        self._said_unread: set[str] = set()
         self._trouble = "not asked yet"
 
     async def run(self) -> None:
@@ -112,10 +113,13 @@ class SharedBudgets:
             began_s = loop.time()
             number, running = holder.running()
             cost_s = loop.time() - began_s
-            if running and holder.gateways > 1:
-                with suppress(Unreachable):  # the report will say so
+            wait_s = pause_s(holder.gateways, told=bool(running), cost_s=cost_s)
+            if running and holder.gateways > 1 and holder.mode is Mode.REDIS:
+                try:
                     await self._book.tell(_encode((holder.name, number, running)))
-            await asyncio.sleep(pause_s(holder.gateways, told=bool(running), cost_s=cost_s))
+                except Unreachable:  # the report will say so
+                    wait_s = holder.pause_s
+            await asyncio.sleep(wait_s)
 
     async def leave(self) -> None:
         """The others may have all of it; not more than one call's time is spent on saying so."""
@@ -190,10 +194,12 @@ class SharedBudgets:
         for topic in self.topics:
             topic.say(holder)
         report = holder.report(began_s)
-        self._pause_s = max(_UNEASY_S, _BUSY_RATIO * (loop.time() - began_s))
+        reckoned_s = loop.time() - began_s
         try:
             heard = await self._book.report(report, self._notices.stamp)
-            pause_s = holder.take(loop.time(), heard.reply)
+            answered_s = loop.time()
+            pause_s = holder.take(answered_s, heard.reply)
+            reckoned_s += loop.time() - answered_s
             self._trouble = heard.reply.status.value
             if holder.mode is Mode.REDIS:
                 self._notices.take(heard)
@@ -202,6 +208,7 @@ class SharedBudgets:
             self._metrics.redis_errors_total.labels(error.kind).inc()
             self._trouble = str(error)
             pause_s = holder.failed(loop.time())
+        self._pause_s = max(_UNEASY_S, _BUSY_RATIO * reckoned_s)
         self._settled()
         return pause_s
 
@@ -253,12 +260,21 @@ class SharedBudgets:
             topic.hear(self.holder)
         self._admission.soon()
         self._say_mode()
+        self._say_unread()
 
     def _pay(self) -> None:
         """Of each machine's price as much as may be used of it: all gateways together never charge more than there is (docs/cost.md)."""
         stake, now = self._admission.scheduler.stake, asyncio.get_running_loop().time()
         for replica, claim in stake.claims().items():
             stake.pay(replica, claim.enforced * WHOLE_PRICE // WHOLE, now)
+
+    def _say_unread(self) -> None:
+        """Once for each."""
+        if new := set(self.holder.unread) - self._said_unread:
+            log.warning(
+                "what %s say through Redis cannot be read here: another version, or lost", ", ".join(sorted(new))
+            )
+        self._said_unread = set(self.holder.unread)
 
     def _say_mode(self) -> None:
         """Once at each change."""

@@ -207,7 +207,9 @@ class Hub:
 
     def _lost(self, line: _Line) -> None:
         self._lines.remove(line)
-        self.book.leave(line.holder)
+        ran = self.book.leave(line.holder)
+        for other in self._lines:
+            send(other.writer, Beside(self.book.others(other.holder, ran)))
         self.limits.leave(line.holder)
         self.payers.leave(line.holder)
         if line.page is not None:

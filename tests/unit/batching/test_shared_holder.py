@@ -19,10 +19,10 @@ class Site:
     """One replica of a scheduler."""
 
     def __init__(self) -> None:
-        self.parts, self.others, self.mine = 0, Running(), Running()
+        self.parts, self.others, self.mine, self.needed = 0, Running(), Running(), 0
 
     def claims(self) -> Mapping[ReplicaId, Claim]:
-        return {A: Claim(self.parts, 0, running=self.mine)}
+        return {A: Claim(self.parts, 0, self.needed, self.needed, self.mine)}
 
     def running(self) -> Mapping[ReplicaId, Running]:
         return {A: self.mine}
@@ -105,6 +105,55 @@ def test_who_begins_again_runs_nothing_of_what_it_told_before(pair: Pair):
     assert pair.sites[ONE].others == Running()
     pair.sites[TWO].mine = Running(1, 5, 0.1)
     assert pair.hear(pair.told()) == Running(1, 5, 0.1)
+
+
+def test_words_from_before_a_report_come_after_it(pair: Pair):
+    """They went another way; the report is newer."""
+    pair.sites[TWO].mine = Running(5, 50, 1.0)
+    early = pair.told()
+    pair.sites[TWO].mine = Running(1, 5, 0.0)
+    pair.told()
+    pair.exchange(TWO)
+    pair.exchange(ONE)
+    assert pair.hear(early) == Running(1, 5, 0.0)
+
+
+def test_what_a_report_said_is_taken_back(pair: Pair):
+    """It was idle, ran something as it reported, and is idle again before it tells anything: others went by the report."""
+    pair.told()
+    pair.sites[TWO].mine = Running(1, 5, 0.3)
+    pair.exchange(TWO)
+    pair.exchange(ONE)
+    assert pair.sites[ONE].others.prefill_s == 0.3
+    pair.sites[TWO].mine = Running()
+    assert pair.hear(pair.told()) == Running()
+
+
+def test_blocks_alone_are_no_news(pair: Pair):
+    """They grow with every few tokens of each stream; a look that finds nothing else tells nothing."""
+    pair.sites[TWO].mine = Running(1, 5, 0.3)
+    assert pair.told()[1] == {A: Running(1, 5, 0.3)}
+    pair.sites[TWO].mine = Running(1, 6, 0.3)
+    assert pair.told()[1] == {}
+    pair.sites[TWO].mine = Running(1, 7, 0.0)
+    assert pair.told()[1] == {A: Running(1, 7, 0.0)}
+
+
+@pytest.mark.parametrize("words", [b"", b"\xc1", b"\x91\x01"])
+def test_whose_words_cannot_be_read_keeps_what_it_has(pair: Pair, words: bytes):
+    """Another version's, or lost in Redis: nothing of its is given away, nothing is known of it, and it is heard again when it can be."""
+    has = pair.sites[TWO].parts
+    pair.book.records[TWO].words = words
+    pair.sites[ONE].needed = WHOLE
+    for _ in range(3):
+        pair.exchange(ONE)
+    holder = pair.holders[ONE]
+    assert (holder.mode, holder.unread, holder.gateways) == (Mode.REDIS, [TWO], 1)
+    assert pair.sites[ONE].parts == WHOLE - has
+    assert not holder.others_let_go(A)
+    pair.exchange(TWO)
+    pair.exchange(ONE)
+    assert (holder.unread, holder.gateways) == ([], 2)
 
 
 def test_a_stranger_s_words_count_for_nothing(pair: Pair):
