@@ -1,7 +1,7 @@
 """The keys that are kept in Redis, as this process knows them: all are read at the start, then every change is followed.
 
 Decides what is in force while Redis is away, half there, or another than it was: whatever was good stays good, and what was revoked
-stays revoked. Nobody takes a key out of the store, so that a key which is not there any more was lost there. What a request's key is
+or has ended stays so. Nobody takes a key out of the store, so that a key which is not there any more was lost there. What a request's key is
 worth is looked up in memory; nothing here is asked by a request.
 """
 
