@@ -107,6 +107,9 @@ class Logins:
             self._keys = keys_of(await self._document(client))
         except (httpx.HTTPError, httpx.InvalidURL, ValueError, TimeoutError) as error:
             return str(error) or type(error).__name__
+        except Exception as error:  # whatever the issuer says, lists in lists in lists: it must not end the gateway
+            log.debug("the issuer's keys: what it says cannot be read", exc_info=True)
+            return f"it says what cannot be read: {type(error).__name__}"
         return None
 
     def _say(self, failed: str | None) -> None:

@@ -202,6 +202,8 @@ def _broken() -> httpx.Response:
     [
         _broken, _too_large, _moved, lambda: httpx.Response(500), lambda: httpx.Response(200, content=b"<html>"),
         lambda: httpx.Response(200, content=json.dumps({"keys": []}).encode()),
+        lambda: httpx.Response(200, json={"keys": [{"kty": ["RSA"]}]}),
+        lambda: httpx.Response(200, content=b'{"keys":' + b"[" * 200_000 + b"]" * 200_000 + b"}"),
     ],
 )  # fmt: skip
 def test_what_was_read_stays(fails: Callable[[], httpx.Response], caplog: pytest.LogCaptureFixture):
