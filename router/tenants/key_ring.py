@@ -4,6 +4,7 @@ Two commands at once take turns by trying again: what is written replaces just w
 """
 
 import asyncio
+import logging
 from collections.abc import Callable, Coroutine, Sequence
 from datetime import datetime, timedelta
 from itertools import islice
@@ -14,7 +15,9 @@ import msgspec
 from router.shared.redis_line import Unreachable
 from router.tenants.key_changes import KeysError, Unconfirmed, made, revoked, rotated
 from router.tenants.keys import KeyRecord, new_id
-from router.tenants.keys_in_redis import Change, KeyBook
+from router.tenants.keys_in_redis import Change, KeyBook, id_in
+
+log = logging.getLogger("penstock.keys")
 
 _TRIES: Final = 50
 _AT_ONCE: Final = 200
@@ -32,14 +35,22 @@ class KeyRing:
         self._now = now
 
     def records(self) -> list[KeyRecord]:
-        """All, by the time they were made at."""
+        """All, by the time they were made at; what is no record is told."""
 
         async def read(book: KeyBook) -> list[KeyRecord]:
             found: dict[str, KeyRecord] = {}
+            bad: set[str] = set()
             cursor = ""
             while cursor != "0":
                 cursor, page = await book.page(cursor or "0")
-                found |= {record.id: record for record in map(_record, page.split(b"\n")) if record is not None}
+                for line in filter(None, page.split(b"\n")):
+                    record = _record(line)
+                    if record is None:
+                        bad.add(id_in(line))
+                    else:
+                        found[record.id] = record
+            for id_ in sorted(bad):
+                log.warning("%s: no record of a key, so it is not listed; mend it, or take it out with HDEL", id_)
             return sorted(found.values(), key=lambda record: (str(record.created), record.id))
 
         return self._with_book(read)
@@ -137,7 +148,7 @@ async def _found(book: KeyBook, id_: str) -> tuple[bytes, KeyRecord]:
         raise KeysError(f"no key is called {id_!r} in Redis; `penstock keys list` shows them")
     record = _record(before)
     if record is None:
-        raise KeysError(f"{id_}: no record of a key; nothing is written over it")
+        raise KeysError(f"{id_}: no record of a key; nothing is written over it: mend it, or take it out with HDEL")
     return before, record
 
 

@@ -318,6 +318,31 @@ def test_a_record_that_cannot_be_used_takes_no_other_along(caplog: pytest.LogCap
     assert "ab" * 32 not in caplog.text
 
 
+def test_a_revoked_record_that_cannot_be_used_is_just_over():
+    """Whatever is wrong with it: it lets nobody in, not even who it let in before somebody broke it, and leaves no doubt about other keys."""
+
+    async def main() -> None:
+        book = filled(3)
+        put(
+            book,
+            KeyRecord(
+                id="old", tenant="t", hmac="ab" * 32, pepper="ffffffff", revoked=datetime(2026, 11, 1, tzinfo=UTC)
+            ),
+        )
+        async with watched(book, keys=[]) as store:
+            assert (store.knows_all, state(store)) == (True, "ok")
+            put(book, msgspec.structs.replace(record(0), sha256="abc", revoked=datetime(2026, 11, 1, tzinfo=UTC)))
+            await asyncio.sleep(1)
+            assert good(store, 0, 1, 2) == [False, True, True]
+            assert (store.knows_all, state(store)) == (True, "ok")
+            store.read_again()
+            await asyncio.sleep(1)
+            assert good(store, 0, 1, 2) == [False, True, True]
+            assert (store.knows_all, state(store)) == (True, "ok")
+
+    run_virtual(main())
+
+
 def test_what_is_kept_twice_is_good_while_both_say_so():
     """A key of the configuration that is revoked in Redis is revoked; each source's own keys are known."""
     inline = [{"id": f"i{n}", "tenant": "inline", "sha256": digest_of(key(n), None).hex()} for n in (0, 50)]

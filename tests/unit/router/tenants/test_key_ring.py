@@ -99,3 +99,12 @@ def test_where_nobody_answers_nothing_is_begun():
         ring(book).create(WANTED)
     assert "written" not in str(caught.value)
     assert not book.records
+
+
+def test_what_is_no_record_is_told_beside_the_list(caplog: pytest.LogCaptureFixture):
+    """By its id where it has one: a gateway complains of it, and who lists the keys must find it."""
+    book = FakeKeys()
+    _, record = ring(book).create(WANTED)
+    book.records |= {"x1": b'{"id":"x1","tenant":7}', "x2": b"{"}
+    assert [listed.id for listed in ring(book).records()] == [record.id]
+    assert [line.split(":")[0].split(" (")[0] for line in caplog.messages] == ["without an id", "x1"]
