@@ -122,7 +122,7 @@ def rotate(
     with _said_plainly():
         key, record, old = _keys(file, redis, config, pepper).rotate(id_, _span(overlap, "--overlap"))
     _tell(key, record)
-    typer.echo(f"{old.id} is good until {_when(old.expires)}", err=True)
+    _tell_end(old)
 
 
 def import_(*, file: _File, redis: _Redis = None, config: _Config = None) -> None:
@@ -144,6 +144,10 @@ def _tell(key: str, record: "KeyRecord") -> None:
     scopes = ", ".join(record.scopes)
     text = f"key {record.id} of tenant {record.tenant}, for {scopes}, {_until(record.expires)}; it is not shown again"
     typer.echo(text, err=True)
+
+
+def _tell_end(old: "KeyRecord") -> None:
+    typer.echo(f"{old.id} is good until {_when(old.expires)}", err=True)
 
 
 def _table(records: "Iterable[KeyRecord]", now: datetime) -> str:
@@ -254,10 +258,16 @@ def _now() -> datetime:
 @contextmanager
 def _said_plainly() -> "Iterator[None]":
     """What went wrong in one line, and an exit code."""
-    from router.tenants.key_changes import KeysError  # noqa: PLC0415
+    from router.tenants.key_changes import KeysError, Unconfirmed  # noqa: PLC0415
 
     try:
         yield
+    except Unconfirmed as error:
+        _tell(error.key, error.record)
+        if error.old is not None:
+            _tell_end(error.old)
+        typer.echo(f"penstock keys: {error}", err=True)
+        raise typer.Exit(EXIT_FAILED) from None
     except KeysError as error:
         typer.echo(f"penstock keys: {error}", err=True)
         raise typer.Exit(EXIT_FAILED) from None

@@ -46,11 +46,13 @@ class Logins:
         """Whose it is; None: it is no token of this kind. Raises BadToken, Unavailable."""
         if not looks_like_one(token):
             return None
-        try:
-            return self._judged(token)
-        except BadToken as error:
-            if error.why is not Why.UNKNOWN_KEY or not await self._read_once():
-                raise
+        for read in (self._read_under_way, self._read_once):
+            try:
+                return self._judged(token)
+            except BadToken as error:
+                if error.why is not Why.UNKNOWN_KEY:
+                    raise
+            await read()
         return self._judged(token)
 
     def _judged(self, token: str) -> Bearer:
@@ -61,20 +63,26 @@ class Logins:
                 raise Unavailable from None
             raise
 
-    async def _read_once(self) -> bool:
-        """Whether they were read since this was asked for."""
+    async def _read_under_way(self) -> None:
+        """Returns when it is done. The issuer has a key before it signs with it: what is read now may have it already."""
+        if self._done < self._begun:
+            await self._until(self._begun)
+
+    async def _read_once(self) -> None:
+        """Once more, unless that was asked for a moment ago."""
         now, before = asyncio.get_running_loop().time(), self._begun
         if not self._asked.is_set():
             if now - self._last_s < _LEAST_S:
-                return False
+                return
             self._last_s = now
             self._asked.set()
-        try:
+        await self._until(before + 1)
+
+    async def _until(self, reading: int) -> None:
+        """It is done, or takes too long."""
+        with suppress(TimeoutError):
             async with asyncio.timeout(3 * self._oidc.timeout_s), self._read:
-                await self._read.wait_for(lambda: self._done > before)
-        except TimeoutError:
-            return False
-        return True
+                await self._read.wait_for(lambda: self._done >= reading)
 
     async def run(self) -> None:
         pause_s = _FIRST_PAUSE_S
@@ -99,6 +107,9 @@ class Logins:
             self._keys = keys_of(await self._document(client))
         except (httpx.HTTPError, httpx.InvalidURL, ValueError, TimeoutError) as error:
             return str(error) or type(error).__name__
+        except Exception as error:  # whatever the issuer says, lists in lists in lists: it must not end the gateway
+            log.debug("the issuer's keys: what it says cannot be read", exc_info=True)
+            return f"it says what cannot be read: {type(error).__name__}"
         return None
 
     def _say(self, failed: str | None) -> None:

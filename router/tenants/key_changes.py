@@ -9,7 +9,17 @@ from router.tenants.keys import KeyRecord, new_id, new_key, sealed
 
 
 class KeysError(Exception):
-    """What was asked cannot be done; nothing has changed."""
+    """What was asked cannot be done; nothing has changed, unless it says so."""
+
+
+class Unconfirmed(Exception):
+    """A new key is written, but may be lost again; it is told only now. `old`: the one in whose place it is."""
+
+    def __init__(self, why: str, key: str, record: KeyRecord, old: KeyRecord | None = None) -> None:
+        super().__init__(why)
+        self.key = key
+        self.record = record
+        self.old = old
 
 
 def fresh_id(taken: Callable[[str], bool]) -> str:

@@ -1,7 +1,7 @@
 """The keys that are kept in Redis, as this process knows them: all are read at the start, then every change is followed.
 
 Decides what is in force while Redis is away, half there, or another than it was: whatever was good stays good, and what was revoked
-stays revoked. Nobody takes a key out of the store, so that a key which is not there any more was lost there. What a request's key is
+or has ended stays so. Nobody takes a key out of the store, so that a key which is not there any more was lost there. What a request's key is
 worth is looked up in memory; nothing here is asked by a request.
 """
 
@@ -10,7 +10,6 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final
-from zlib import crc32
 
 import msgspec
 
@@ -20,7 +19,7 @@ from router.tenants.key_columns import ColumnsOf
 from router.tenants.key_index import Found, KeyIndex
 from router.tenants.key_reading import BadStore
 from router.tenants.keys import BadRecord, KeyRecord
-from router.tenants.keys_in_redis import Changes, KeyBook
+from router.tenants.keys_in_redis import Changes, KeyBook, id_in
 
 log = logging.getLogger("penstock.keys")
 
@@ -30,6 +29,7 @@ _STEP_RECORDS: Final = 300  # about a millisecond, between two of which the even
 _STEP_CHANGES: Final = 50  # the same, one by one
 _SPARE: Final = 1024  # room for keys that are made later
 _SAID_OF_BAD: Final = 5
+_OVER: Final = "revoked"  # of a record that cannot be used and need not be
 
 _decoder: Final = msgspec.json.Decoder(KeyRecord)
 
@@ -84,16 +84,16 @@ class KeyFollower:
             return self._silent
         if self._lost:
             return f"{self._lost} keys are not there any more; restore them, or start the gateways again to let them go"
-        if self._bad:
-            some = "; ".join(f"{id_}: {why}" for id_, why in list(self._bad.items())[:_SAID_OF_BAD])
-            return f"{len(self._bad)} records cannot be used; revoke or mend them: {some}"
+        if broken := [f"{id_}: {why}" for id_, why in self._bad.items() if why != _OVER]:
+            some = "; ".join(broken[:_SAID_OF_BAD])
+            return f"{len(broken)} records cannot be used; mend them, or take them out with HDEL and make those keys anew: {some}"
         return None
 
     def document(self) -> dict[str, object]:
         """For `/readyz`, which is open to all: no ids."""
         age_s = None if self._heard_s is None else asyncio.get_running_loop().time() - self._heard_s
         state = "unread" if self._index is None else "unreachable" if self._silent is not None else None
-        state = state or ("lost_keys" if self._lost else "bad_records" if self._bad else "ok")
+        state = state or ("lost_keys" if self._lost else "bad_records" if self.trouble else "ok")
         return {"state": state, "age_s": None if age_s is None else round(age_s, 3)}
 
     def read_again(self) -> None:
@@ -262,7 +262,7 @@ class KeyFollower:
         try:
             record = _decoder.decode(line)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            bad[_id_in(line)] = f"no record of a key ({error})"
+            bad[id_in(line)] = f"no record of a key ({error})"
             return
         self._add(index, record, bad)
 
@@ -270,7 +270,10 @@ class KeyFollower:
         try:
             index.join(self._columns([record]))
         except BadRecord as error:
-            bad[record.id] = str(error)
+            bad[record.id] = str(error) if record.revoked is None else _OVER
+            for known in () if record.revoked is None else (index, self._index):
+                if known is not None:  # it may have been good before somebody broke it
+                    known.revoke(record.id)
         else:
             bad.pop(record.id, None)
 
@@ -290,12 +293,3 @@ class KeyFollower:
             else "those that were good stay so"
         )
         log.error("API keys in Redis: %s; %s", trouble, left)
-
-
-def _id_in(line: bytes) -> str:
-    """Of what is no record: its beginning would be, but may show a hash."""
-    with suppress(msgspec.DecodeError, UnicodeDecodeError):
-        found = msgspec.json.decode(line, type=dict[str, object]).get("id")
-        if isinstance(found, str):
-            return "".join(c if c.isprintable() else "?" for c in found[:32])
-    return f"without an id ({crc32(line):08x})"

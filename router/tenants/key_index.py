@@ -8,9 +8,10 @@ import secrets
 from array import array
 from collections.abc import Iterator, Sequence
 from hmac import compare_digest
+from math import inf
 from struct import Struct
 from sys import byteorder
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 import numpy as np
@@ -32,7 +33,7 @@ _ROW: Final = np.dtype(
 _SIZE: Final = _ROW.itemsize
 _READ: Final = Struct(f"={DIGEST_BYTES}s{ID_BYTES}sddII")
 _HEAD_BYTES: Final = 8
-_STEP_ROWS: Final = 1000  # about a millisecond
+_STEP_ROWS: Final = 300  # about a millisecond
 
 
 class Columns(NamedTuple):
@@ -44,6 +45,17 @@ class Columns(NamedTuple):
     masks: Sequence[int]
     starts_s: Sequence[float]
     ends_s: Sequence[float]
+
+
+class Row(NamedTuple):
+    """One key as it lies in an index, which knows the tenant's name."""
+
+    digest: bytes
+    id: bytes
+    start_s: float
+    end_s: float
+    tenant: int
+    mask: int
 
 
 class Found(msgspec.Struct, frozen=True, gc=False):
@@ -88,7 +100,7 @@ class KeyIndex:
             raise BadRecord(f"{self._id(row)} and {self._id(other)} are the same key; remove one")
 
     def join(self, keys: Columns) -> None:
-        """As `add`, but of a key that is there the new word counts, except that it stays revoked; under two ids it is good while both are."""
+        """As `add`, but of a key that is there the new word counts, except that it stays revoked, and that its end only comes nearer."""
         twice = []
         for row, other in self._added(keys):
             self._joined(other, row)
@@ -98,30 +110,43 @@ class KeyIndex:
             self._size -= 1
         self._twice += len(twice)
 
+    def revoke(self, id_: str) -> None:
+        """Looks at every row: not for each request, nor for each change."""
+        ids = np.frombuffer(self._rows, _ROW)["id"]
+        for row in np.flatnonzero(ids == id_.encode()).tolist():
+            self._limit(row, inf, REVOKED)
+
     def take_over(self, old: "KeyIndex", now_s: float) -> Iterator[int]:
-        """Keys of `old` that are or will be good come here, if they are not; what was revoked there is here, too. In steps: how many came."""
-        for some in old.digests():
-            came = 0
-            for digest, mask in some:
-                mine = self._row(digest)
-                if not mine:
-                    came += self._took(digest, old, now_s)
-                elif mask & REVOKED:
-                    self._set(mine, "mask", REVOKED | int(self._get(mine, "mask")))
-            yield came
+        """All that `old` has comes here, if it is not; what was revoked or ended there is so here, too. In steps: how many came that are or will be good."""
+        for some in old.rows():
+            missing = []
+            for row in some:
+                mine = self._row(row.digest)
+                if mine:
+                    self._limit(mine, row.end_s, row.mask & REVOKED)
+                else:
+                    missing.append(row)
+            if missing:
+                self.join(old.columns(missing))
+            yield sum(not row.mask & REVOKED and row.end_s > now_s for row in missing)
 
-    def digests(self) -> Iterator[list[tuple[bytes, int]]]:
-        """All, each with its scopes' bits; some at a time."""
+    def rows(self) -> Iterator[list[Row]]:
+        """All keys, some at a time."""
         for first in range(1, self._size + 1, _STEP_ROWS):
-            rows = np.frombuffer(bytes(self._rows[first * _SIZE : (first + _STEP_ROWS) * _SIZE]), _ROW)
-            yield list(zip(rows["digest"].tolist(), rows["mask"].tolist(), strict=True))
+            some = map(Row._make, _READ.iter_unpack(self._rows[first * _SIZE : (first + _STEP_ROWS) * _SIZE]))
+            # Where a key has several rows, one has the last word.
+            yield [row for at, row in enumerate(some, first) if not self._twice or self._row(row.digest) == at]
 
-    def _took(self, digest: bytes, old: "KeyIndex", now_s: float) -> bool:
-        found = old.find(digest)
-        if found is None or found.mask & REVOKED or found.ends_s <= now_s:
-            return False
-        self.join(Columns(digest, [found.id], [found.tenant], [found.mask], [found.not_before_s], [found.ends_s]))
-        return True
+    def columns(self, rows: Sequence[Row]) -> Columns:
+        """Of this index."""
+        return Columns(
+            digests=b"".join(row.digest for row in rows),
+            ids=[row.id.rstrip(b"\0").decode("ascii") for row in rows],
+            tenants=[self._names[row.tenant] for row in rows],
+            masks=[row.mask for row in rows],
+            starts_s=[row.start_s for row in rows],
+            ends_s=[row.end_s for row in rows],
+        )
 
     def _added(self, keys: Columns) -> Iterator[tuple[int, int]]:
         """Tells of each row whose key another row has already."""
@@ -155,20 +180,19 @@ class KeyIndex:
         before, after = self._rows[old * _SIZE : (old + 1) * _SIZE], self._rows[new * _SIZE : (new + 1) * _SIZE]
         if before[:DIGEST_BYTES] != after[:DIGEST_BYTES]:
             raise BadRecord(f"{self._id(new)} and {self._id(old)} cannot be told apart; rotate one of them")
-        revoked, end_s = int(self._get(old, "mask")) & REVOKED, float(self._get(old, "end_s"))
-        same = self._id(new) == self._id(old)
-        if not same:
+        said = Row._make(_READ.unpack_from(before))
+        if self._id(new) != self._id(old):
             self.doubles.add(self._id(new))
         self._rows[old * _SIZE : (old + 1) * _SIZE] = after
-        self._set(old, "mask", revoked | int(self._get(old, "mask")))
-        if not same:
-            self._set(old, "end_s", min(end_s, float(self._get(old, "end_s"))))
+        self._limit(old, said.end_s, said.mask & REVOKED)
 
-    def _get(self, row: int, name: str) -> Any:
-        return np.frombuffer(self._rows, _ROW, count=1, offset=row * _SIZE)[name][0]
-
-    def _set(self, row: int, name: str, value: float) -> None:
-        np.frombuffer(self._rows, _ROW, count=1, offset=row * _SIZE)[name] = value
+    def _limit(self, row: int, end_s: float, revoked: int) -> None:
+        """It ends then at the latest, and is revoked if `revoked` says so."""
+        at = row * _SIZE
+        digest, id_, start_s, end_before_s, tenant, mask = _READ.unpack_from(self._rows, at)
+        if end_s < end_before_s or revoked & ~mask:
+            ends_s = min(end_s, end_before_s)
+            _READ.pack_into(self._rows, at, digest, id_, start_s, ends_s, tenant, mask | revoked)
 
     def _row(self, digest: bytes) -> int:
         """0: it is not there. Not for what strangers send: it takes the longer, the nearer it comes."""

@@ -4,6 +4,7 @@ Two commands at once take turns by trying again: what is written replaces just w
 """
 
 import asyncio
+import logging
 from collections.abc import Callable, Coroutine, Sequence
 from datetime import datetime, timedelta
 from itertools import islice
@@ -12,18 +13,21 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from router.shared.redis_line import Unreachable
-from router.tenants.key_changes import KeysError, made, revoked, rotated
+from router.tenants.key_changes import KeysError, Unconfirmed, made, revoked, rotated
 from router.tenants.keys import KeyRecord, new_id
-from router.tenants.keys_in_redis import Change, KeyBook
+from router.tenants.keys_in_redis import Change, KeyBook, id_in
+
+log = logging.getLogger("penstock.keys")
 
 _TRIES: Final = 50
 _AT_ONCE: Final = 200
 T = TypeVar("T")
 _encode: Final = msgspec.json.encode
+_FEW: Final = "not so many replicas have it as auth.keys_redis.wait_replicas wants"
 
 
 class KeyRing:
-    """`book` is made in each call's own loop. `now`: of the calendar, with its zone. All raise KeysError."""
+    """`book` is made in each call's own loop. `now`: of the calendar, with its zone. All raise KeysError; what makes a key, Unconfirmed, too."""
 
     def __init__(self, book: Callable[[], KeyBook], pepper: bytes | None, now: Callable[[], datetime]) -> None:
         self._book = book
@@ -31,14 +35,22 @@ class KeyRing:
         self._now = now
 
     def records(self) -> list[KeyRecord]:
-        """All, by the time they were made at."""
+        """All, by the time they were made at; what is no record is told."""
 
         async def read(book: KeyBook) -> list[KeyRecord]:
             found: dict[str, KeyRecord] = {}
+            bad: set[str] = set()
             cursor = ""
             while cursor != "0":
                 cursor, page = await book.page(cursor or "0")
-                found |= {record.id: record for record in map(_record, page.split(b"\n")) if record is not None}
+                for line in filter(None, page.split(b"\n")):
+                    record = _record(line)
+                    if record is None:
+                        bad.add(id_in(line))
+                    else:
+                        found[record.id] = record
+            for id_ in sorted(bad):
+                log.warning("%s: no record of a key, so it is not listed; mend it, or take it out with HDEL", id_)
             return sorted(found.values(), key=lambda record: (str(record.created), record.id))
 
         return self._with_book(read)
@@ -49,7 +61,11 @@ class KeyRing:
 
         async def write(book: KeyBook) -> KeyRecord | None:
             mine = msgspec.structs.replace(record, id=new_id())
-            return mine if await book.put([Change(mine.id, b"", _encode(mine))]) else None
+            await book.get([mine.id])  # where nobody answers nothing is begun
+            try:
+                return mine if await book.put([Change(mine.id, b"", _encode(mine))]) else None
+            except Unreachable as error:
+                raise Unconfirmed(await _why_unsure(book, mine.id, error), key, mine) from None
 
         return key, self._tried(write)
 
@@ -70,7 +86,10 @@ class KeyRing:
             before, old = await _found(book, id_)
             key, fresh, ended = rotated(old, new_id(), overlap, self._now(), self._pepper)
             changes = [Change(id_, before, _encode(ended)), Change(fresh.id, b"", _encode(fresh))]
-            return (key, fresh, ended) if await book.put(changes) else None
+            try:
+                return (key, fresh, ended) if await book.put(changes) else None
+            except Unreachable as error:
+                raise Unconfirmed(await _why_unsure(book, fresh.id, error, id_), key, fresh, ended) from None
 
         return self._tried(write)
 
@@ -111,8 +130,8 @@ class KeyRing:
         try:
             return asyncio.run(run())
         except Unreachable as error:
-            told = "not so many replicas have it as auth.keys_redis.wait_replicas wants; it is written, though"
-            raise KeysError(f"Redis: {error}" + (f": {told}" if error.kind == "replicas" else "")) from None
+            told = f": {_FEW}; it is written, though" if error.kind == "replicas" else ""
+            raise KeysError(f"Redis: {error}{told}") from None
 
 
 def _refuse_others(records: Sequence[KeyRecord], there: Sequence[bytes]) -> None:
@@ -129,8 +148,21 @@ async def _found(book: KeyBook, id_: str) -> tuple[bytes, KeyRecord]:
         raise KeysError(f"no key is called {id_!r} in Redis; `penstock keys list` shows them")
     record = _record(before)
     if record is None:
-        raise KeysError(f"{id_}: no record of a key; nothing is written over it")
+        raise KeysError(f"{id_}: no record of a key; nothing is written over it: mend it, or take it out with HDEL")
     return before, record
+
+
+async def _why_unsure(book: KeyBook, id_: str, error: Unreachable, old: str | None = None) -> str:
+    """Of a new key that is written. Raises KeysError where it is not, or nobody can say; the key is lost then."""
+    try:
+        (there,) = await book.get([id_])
+    except Unreachable:
+        again = "make another" if old is None else f"rotate {old} again, which may have got its end"
+        what = f"{id_} may be written all the same; if `penstock keys list` shows it, revoke it, since nobody knows that key, and {again}"
+        raise KeysError(f"Redis: {error}: {what}") from None
+    if not there:
+        raise KeysError(f"Redis: {error}: nothing is written; do it again") from None
+    return f"Redis: {error}: {_FEW if error.kind == 'replicas' else 'it was not confirmed'}; it is written, though: look with `penstock keys list` later on"
 
 
 def _record(line: bytes) -> KeyRecord | None:

@@ -5,7 +5,11 @@ Decides nothing about what a record says, or when to ask.
 
 import secrets
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Final, NamedTuple, Protocol
+from zlib import crc32
+
+import msgspec
 
 from config.shared import RedisServer
 from router.shared.redis_line import RedisLine
@@ -31,6 +35,15 @@ class Change(NamedTuple):
     id: str
     before: bytes
     after: bytes
+
+
+def id_in(line: bytes) -> str:
+    """Of what is no record: its beginning would be, but may show a hash."""
+    with suppress(msgspec.DecodeError, UnicodeDecodeError):
+        found = msgspec.json.decode(line, type=dict[str, object]).get("id")
+        if isinstance(found, str):
+            return "".join(c if c.isprintable() else "?" for c in found[:32])
+    return f"without an id ({crc32(line):08x})"
 
 
 class KeyBook(Protocol):

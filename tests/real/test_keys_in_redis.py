@@ -13,6 +13,7 @@ import pytest
 import redis
 
 from config.shared import RedisServer as RedisSection
+from router.tenants.keys import digest_of
 from router.tenants.keys_in_redis import Change, KeysInRedis
 from tests.real.conftest import RedisServer
 from tests.support.asgi import chat
@@ -210,6 +211,38 @@ async def test_redis_dies_freezes_and_forgets(redis_process: RedisProcess, tmp_p
         await until_status(gateway, other, 200)
         assert await status(gateway, key) == 200
     assert "1 keys are not there any more" in gateway.log
+
+
+def test_a_key_that_no_replica_has_is_told(redis_process: RedisProcess, tmp_path: Path):
+    """The change is made and not confirmed: the key comes, with a warning and an exit code that is not zero; it would be lost else."""
+    redis_at = {"url": redis_process.url, "wait_replicas": 1}
+    config = write(tmp_path, redis_process.url, keys_redis=redis_at)
+
+    def unsure(*arguments: str) -> tuple[str, str]:
+        """(the key, its id as it was told)."""
+        command = [
+            sys.executable,
+            "-c",
+            "from router.cli import main; main()",
+            "keys",
+            *arguments,
+            "--config",
+            str(config),
+        ]
+        found = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert found.returncode == 1
+        assert "it is written, though" in found.stderr
+        told = re.search(r"key (\w+) of tenant acme", found.stderr)
+        assert told is not None
+        return found.stdout.strip(), told[1]
+
+    first, id_ = unsure("create", "--tenant", "acme")
+    second, other = unsure("rotate", id_)
+    with redis.Redis(port=redis_process.port) as client:
+        for key, its in ((first, id_), (second, other)):
+            kept = client.hget("{penstock:default}:keys", its)
+            assert kept is not None
+            assert json.loads(kept)["sha256"] == digest_of(key.encode(), None).hex()
 
 
 def test_commands_say_what_is_wrong(redis_process: RedisProcess, tmp_path: Path):

@@ -29,9 +29,10 @@ class Served:
         self.asked: list[str] = []
         self.about: Any = {"issuer": ISSUER, "jwks_uri": KEYS}
         self.fails: Callable[[], httpx.Response] | None = None
+        self.takes_s = 0.01
 
     async def __call__(self, request: httpx.Request) -> httpx.Response:
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(self.takes_s)
         self.asked.append(str(request.url))
         if self.fails is not None:
             return self.fails()
@@ -124,6 +125,51 @@ def test_a_new_key_is_asked_for_once():
     run_virtual(main())
 
 
+def test_who_comes_while_the_keys_are_read_waits_too():
+    """A slow issuer: a token that comes after the one that has set the reading off, or during the usual one, waits for it, and causes no other."""
+
+    async def main() -> None:
+        served = Served(OLD)
+        async with logins(served, jwks_url=KEYS, refresh_s=60) as found, asyncio.TaskGroup() as tasks:
+            await asyncio.sleep(30)
+            served.takes_s, served.pairs = 0.5, [OLD, NEW]
+            first = tasks.create_task(name(found, NEW))
+            await asyncio.sleep(0.1)
+            wrong = tasks.create_task(refused(found, FORGED))
+            assert await name(found, NEW) == "alice"
+            assert await first == "alice"
+            assert await wrong is Why.UNKNOWN_KEY
+            assert len(served.asked) == 2
+            later = KeyPair("later")
+            await asyncio.sleep(60.2)  # the usual reading is under way
+            served.pairs = [later]
+            assert await name(found, later) == "alice"
+            assert len(served.asked) == 3
+
+    run_virtual(main())
+
+
+def test_a_reading_that_began_too_early_is_followed_by_one_more():
+    """Under way when the issuer changed its keys: what it brings has not the new one, so they are asked for again, once."""
+
+    async def main() -> None:
+        served = Served(OLD)
+        async with logins(served, jwks_url=KEYS, refresh_s=60) as found:
+            served.takes_s = 0.5
+
+            def still_the_old() -> httpx.Response:
+                served.fails = None
+                return httpx.Response(200, json={"keys": [OLD.jwk]})
+
+            served.fails = still_the_old
+            served.pairs = [NEW]
+            await asyncio.sleep(59.2)
+            assert await name(found, NEW) == "alice"
+            assert len(served.asked) == 3
+
+    run_virtual(main())
+
+
 def test_keys_are_read_again_and_taken_away():
     """A key that the issuer does not name any more opens nothing after the next reading."""
 
@@ -156,6 +202,8 @@ def _broken() -> httpx.Response:
     [
         _broken, _too_large, _moved, lambda: httpx.Response(500), lambda: httpx.Response(200, content=b"<html>"),
         lambda: httpx.Response(200, content=json.dumps({"keys": []}).encode()),
+        lambda: httpx.Response(200, json={"keys": [{"kty": ["RSA"]}]}),
+        lambda: httpx.Response(200, content=b'{"keys":' + b"[" * 200_000 + b"]" * 200_000 + b"}"),
     ],
 )  # fmt: skip
 def test_what_was_read_stays(fails: Callable[[], httpx.Response], caplog: pytest.LogCaptureFixture):

@@ -198,6 +198,22 @@ def test_what_is_no_jwks(document: object):
         keys_of(document)
 
 
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"kty": ["RSA"]}, {"kty": {}}, {"kty": None}, {"kty": "RSA", "n": 7, "e": ["AQAB"]}, {"kty": "RSA", "n": "", "e": ""},
+        {"kty": "EC", "crv": ["P-256"], "x": {}, "y": 1}, {"kty": "EC", "crv": "P-256", "x": "AA", "y": "AA"},
+        {"kty": "OKP", "crv": 3, "x": []}, {"kty": "OKP", "crv": "X25519", "x": "AA"}, {"kty": "OKP", "crv": "Ed25519", "x": "\ud800"},
+        {"use": ["sig"], "kty": "RSA"}, ["kty"], "kty",
+    ],
+)  # fmt: skip
+def test_an_entry_that_is_no_key_takes_no_other_along(pair: KeyPair, entry: object):
+    """Whatever stands there in the place of what should, the others are used."""
+    assert [key.kid for key in keys_of({"keys": [entry, pair.jwk]})] == ["k1"]
+    with pytest.raises(ValueError, match="no public key"):
+        keys_of({"keys": [entry]})
+
+
 def test_short_keys_are_not_used(pair: KeyPair):
     """RSA below 2048 bits."""
     short = KeyPair("short", bits=1024)

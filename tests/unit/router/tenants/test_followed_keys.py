@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from config.tenants import Auth, Scope
 from metrics.catalog import Metrics
-from router.tenants.key_index import REVOKED, KeyIndex
+from router.tenants.key_index import REVOKED, Columns, KeyIndex
 from router.tenants.key_store import KeyStore
 from router.tenants.keys import KeyRecord, digest_of
 from router.tenants.keys_in_redis import Change
@@ -318,6 +318,31 @@ def test_a_record_that_cannot_be_used_takes_no_other_along(caplog: pytest.LogCap
     assert "ab" * 32 not in caplog.text
 
 
+def test_a_revoked_record_that_cannot_be_used_is_just_over():
+    """Whatever is wrong with it: it lets nobody in, not even who it let in before somebody broke it, and leaves no doubt about other keys."""
+
+    async def main() -> None:
+        book = filled(3)
+        put(
+            book,
+            KeyRecord(
+                id="old", tenant="t", hmac="ab" * 32, pepper="ffffffff", revoked=datetime(2026, 11, 1, tzinfo=UTC)
+            ),
+        )
+        async with watched(book, keys=[]) as store:
+            assert (store.knows_all, state(store)) == (True, "ok")
+            put(book, msgspec.structs.replace(record(0), sha256="abc", revoked=datetime(2026, 11, 1, tzinfo=UTC)))
+            await asyncio.sleep(1)
+            assert good(store, 0, 1, 2) == [False, True, True]
+            assert (store.knows_all, state(store)) == (True, "ok")
+            store.read_again()
+            await asyncio.sleep(1)
+            assert good(store, 0, 1, 2) == [False, True, True]
+            assert (store.knows_all, state(store)) == (True, "ok")
+
+    run_virtual(main())
+
+
 def test_what_is_kept_twice_is_good_while_both_say_so():
     """A key of the configuration that is revoked in Redis is revoked; each source's own keys are known."""
     inline = [{"id": f"i{n}", "tenant": "inline", "sha256": digest_of(key(n), None).hex()} for n in (0, 50)]
@@ -378,9 +403,74 @@ def test_ends_are_ends():
             del book.records["k1"]
             await asyncio.sleep(6)
             assert store.knows_all
-            assert store.find(key(1)) is None
+            found = store.find(
+                key(1)
+            )  # still known as what it was: an older copy may have it, and its end was not always so near
+            assert found is not None
+            assert found.ends_s == (now - timedelta(days=1)).timestamp()
 
     run_virtual(main())
+
+
+@pytest.mark.parametrize("between", ["emptied", "nothing"])
+def test_an_older_copy_makes_no_key_good_again(between: str):
+    """Keys that were revoked or have ended since; lost, or not, before yesterday's copy is put there: they stay so, and are not missed."""
+
+    async def main() -> None:
+        now = datetime.now(UTC)
+        book = filled(5)
+        yesterday = book.saved()
+        revoke(book, 1)
+        put(book, record(2, expires=now - timedelta(hours=1)))
+        put(book, record(3, expires=now + timedelta(hours=1)))
+        async with watched(book) as store:
+            if between == "emptied":
+                for _ in range(2):  # what came from one index to the next goes on to the one after it
+                    book.lose_everything()
+                    put(book, record(100))
+                    await asyncio.sleep(6)
+                trouble = store._followed.trouble  # type: ignore[union-attr]
+                assert trouble is not None
+                assert trouble.startswith("3 keys are not there any more")
+            book.restore(yesterday)
+            if between == "emptied":
+                put(book, record(100))
+            await asyncio.sleep(6)
+            assert store.knows_all
+            assert good(store, 0, 1, 4) == [True, False, True]
+            ended, ends = store.find(key(2)), store.find(key(3))
+            assert ended is not None
+            assert ended.ends_s == (now - timedelta(hours=1)).timestamp()
+            assert ends is not None
+            assert ends.ends_s == (now + timedelta(hours=1)).timestamp()
+            put(book, record(2, label="changed"), record(3, expires=now + timedelta(days=9)))  # in that copy
+            await asyncio.sleep(1)
+            assert (store.find(key(2)), store.find(key(3))) == (ended, ends)
+
+    run_virtual(main())
+
+
+def test_what_is_taken_over_is_counted_once_however_it_was_called():
+    """A key under two ids, of which one was revoked, and one that has other rows behind it: each comes once, with its nearest end."""
+
+    def columns(*rows: tuple[int, str, int, float]) -> Columns:
+        digests = b"".join(digest_of(key(number), None) for number, *_ in rows)
+        ids, masks, ends = [r[1] for r in rows], [r[2] for r in rows], [r[3] for r in rows]
+        return Columns(digests, ids, ["t"] * len(rows), masks, [0.0] * len(rows), ends)
+
+    old, new = KeyIndex(10), KeyIndex(10)
+    old.join(
+        columns((1, "a", 1, 50.0), (1, "b", 1, 40.0), (2, "c", 1 | REVOKED, 90.0), (2, "d", 1, 90.0), (3, "e", 1, 5.0))
+    )
+    new.join(columns((3, "e", 1, 90.0)))
+    assert list(new.take_over(old, now_s=10.0)) == [1]
+    assert len(new) == 3
+    found = [new.find(digest_of(key(number), None)) for number in (1, 2, 3)]
+    assert [one and (one.ends_s, bool(one.mask & REVOKED)) for one in found] == [
+        (40.0, False),
+        (90.0, True),
+        (5.0, False),
+    ]
 
 
 def test_more_keys_than_there_was_room_for():
