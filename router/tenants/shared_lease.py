@@ -20,6 +20,7 @@ AHEAD_S: Final = 0.25  # what may come in so long is asked for beside what someb
 _REFUSED_S: Final = 0.2
 _MOST_AHEAD: Final = 16  # of a limit, at most so large a part
 _REMIND_S: Final = 20.0  # the book is told of places that are held for long; it forgets a tenant that nobody asks for
+_SUM_S: Final = 5.0  # so old what others have spent may be when somebody is let in by it
 _BILLIONTHS: Final = 1_000_000_000
 
 
@@ -35,7 +36,6 @@ class SharedMeter:
     """As `account.Meter`."""
 
     def __init__(self, reach: Reach, limit: int) -> None:
-        self.back: list[Piece] = []
         self._reach = reach
         self._limit = limit
         self._mine = Window(limit)  # let in here, as far as it counts
@@ -71,9 +71,7 @@ class SharedMeter:
     def give_back(self, pieces: Sequence[Piece], now: float) -> None:
         """It may be lent again, by the book; what is older than a minute is gone already."""
         for piece in pieces:
-            before = self._mine.used
-            self._mine.give_back(piece, now)
-            given = before - self._mine.used
+            given = self._mine.give_back(piece, now)
             if given > 0:
                 self._untold[piece.slot] = self._untold.get(piece.slot, 0) - given
 
@@ -184,7 +182,7 @@ class SharedLease:
         self._others_usd = 0.0  # of the account's
         self._told_usd = -1  # billionths of our own; -1: nothing yet
         self._month = ""
-        self._claimed_s = self._reminded_s = -inf
+        self._claimed_s = self._reminded_s = self._summed_s = -inf
         self.limit(limits)
 
     def limit(self, limits: Limits) -> None:
@@ -213,6 +211,8 @@ class SharedLease:
 
     def lapse(self, now: float) -> None:
         """Before anything is let in."""
+        if self._limits_usd and not self._reach.static and now - self._summed_s >= _SUM_S:
+            self.account.blind = True
         if self.places is not None:
             self.places.lapse(now)
 
@@ -297,7 +297,7 @@ class SharedLease:
         if claim.usd >= 0 and month == self.account.month:
             others_usd = (grant.usd - claim.usd) / _BILLIONTHS
             self.account.spent_usd += others_usd - self._others_usd
-            self._others_usd, self._told_usd = others_usd, claim.usd
+            self._others_usd, self._told_usd, self._summed_s = others_usd, claim.usd, asked_s
             self.account.blind = False
 
     def all_again(self, now: float) -> None:

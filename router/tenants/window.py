@@ -44,15 +44,16 @@ class Window:
         self.used += amount
         return Piece(slot, amount)
 
-    def give_back(self, piece: Piece, now: float) -> None:
-        """What was not used after all; what is older than the window is gone already."""
+    def give_back(self, piece: Piece, now: float) -> int:
+        """What was not used after all, and how much of it counted still: what is older than the window is gone already."""
         self._forget(now)
         held = self._slots.get(piece.slot)
         if held is None:
-            return
+            return 0
         given = min(held, piece.amount)
         self.used -= given
         self._slots[piece.slot] = held - given
+        return given
 
     def wait_s(self, amount: int, now: float) -> float:
         """Until there is room, if nobody takes any; inf where there never will be."""

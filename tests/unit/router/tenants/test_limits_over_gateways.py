@@ -373,6 +373,27 @@ def test_a_book_that_has_forgotten_is_told_the_last_minute():
     played(main())
 
 
+def test_a_gateway_that_was_idle_asks_what_others_have_spent():
+    """Before it lets anybody in by a sum of long ago; who comes right after is let in by the same answer."""
+
+    async def main() -> None:
+        limits = Limits(usd_per_month=1.0)
+        async with processes(2) as (idle, other):
+            idle.settle(await idle.enters(limits), 5, usd=0.1)
+            await asyncio.sleep(600)
+            other.settle(await other.enters(limits), 5, usd=0.8)
+            hold = await idle.enters(limits)
+            calls = idle.line.calls
+            idle.settle(await idle.enters(limits), 5)
+            assert idle.line.calls == calls
+            idle.settle(hold, 5, usd=0.2)
+            await asyncio.sleep(600)
+            assert (await other.refused(limits)).bound is Bound.USD
+            assert (await idle.refused(limits)).bound is Bound.USD
+
+    played(main())
+
+
 def test_the_month_s_dollars_outlive_all_gateways():
     """All are started again: what the tenant has spent is known before its first request is let in. A new month begins with nothing."""
 
