@@ -11,7 +11,7 @@ a second of requests whose first token came within the objective. Prefix hits: o
 import argparse
 import asyncio
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -153,8 +153,8 @@ async def _ask(running: Running, found: Found, body: dict[str, Any]) -> Call | N
     return call
 
 
-def main() -> None:
-    """A line for each number of gateways."""
+def asked_for(words: Sequence[str] | None = None) -> tuple[Load, list[int]]:
+    """(the load, numbers of gateways) that a command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--replicas", type=int, default=8)
     parser.add_argument("--sequences", type=int, default=16, help="that each replica runs at once")
@@ -168,13 +168,19 @@ def main() -> None:
     parser.add_argument("--kv-blocks", type=int, help="of each engine  [default: what fits an A100 of 80 GB]")
     parser.add_argument("--without-digests", action="store_true", help="each gateway believes its own placements only")
     parser.add_argument("--gateways", type=int, action="append")
-    asked = parser.parse_args()
+    asked = parser.parse_args(words)
     load = Load(
-        replicas=asked.replicas, seconds=asked.seconds, rate=asked.rate, words=asked.words,
+        replicas=asked.replicas, sequences=asked.sequences, seconds=asked.seconds, rate=asked.rate, words=asked.words,
         conversations=asked.conversations, systems=asked.systems, system_words=asked.system_words,
         pause_s=asked.pause_s, kv_blocks=asked.kv_blocks, digests=not asked.without_digests,
     )  # fmt: skip
-    for number in asked.gateways or [1, 2, 4, 8]:
+    return load, asked.gateways or [1, 2, 4, 8]
+
+
+def main() -> None:
+    """A line for each number of gateways."""
+    load, numbers = asked_for()
+    for number in numbers:
         _show(number, load, run_virtual(one(number, load)))
 
 
