@@ -108,7 +108,6 @@ class Filling:
             return placed
         # Again when the pass itself made room: a protected head was placed and its replica is everybody's.
         while lanes := self._dirty_lanes():
-            self._queue.lift(now)
             for lane in lanes:
                 self._renew_protection(lane, now)
             for lane in lanes:
@@ -116,13 +115,14 @@ class Filling:
                     placed += self._try(waiting, now)
             # One arrival alone is tested alone: all before it have been found not to fit.
             if walked := [lane for lane in lanes if lane.grown or len(lane.fresh) > 1]:
+                self._queue.settle()
                 placed += self._walk(walked, now)
             placed += self._try_fresh(lanes, now)
         return placed
 
     def _fill_lone(self, now: float) -> list[Placed]:
         """What a pass comes to for one that has just come and waits alone, where there is room: it needs no order."""
-        waiting = self._queue.lone(now)
+        waiting = self._queue.lone()
         if waiting is None or waiting.rank > LATE:
             return []
         lane, fleet = self._queue.lanes[waiting.ticket.request.model], self._fleet
@@ -211,12 +211,12 @@ class Filling:
     def _enter(self, heads: list[tuple[int, Order, Waiting, Lane]], lane: Lane, now: float) -> None:
         if not self._fleet.has_room(lane.model, now):
             return
-        head = lane.peek()
+        head = lane.peek(now)
         if head is not None and head[1].rank > LATE and not self._may_prefill(head[1], now):
             if head[0] > LATE:
                 return  # nothing but batch waits
             lane.by_floor = False
-            head = lane.peek()
+            head = lane.peek(now)
         if head is not None:
             heappush(heads, (head[0], head[1].order, head[1], lane))  # orders are unique: they carry the ticket's id
 

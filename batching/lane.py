@@ -2,8 +2,8 @@
 
 Streams that resume go before all others, in order of arrival. Else a ticket's rank is its service tier; priority, default and flex go before those of them that can no longer
 meet their objective (`LATE`), and these before batch. Ranks are strict but for the floors: of every prompt token placed a small
-share is credited to each rank that waits, and a rank whose credit covers its head goes first, so that nobody starves. Waiting
-`aging_s` lifts flex and default by one tier. Tenants share a rank by virtual token counters (VTC, Sheng et al., OSDI 2024): prompt tokens
+share is credited to each rank that waits, and a rank whose credit covers its head goes first, so that nobody starves. Whoever is next in
+flex or default goes by one tier better for each `aging_s` that it has waited: past other tiers, never past the tenants of its own. Tenants share a rank by virtual token counters (VTC, Sheng et al., OSDI 2024): prompt tokens
 count 1, output tokens 2, over the tenant's weight; whoever begins to wait starts at the counter last served, so that idling earns no credit. Inside a
 tenant the earliest first token due goes first; those that are late, and batch, in order of arrival.
 """
@@ -149,8 +149,9 @@ class _Rank:
 class Lane:
     """What waits for one model. `pop` and `push` are O(log n)."""
 
-    def __init__(self, model: str, floors: Floors) -> None:
+    def __init__(self, model: str, floors: Floors, aging_s: float = inf) -> None:
         self.model = model
+        self.aging_s = aging_s
         self.size = 0
         self.fresh: list[Waiting] = []  # arrived since the last pass
         self.grown = False  # room has grown since then
@@ -174,8 +175,8 @@ class Lane:
         else:
             self._ranks[waiting.rank].push(waiting, arrives=arrives)
 
-    def peek(self) -> tuple[int, Waiting] | None:
-        """The next in order and the rank that it goes by (`FLOOR`: its floor's turn; `RESUMES`: before all); it stays."""
+    def peek(self, now: float = -inf) -> tuple[int, Waiting] | None:
+        """The next in order and the rank that it goes by (`FLOOR`: its floor's turn; `RESUMES`: before all); it stays. Without `now` nobody has aged."""
         if self._resuming.entries and (head := self._resuming.peek()) is not None:
             return RESUMES, head[1]
         first: tuple[int, Waiting] | None = None
@@ -186,7 +187,22 @@ class Lane:
                 first = (number, waiting)
             elif self.by_floor and self._credits[number] >= min(waiting.ticket.request.prompt_tokens, _CREDIT_LIMIT):
                 return FLOOR, waiting
+            elif number < LATE:
+                first = min(self._aged(*first, now), self._aged(number, waiting, now), key=self._turn)
         return first
+
+    def _aged(self, number: int, waiting: Waiting, now: float) -> tuple[int, Waiting]:
+        """What it goes by."""
+        lifted_s = waiting.ticket.queued_s + self.aging_s
+        while number and lifted_s <= now:
+            number -= 1
+            lifted_s += self.aging_s
+        return number, waiting
+
+    def _turn(self, head: tuple[int, Waiting]) -> tuple[int, float, Order]:
+        """Among those that go by one rank, it is the tenant's turn that was served least."""
+        goes_by, waiting = head
+        return goes_by, self._counters[waiting.rank].served[waiting.ticket.request.tenant], waiting.order
 
     def take(self, waiting: Waiting) -> None:
         """What `peek` has just shown, out of the order: the caller places it or puts it back."""

@@ -11,7 +11,7 @@ from typing import Final
 
 from batching.backlog import work_of
 from batching.crowd import Crowd
-from batching.lane import BATCH, LATE, Lane, Order, Waiting
+from batching.lane import BATCH, LATE, Lane, Waiting
 from batching.lazy_heap import LazyHeap
 from batching.placement import Need
 from batching.request import ReplicaId, Request, ServiceTier
@@ -79,7 +79,6 @@ class WaitingQueue:
         self._members: dict[TicketId, Waiting] = {}
         self._leaving: LazyHeap[tuple[float, int], Waiting] = LazyHeap(_waits)
         self._turning: LazyHeap[tuple[float, int], Waiting] = LazyHeap(_waits_in_time)
-        self._lifting: LazyHeap[tuple[float, int], Waiting] = LazyHeap(_waits_in_time)
         self._held: LazyHeap[tuple[float, int], Waiting] = LazyHeap(_waits)
         self.lanes: dict[str, Lane] = {}
         self.arrived: set[str] = set()  # models with fresh tickets
@@ -113,7 +112,7 @@ class WaitingQueue:
     def _lane(self, model: str) -> Lane:
         lane = self.lanes.get(model)
         if lane is None:
-            lane = self.lanes[model] = Lane(model, self._floors)
+            lane = self.lanes[model] = Lane(model, self._floors, self._config.aging_s)
             if self._collects:
                 lane.collect_service()  # from its first request on
         return lane
@@ -157,12 +156,11 @@ class WaitingQueue:
         group.members[ticket.id] = waiting
         self._count(group, request, 1)
 
-    def lone(self, now: float) -> Waiting | None:
+    def lone(self) -> Waiting | None:
         """The only one that waits, if it is a newcomer; it is none from now on and has no place until its lane is given it."""
         if len(self._members) != 1 or len(self._newcomers) != 1:
             return None
-        waiting = self._newcomers[0]
-        return None if now >= waiting.ticket.queued_s + self._config.aging_s else waiting
+        return self._newcomers[0]
 
     def settle(self) -> None:
         """Newcomers get their place and their timers."""
@@ -202,8 +200,6 @@ class WaitingQueue:
         self._leaving.push((waiting.leave_s, ticket.id), waiting)
         if waiting.may_hold:
             self._turning.push((waiting.late_at_s, ticket.id), waiting)
-        if 0 < waiting.rank < LATE:
-            self._lifting.push((ticket.queued_s + self._config.aging_s, ticket.id), waiting)
 
     def turn_late(self, now: float) -> list[Waiting]:
         """Those that cannot meet their objective any more make way, and take whatever room there is; who they are."""
@@ -250,16 +246,13 @@ class WaitingQueue:
         self.arrived.add(lane.model)
 
     def _set_late(self, waiting: Waiting) -> None:
-        self._move(waiting, LATE, (waiting.ticket.queued_s, waiting.leave_s, waiting.ticket.id))
-        waiting.may_hold = False
-
-    def _move(self, waiting: Waiting, rank: int, order: Order) -> None:
-        request = waiting.ticket.request
+        ticket = waiting.ticket
+        order = ticket.queued_s, waiting.leave_s, ticket.id
         if waiting.work:
-            backlog = self.lanes[request.model].backlog
+            request, backlog = ticket.request, self.lanes[ticket.request.model].backlog
             backlog.leave(waiting.rank, request.tenant, waiting.work, waiting.order[0])
-            backlog.enter(rank, request.tenant, waiting.work, order[0], request.weight)
-        waiting.rank, waiting.order = rank, order
+            backlog.enter(LATE, request.tenant, waiting.work, order[0], request.weight)
+        waiting.rank, waiting.order, waiting.may_hold = LATE, order, False
 
     def leave(self, waiting: Waiting, state: TicketState) -> None:
         """Placed, evicted or cancelled; heaps drop it when they meet it."""
@@ -289,16 +282,6 @@ class WaitingQueue:
         self.settle()
         while (entry := self._leaving.peek()) and entry[0][0] <= now:
             yield self._leaving.pop()
-
-    def lift(self, now: float) -> None:
-        """Aging. Changes the order only, never what fits, so it needs no timer and runs when there is room to give."""
-        self.settle()
-        while (entry := self._lifting.peek()) and entry[0][0] <= now:
-            waiting = self._lifting.pop()
-            self._move(waiting, waiting.rank - 1, waiting.order)
-            self.lanes[waiting.ticket.request.model].push(waiting)
-            if waiting.rank > 0:
-                self._lifting.push((entry[0][0] + self._config.aging_s, waiting.ticket.id), waiting)
 
     def next_deadline(self) -> float | None:
         """When somebody leaves, turns late or was held for long enough; None while nobody waits. Makes `soonest_s` exact."""

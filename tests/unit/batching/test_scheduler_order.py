@@ -45,6 +45,22 @@ def test_waiting_lifts_by_one_tier_per_aging_time():
     assert serve(built, 3, start=11.0) == ["urgent", "flex", "young"]
 
 
+def test_who_has_waited_long_goes_past_other_tiers_not_past_other_tenants():
+    """A tenant with a long, old queue takes turns with one that has just come, as if none were old; each goes before a younger priority request."""
+    built = scheduler(profile(max_num_seqs=1), scheduling=PATIENT, queue={"aging_s": 10.0, "max_wait_s": 100.0})
+    for number in range(7):
+        built.submit(request(f"x{number}", tenant="x"), 0.0)
+    assert placed(built.advance(0.0)) == ["x0"]
+    for number in range(2):
+        built.submit(request(f"y{number}", tenant="y"), 15.0)
+    built.advance(15.0)
+    assert serve(built, 4, start=15.0) == ["y0", "x1", "y1", "x2"]
+    built.submit(request("p0", tenant="p", service_tier=ServiceTier.PRIORITY), 16.0)
+    built.submit(request("p1", tenant="p", service_tier=ServiceTier.PRIORITY), 16.0)
+    built.advance(16.0)
+    assert serve(built, 4, start=16.0) == ["p0", "x3", "p1", "x4"]
+
+
 def test_aging_lifts_nobody_from_batch_nor_from_the_late():
     """Batch moves by its floor and the late by theirs, however long they wait."""
     built = scheduler(profile(max_num_seqs=1), queue={"aging_s": 1.0, "max_wait_s": 100.0})
