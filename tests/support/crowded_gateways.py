@@ -21,9 +21,6 @@ CHAT = "/v1/chat/completions"
 SEQUENCES = 16  # that a replica runs at once
 SETTLE_S = 4.0  # a new book gives nothing for a lease and what comes after it
 PATIENT = {"hedge": {"enabled": False}, "objectives": {"ttft_s": 600, "tpot_s": 60}}  # nobody is late or refused
-UNTIERED = {
-    "aging_s": 600
-}  # nobody is lifted by one tier, and so past other tenants, for having waited long in a long queue
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +92,7 @@ async def _gateway(
 ) -> AsyncIterator[Running]:
     keys = [inline(demand.tenant) for demand in demands]
     tenants = [{"name": demand.tenant, "weight": demand.weight} for demand in demands]
-    sections: dict[str, Any] = {"tenants": tenants, "scheduling": PATIENT, "queue": UNTIERED, "redis": redis or {}}
+    sections: dict[str, Any] = {"tenants": tenants, "scheduling": PATIENT, "redis": redis or {}}
     config = asking(engines, *keys, capacity={"max_num_seqs": SEQUENCES, "kv_blocks": 65_536}, **sections)
     async with gateway_over(engines, config, book=FakeBook(store)) as running:
         yield running
