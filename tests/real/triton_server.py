@@ -14,6 +14,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -81,10 +82,29 @@ class TritonServer:
 
     def kill_stub(self, model: str) -> None:
         """SIGKILL the process that runs a model, as the OOM killer would."""
-        pids = [pid for pid in self._stubs() if f"/{model}/" in _command_line(pid)]
-        assert pids, f"no stub of {model} among {self._stubs()}\n{self.log_tail()}"
-        for pid in pids:
+        for pid in self._stubs_of(model):
             os.kill(pid, signal.SIGKILL)
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """SIGSTOP to the server and its stubs: connections stay, and nobody answers."""
+        os.killpg(self.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.killpg(self.pid, signal.SIGCONT)
+
+    @contextlib.contextmanager
+    def frozen_stub(self, model: str) -> Iterator[None]:
+        """SIGSTOP to the process that runs a model; the server goes on to say that it is ready."""
+        pids = self._stubs_of(model)
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
 
     def reload(self, model: str) -> None:
         """Unload and load: what brings a model back after its stub died."""
@@ -164,6 +184,11 @@ class TritonServer:
                 return
             time.sleep(0.05)
         raise RuntimeError(f"tritonserver did not become ready (exit {self._process.poll()})\n{self.log_tail()}")
+
+    def _stubs_of(self, model: str) -> list[int]:
+        pids = [pid for pid in self._stubs() if f"/{model}/" in _command_line(pid)]
+        assert pids, f"no stub of {model} among {self._stubs()}\n{self.log_tail()}"
+        return pids
 
     def _stubs(self) -> list[int]:
         assert self._process is not None
