@@ -1,4 +1,4 @@
-# Two stages: the first installs pinned, hashed dependencies into a virtual environment, the second carries only that.
+# Two stages: the first installs pinned, hashed dependencies into a virtual environment and compiles the scheduler (docs/compiled.md), the second carries only that.
 # No root at run time, and any UID will do: nothing is written below /opt/penstock, so a read-only root file system is fine.
 FROM python:3.11-slim AS builder
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
@@ -7,13 +7,17 @@ WORKDIR /src
 # Dependencies first, those of the extras `discovery`, `otel` and `oidc` too: this layer is rebuilt only when the lock changes.
 COPY requirements-container.lock ./
 RUN /opt/penstock/bin/pip install --require-hashes -r requirements-container.lock
-COPY pyproject.toml README.md LICENSE ./
+# The compiler's own packages stay out of what is carried.
+RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
+COPY requirements-compiler.lock ./
+RUN /opt/penstock/bin/pip install --require-hashes --target /opt/compiler -r requirements-compiler.lock
+COPY pyproject.toml setup.py README.md LICENSE ./
 COPY config config
 COPY metrics metrics
 COPY batching batching
 COPY backends backends
 COPY router router
-RUN /opt/penstock/bin/pip install --no-deps .
+RUN PYTHONPATH=/opt/compiler PENSTOCK_COMPILED=1 /opt/penstock/bin/pip install --no-deps --no-build-isolation .
 
 FROM python:3.11-slim
 COPY --from=builder /opt/penstock /opt/penstock

@@ -7,7 +7,7 @@ BIN := .venv/bin
 # All of it, in two parts, with what failed in either in the last line.
 SUITE := $(BIN)/python -m tests.run
 
-.PHONY: serve install dev engines test test-fast check format bars chaos clean help
+.PHONY: serve install dev engines test test-fast check format bars chaos wheel clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -58,9 +58,15 @@ bars: dev engines  ## soaks, long fuzzing, timing ratios, and other examples for
 chaos: dev  ## break engines, sockets and the gateway under streams, in the long form (docs/chaos.md)
 	$(BIN)/python -m pytest $(PYTEST_ARGS) tests/chaos
 
+wheel: dev  ## dist/*.whl with the scheduler compiled, for machines like this one (needs a C compiler; docs/compiled.md)
+	@rm -rf build dist
+	@echo "compiling the scheduler (some two minutes) ..."
+	@PENSTOCK_COMPILED=1 $(BIN)/python -m pip wheel -q --disable-pip-version-check --no-deps --no-build-isolation -w dist .
+	@ls dist/*.whl
+
 format: dev  ## rewrite to the house format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 clean:  ## remove what the targets built in this folder
-	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

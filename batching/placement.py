@@ -314,7 +314,7 @@ def _cheapest(need: Need, rows: list[Row]) -> tuple[Row, str]:
     near = _near(_near(rows, _USD, PRICE_RATIO), _MACHINE, PRICE_RATIO)
     best = _earliest(near)
     for row in near:
-        if row[_CACHED] >= best[_CACHED] and row is not best:
+        if row[_CACHED] >= best[_CACHED] and row[_OFFER] is not best[_OFFER]:
             return best, "kv_headroom"
     return best, "prefix_hit" if best[_CACHED] and _prefix_decided(need, best, rows) else "cost"
 
@@ -323,7 +323,7 @@ def _runner_up(rows: list[Row], best: Row) -> Row | None:
     """The cheapest of the others."""
     second: Row | None = None
     for row in rows:
-        if row is not best and (
+        if row[_OFFER] is not best[_OFFER] and (
             second is None
             or row[_USD] < second[_USD]
             or (row[_USD] == second[_USD] and row[_MACHINE] < second[_MACHINE])

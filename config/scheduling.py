@@ -60,7 +60,9 @@ class Queue(Section):
     max_bytes: PositiveInt = Field(2**30, description="bodies held while queued")
     max_tokens: PositiveInt = Field(50_000_000, description="prompt tokens held while queued")
     max_wait_s: PositiveFloat = Field(30.0, description="then 503 with Retry-After")
-    aging_s: PositiveFloat = Field(10.0, description="waiting so long lifts who is next in a service tier by one; not batch")
+    aging_s: PositiveFloat = Field(
+        10.0, description="waiting so long lifts who is next in a service tier by one; not batch"
+    )
     floors: Floors = Floors()
     tier_shares: TierShares = TierShares()
 

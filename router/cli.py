@@ -252,10 +252,13 @@ def schema() -> None:
 
 
 def version() -> None:
-    """Print the version."""
+    """Print the version, and whether the scheduler is compiled."""
     from importlib.metadata import version as installed  # noqa: PLC0415
 
-    print(f"penstock {installed('penstock')}")
+    from batching import scheduler  # noqa: PLC0415
+
+    how = "" if str(scheduler.__file__).endswith(".py") else ", compiled"
+    print(f"penstock {installed('penstock')}{how}")
 
 
 def _flags(

@@ -75,13 +75,13 @@ class GatewayProcess:
 
 
 @asynccontextmanager
-async def started(*arguments: str) -> AsyncIterator[GatewayProcess]:
-    """`penstock serve` with these arguments; killed at the end of the block if it still runs."""
+async def started(*arguments: str, code: Path = _ROOT) -> AsyncIterator[GatewayProcess]:
+    """`penstock serve` with these arguments, of the packages in that folder; killed at the end of the block if it still runs."""
     async with asyncio.TaskGroup() as tasks:
         process = await asyncio.create_subprocess_exec(
             _PENSTOCK, "serve", *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-            # This checkout's code, whichever one is installed; a session of its own, so that its workers can be killed with it.
-            env={"PYTHONUNBUFFERED": "1", "PYTHONPATH": str(_ROOT)}, start_new_session=True,
+            # This checkout's code unless told otherwise, whichever one is installed; a session of its own, so that its workers can be killed with it.
+            env={"PYTHONUNBUFFERED": "1", "PYTHONPATH": str(code)}, start_new_session=True,
         )  # fmt: skip
         gateway = GatewayProcess(process, tasks)
         try:
@@ -94,8 +94,8 @@ async def started(*arguments: str) -> AsyncIterator[GatewayProcess]:
 
 
 @asynccontextmanager
-async def serving(config: Path, *arguments: str) -> AsyncIterator[GatewayProcess]:
+async def serving(config: Path, *arguments: str, code: Path = _ROOT) -> AsyncIterator[GatewayProcess]:
     """... from this file, on a free port, once it listens."""
-    async with started("--config", str(config), "--port", "0", *arguments) as gateway:
+    async with started("--config", str(config), "--port", "0", *arguments, code=code) as gateway:
         await gateway.listens()
         yield gateway

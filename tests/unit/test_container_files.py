@@ -54,9 +54,17 @@ def test_every_package_is_copied():
 def test_the_install_is_pinned_and_hashed():
     """Nothing gets into the image that the lock does not name; the project itself brings no dependencies."""
     installs = [rest for rest in of("RUN") if "pip install" in rest]
-    assert len(installs) == 2
+    assert len(installs) == 3
     assert "--require-hashes -r requirements-container.lock" in installs[0]
-    assert "--no-deps ." in installs[1]
+    assert "--require-hashes --target /opt/compiler -r requirements-compiler.lock" in installs[1]
+    assert "--no-deps --no-build-isolation ." in installs[2]
+
+
+def test_the_compiler_stays_behind():
+    """What compiles is no part of what is carried to the second stage."""
+    carried = [rest for rest in of("COPY") if rest.startswith("--from")]
+    assert carried == ["--from=builder /opt/penstock /opt/penstock"]
+    assert "PYTHONPATH=/opt/compiler PENSTOCK_COMPILED=1" in of("RUN")[-1]
 
 
 def test_it_runs_as_nobody_in_particular():

@@ -1,0 +1,95 @@
+"""The wheel that `make wheel` and the Dockerfile build, with the scheduler compiled: it decides as pure Python does, and serves."""
+
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.support.asgi import chat
+from tests.support.gateway_process import serving
+from tests.support.raw_http import ask, post
+
+pytestmark = [pytest.mark.real, pytest.mark.timeout(3600)]  # mypy, mypyc and the C compiler take minutes
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = ("config", "metrics", "batching", "backends", "router")
+BESIDE = ("setup.py", "pyproject.toml", "README.md", "LICENSE")
+PENSTOCK = "import sys; from router.cli import main; sys.exit(main())"
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of packages that the wheel makes. Built from a copy: what setuptools finds in an old `build` it would pack, too."""
+    folder = tmp_path_factory.mktemp("compiled")
+    source, wheels, packages = (folder / name for name in ("source", "wheels", "packages"))
+    for name in SOURCES:
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in BESIDE:
+        shutil.copy(ROOT / name, source)
+    pip = (sys.executable, "-m", "pip", "--disable-pip-version-check")
+    build = (*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", str(wheels), ".")
+    made = subprocess.run(
+        ["env", "PENSTOCK_COMPILED=1", *build], cwd=source, check=False, capture_output=True, text=True
+    )
+    assert made.returncode == 0, (
+        f"no wheel; a C compiler is needed (apt-get install gcc libc6-dev)\n{made.stdout[-8000:]}{made.stderr[-2000:]}"
+    )
+    (wheel,) = wheels.iterdir()
+    subprocess.run([*pip, "install", "-q", "--no-deps", "--target", str(packages), str(wheel)], check=True)
+    return packages
+
+
+def run(code: Path, *words: str) -> str:
+    command = ["env", f"PYTHONPATH={code}", sys.executable, "-P", "-c", PENSTOCK, *words]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def test_what_setup_names_is_compiled(compiled: Path):
+    """A module that stayed Python would be slow and would not be noticed."""
+    names = runpy.run_path(str(ROOT / "setup.py"))["COMPILED"].split()
+    assert len(names) > 40
+    assert {path.name.split(".")[0] for path in (compiled / "batching").glob("*.so")} == set(names)
+    assert (run(compiled, "version").endswith(", compiled\n"), run(ROOT, "version").endswith(", compiled\n")) == (
+        True,
+        False,
+    )
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--fleet", "benchmarks/fleets/mixed.yaml", "--rate-scale", "60"),
+        ("--fleet", "benchmarks/fleets/small_kv.yaml", "--rate-scale", "3", "--seed", "7"),
+        ("--fleet", "benchmarks/fleets/homogeneous.yaml", "--rate-scale", "90", "--without", "hold"),
+        ("--policy", "llm_d"),
+        ("--policy", "oracle"),
+    ],
+)
+def test_it_decides_as_pure_python_does(compiled: Path, tmp_path: Path, words: tuple[str, ...]):
+    """Every placement of a simulation, with the predictions that it rests on, and every figure: the same bytes."""
+    found = []
+    for name, code in (("pure", ROOT), ("compiled", compiled)):
+        decisions, figures = tmp_path / f"{name}.decisions", tmp_path / f"{name}.json"
+        words_ = [str(ROOT / word) if word.startswith("benchmarks/") else word for word in words]
+        run(code, "simulate", *words_, "--json", str(figures), "--decisions", str(decisions))
+        found.append((figures.read_bytes(), decisions.read_bytes()))
+    (figures, decisions), other = found
+    assert (figures, decisions) == other
+    assert decisions.count(b"\n") > 1000
+
+
+async def test_it_serves(compiled: Path, tmp_path: Path):
+    """A gateway over simulated engines, with workers: documents and streams as ever."""
+    config = tmp_path / "penstock.yaml"
+    replicas = [{"name": name, "backend": "simulated", "models": ["m"], "gpu": {"type": "A100-80G"}} for name in "ab"]
+    config.write_text(yaml.safe_dump({"replicas": replicas, "server": {"workers": 2}}))
+    async with serving(config, code=compiled) as gateway:
+        for stream in (False, True):
+            for number in range(8):
+                body = chat(f"number {number}", stream=stream, max_tokens=5)
+                answer = await ask(gateway.url, post("/v1/chat/completions", body))
+                assert (answer.status, b"finish_reason" in answer.body) == (200, True)
