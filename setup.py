@@ -23,8 +23,7 @@ def extensions() -> list[Extension]:
     from mypyc.build import mypycify  # noqa: PLC0415 - only here is it needed
 
     paths = [str(Path("batching", name).with_suffix(".py")) for name in COMPILED.split()]
-    level = os.environ.get("PENSTOCK_OPT_LEVEL", "2")  # noqa: TID251
-    return mypycify(["--config-file=pyproject.toml", "--follow-imports=silent", *paths], opt_level=level)
+    return mypycify(["--config-file=pyproject.toml", "--follow-imports=silent", *paths], opt_level="2")
 
 
 if __name__ == "__main__":

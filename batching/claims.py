@@ -58,7 +58,7 @@ def blocks_in_use(live: LiveReplica) -> int:
 
 def _demand(lane: Lane, queue: WaitingQueue, parts: int) -> _Demand:
     some = list(islice((w for w in queue if w.ticket.request.model == lane.model), _COUNTED))
-    head = lane.peek()
+    head = lane.peek()  # whoever has aged past it is asked for soon enough
     first = None if head is None else head[1]
     if first is not None and first.held:  # it wants something of one replica only
         first = next((waiting for waiting in some if not waiting.held), None)

@@ -183,16 +183,17 @@ class Lane:
         for number, rank in enumerate(self._ranks):
             if not rank.turns or (waiting := rank.peek()) is None:
                 continue
+            own = self._aged(number, waiting, now) if 0 < number < LATE else (number, waiting)
             if first is None:
-                first = (number, waiting)
+                first = own
             elif self.by_floor and self._credits[number] >= min(waiting.ticket.request.prompt_tokens, _CREDIT_LIMIT):
                 return FLOOR, waiting
             elif number < LATE:
-                first = min(self._aged(*first, now), self._aged(number, waiting, now), key=self._turn)
+                first = min(first, own, key=self._turn)
         return first
 
     def _aged(self, number: int, waiting: Waiting, now: float) -> tuple[int, Waiting]:
-        """What it goes by."""
+        """The rank that it goes by, in this lane and beside others'."""
         lifted_s = waiting.ticket.queued_s + self.aging_s
         while number and lifted_s <= now:
             number -= 1

@@ -1,8 +1,8 @@
 """One process' part in the limits that tenants have over all gateways: one background task that tells what was let in, and asks for more.
 
 Decides when to ask, and when to go on without an answer; what is told and what an answer means is `router.tenants.shared_lease`'s. A
-request waits for Redis only where what this process was lent of its tenant's limits is used up, and not once Redis has not answered
-for a lease.
+request waits for Redis only where what this process was lent of its tenant's limits is used up, or what others have spent of the month
+was heard too long ago, and not once Redis has not answered for a lease.
 """
 
 import asyncio

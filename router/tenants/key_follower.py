@@ -7,7 +7,7 @@ worth is looked up in memory; nothing here is asked by a request.
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -86,7 +86,7 @@ class KeyFollower:
             return f"{self._lost} keys are not there any more; restore them, or start the gateways again to let them go"
         if broken := [f"{id_}: {why}" for id_, why in self._bad.items() if why != _OVER]:
             some = "; ".join(broken[:_SAID_OF_BAD])
-            return f"{len(broken)} records cannot be used; mend them, or take them out with HDEL and make those keys anew: {some}"
+            return f"{len(broken)} records cannot be used; mend them, or revoke them and make those keys anew; with HDEL take out only what never was a key: {some}"
         return None
 
     def document(self) -> dict[str, object]:
@@ -156,6 +156,7 @@ class KeyFollower:
         self._count += len(index) - before
         if bad != self._bad:
             self._count = heard.keys  # which of the bad ones are new is not known
+            await _end(_over(self._bad) - _over(bad), index)
         if heard.keys != self._count:  # somebody wrote there past us
             await self._read_all()
 
@@ -188,6 +189,7 @@ class KeyFollower:
             make = "`penstock keys create --redis URL --tenant NAME` makes one"
             why = next((f"; {id_}: {why}" for id_, why in bad.items()), "")
             raise BadStore(f"no keys are in Redis that can be used; {make}{why}")
+        await _end(_over(bad), index, *(() if old is None else (old,)))
         lost = 0
         for came in () if old is None else index.take_over(old, self._wall_s()):
             lost += came
@@ -271,9 +273,6 @@ class KeyFollower:
             index.join(self._columns([record]))
         except BadRecord as error:
             bad[record.id] = str(error) if record.revoked is None else _OVER
-            for known in () if record.revoked is None else (index, self._index):
-                if known is not None:  # it may have been good before somebody broke it
-                    known.revoke(record.id)
         else:
             bad.pop(record.id, None)
 
@@ -293,3 +292,14 @@ class KeyFollower:
             else "those that were good stay so"
         )
         log.error("API keys in Redis: %s; %s", trouble, left)
+
+
+def _over(bad: Mapping[str, str]) -> set[str]:
+    return {id_ for id_, why in bad.items() if why == _OVER}
+
+
+async def _end(ids: Collection[str], *indexes: KeyIndex) -> None:
+    """Records that cannot be used, and say that they are revoked, may have been good before somebody broke them."""
+    for index in indexes if ids else ():
+        for _ in index.revoke(ids):
+            await asyncio.sleep(0)

@@ -50,7 +50,10 @@ class KeyRing:
                     else:
                         found[record.id] = record
             for id_ in sorted(bad):
-                log.warning("%s: no record of a key, so it is not listed; mend it, or take it out with HDEL", id_)
+                log.warning(
+                    "%s: no record of a key, so it is not listed; mend it, or, if it never was a key, take it out with HDEL",
+                    id_,
+                )
             return sorted(found.values(), key=lambda record: (str(record.created), record.id))
 
         return self._with_book(read)
@@ -148,7 +151,7 @@ async def _found(book: KeyBook, id_: str) -> tuple[bytes, KeyRecord]:
         raise KeysError(f"no key is called {id_!r} in Redis; `penstock keys list` shows them")
     record = _record(before)
     if record is None:
-        raise KeysError(f"{id_}: no record of a key; nothing is written over it: mend it, or take it out with HDEL")
+        raise KeysError(f"{id_}: no record of a key; nothing is written over it; mend it first")
     return before, record
 
 
@@ -161,7 +164,9 @@ async def _why_unsure(book: KeyBook, id_: str, error: Unreachable, old: str | No
         what = f"{id_} may be written all the same; if `penstock keys list` shows it, revoke it, since nobody knows that key, and {again}"
         raise KeysError(f"Redis: {error}: {what}") from None
     if not there:
-        raise KeysError(f"Redis: {error}: nothing is written; do it again") from None
+        raise KeysError(
+            f"Redis: {error}: nothing is written; do it again, and revoke {id_} if `penstock keys list` shows it later"
+        ) from None
     return f"Redis: {error}: {_FEW if error.kind == 'replicas' else 'it was not confirmed'}; it is written, though: look with `penstock keys list` later on"
 
 

@@ -36,7 +36,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ["env", "PENSTOCK_COMPILED=1", *build], cwd=source, check=False, capture_output=True, text=True
     )
     assert made.returncode == 0, (
-        f"no wheel; a C compiler is needed (apt-get install gcc libc6-dev)\n{made.stdout[-8000:]}{made.stderr[-2000:]}"
+        f"no wheel; a C compiler is needed (apt-get install gcc libc6-dev python3-dev)\n{made.stdout[-8000:]}{made.stderr[-2000:]}"
     )
     (wheel,) = wheels.iterdir()
     subprocess.run([*pip, "install", "-q", "--no-deps", "--target", str(packages), str(wheel)], check=True)
@@ -83,11 +83,12 @@ def test_it_decides_as_pure_python_does(compiled: Path, tmp_path: Path, words: t
 
 
 async def test_it_serves(compiled: Path, tmp_path: Path):
-    """A gateway over simulated engines, with workers: documents and streams as ever."""
+    """A gateway over simulated engines: documents and streams as ever."""
     config = tmp_path / "penstock.yaml"
     replicas = [{"name": name, "backend": "simulated", "models": ["m"], "gpu": {"type": "A100-80G"}} for name in "ab"]
-    config.write_text(yaml.safe_dump({"replicas": replicas, "server": {"workers": 2}}))
+    config.write_text(yaml.safe_dump({"replicas": replicas, "log_level": "warning"}))
     async with serving(config, code=compiled) as gateway:
+        assert f"{compiled}/batching/scheduler." in Path(f"/proc/{gateway.pid}/maps").read_text()
         for stream in (False, True):
             for number in range(8):
                 body = chat(f"number {number}", stream=stream, max_tokens=5)

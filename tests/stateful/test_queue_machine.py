@@ -177,10 +177,8 @@ class QueueMachine(RuleBasedStateMachine):
         """
         lane = self._lane()
         lane.by_floor = False
-        aside, again = (
-            self._out(lane, count),
-            self._out(lane, count),
-        )  # nobody has aged: of tenants served equally another is first then
+        # Nobody has aged: of tenants served equally another is first then.
+        aside, again = self._out(lane, count), self._out(lane, count)
         lane.by_floor = True
         assert [w.rank for w in again] == [w.rank for w in aside]
         assert len({id(w) for w in again}) == len(aside)

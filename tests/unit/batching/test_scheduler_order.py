@@ -61,6 +61,22 @@ def test_who_has_waited_long_goes_past_other_tiers_not_past_other_tenants():
     assert serve(built, 4, start=16.0) == ["p0", "x3", "p1", "x4"]
 
 
+def test_waiting_lifts_past_other_models_too():
+    """A flex request alone in its model's lane is not starved by default requests of another model on the same replica, nor served before its time."""
+    built = scheduler(
+        profile(models=BOTH, max_num_seqs=1), scheduling=PATIENT, queue={"aging_s": 10.0, "max_wait_s": 100.0}
+    )
+    built.submit(request("flex", model="m", service_tier=ServiceTier.FLEX), 0.0)
+    for number in range(4):
+        built.submit(request(f"young{number}", model="n", deadline_s=90.0), 0.0)
+    assert placed(built.advance(0.0)) == ["young0"]
+    assert serve(built, 1, start=9.0) == ["young1"]
+    built.submit(request("newer", model="n", arrived_s=11.0), 11.0)
+    built.advance(11.0)
+    order = serve(built, 4, start=21.0)
+    assert order.index("flex") < order.index("newer")
+
+
 def test_aging_lifts_nobody_from_batch_nor_from_the_late():
     """Batch moves by its floor and the late by theirs, however long they wait."""
     built = scheduler(profile(max_num_seqs=1), queue={"aging_s": 1.0, "max_wait_s": 100.0})
