@@ -254,10 +254,10 @@ def schema() -> None:
 def version() -> None:
     """Print the version, and whether the scheduler is compiled."""
     from importlib.metadata import version as installed  # noqa: PLC0415
+    from importlib.util import find_spec  # noqa: PLC0415
 
-    from batching import scheduler  # noqa: PLC0415
-
-    how = "" if str(scheduler.__file__).endswith(".py") else ", compiled"
+    found = find_spec("batching.scheduler")  # to load it takes longer
+    how = "" if found is None or str(found.origin).endswith(".py") else ", compiled"
     print(f"penstock {installed('penstock')}{how}")
 
 
