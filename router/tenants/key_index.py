@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 import msgspec
 import numpy as np
 
-from router.tenants.keys import DIGEST_BYTES, ID_BYTES, BadRecord
+from router.tenants.keys import DIGEST_BYTES, ID_BYTES, BadRecord, good_ids
 
 REVOKED: Final = 0x80  # beside the scopes' bits
 # One key: all of it lies together, because a look at a large store costs little but the memory's latency.
@@ -113,7 +113,8 @@ class KeyIndex:
 
     def revoke(self, ids: Collection[str]) -> Iterator[None]:
         """Those that are there, by their ids alone: looks at every row, in steps. Of a key with several ids the last one counts."""
-        wanted = np.array([id_.encode() for id_ in ids], f"S{ID_BYTES}")
+        # Never a part of a longer id, which numpy would cut off; nor the empty one, which is no key's.
+        wanted = np.array([id_.encode() for id_ in ids if len(id_) <= ID_BYTES and good_ids([id_])], f"S{ID_BYTES}")
         for first in range(0, self._size + 1, _LOOK_ROWS):
             part = bytes(self._rows[first * _SIZE : (first + _LOOK_ROWS) * _SIZE])
             for row in np.flatnonzero(np.isin(np.frombuffer(part, _ROW)["id"], wanted)).tolist():

@@ -3,9 +3,8 @@
 import asyncio
 import json
 import os
-import signal
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from tests.real.gateway_process import vllm_replica
 from tests.real.test_migration_vllm import ASKED, CHAT, check, uninterrupted
 from tests.real.vllm_server import MODEL, VllmServer
 from tests.support.asgi import Call, post
+from tests.support.frozen import frozen
 from tests.support.gateways import Running, gateway_over
 
 pytestmark = pytest.mark.real
@@ -89,21 +89,14 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.02)
 
 
-@contextmanager
-def frozen(server: VllmServer) -> Iterator[None]:
+def frozen_core(server: VllmServer) -> AbstractContextManager[None]:
     """Its engine core stops; its front end says that it is well."""
     assert server._process is not None
     pids = [
         int(entry.name) for entry in Path("/proc").glob("[0-9]*") if _is_core_of(server._process.pid, int(entry.name))
     ]
     assert pids, "no engine core beside the server's own process"
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for pid in pids:
-            os.kill(pid, signal.SIGCONT)
+    return frozen(pids)
 
 
 def _is_core_of(group: int, pid: int) -> bool:
@@ -123,7 +116,7 @@ async def test_a_frozen_engine_core_is_left(mortal: VllmServer, vllm_pair: tuple
     async with fleet(mortal, vllm_pair[1]) as running:
         async with asyncio.TaskGroup() as tasks:
             calls = await under_way(running, 3, tasks)
-            with frozen(mortal):
+            with frozen_core(mortal):
                 await until(lambda: running.gateway.dispatcher.moves.requests_on(MORTAL) == 0)
         assert running.metric("penstock_replica_ejections_total", replica="mortal") >= 1
         await until(lambda: running.metric("penstock_replica_up", replica="mortal") == 1)

@@ -15,10 +15,12 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from tests.support.frozen import frozen
 from tests.support.patience import PATIENCE_S
 from tests.support.ports import free_port
 from tests.support.scrape import metric
@@ -94,17 +96,9 @@ class TritonServer:
         finally:
             os.killpg(self.pid, signal.SIGCONT)
 
-    @contextlib.contextmanager
-    def frozen_stub(self, model: str) -> Iterator[None]:
+    def frozen_stub(self, model: str) -> AbstractContextManager[None]:
         """SIGSTOP to the process that runs a model; the server goes on to say that it is ready."""
-        pids = self._stubs_of(model)
-        for pid in pids:
-            os.kill(pid, signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            for pid in pids:
-                os.kill(pid, signal.SIGCONT)
+        return frozen(self._stubs_of(model))
 
     def reload(self, model: str) -> None:
         """Unload and load: what brings a model back after its stub died."""

@@ -15,7 +15,7 @@ from config.tenants import Auth, Scope
 from metrics.catalog import Metrics
 from router.tenants.key_index import REVOKED, Columns, KeyIndex
 from router.tenants.key_store import KeyStore
-from router.tenants.keys import KeyRecord, digest_of
+from router.tenants.keys import ID_BYTES, KeyRecord, digest_of
 from router.tenants.keys_in_redis import Change
 from tests.support.fake_keys import FakeKeys
 from tests.support.virtual_time import run_virtual
@@ -341,6 +341,24 @@ def test_a_revoked_record_that_cannot_be_used_is_just_over():
             assert (store.knows_all, state(store)) == (True, "ok")
 
     run_virtual(main())
+
+
+def test_only_a_whole_id_ends_a_key():
+    """A broken, revoked record whose id begins as another's, is empty or is none at all ends nobody else's key."""
+    index, digest = KeyIndex(2), b"d" * 32
+    id_ = "i" * ID_BYTES
+    index.add(Columns(digest, [id_], ["t"], [1], [0.0], [9e9]))
+    for other in (id_ + "x", "", id_ + "\n" + id_, id_[:-1], "\u00e9" * ID_BYTES):
+        assert len(list(index.revoke([other]))) == 1
+        assert mask_in(index, digest) == 1, other
+    assert len(list(index.revoke([id_]))) == 1
+    assert mask_in(index, digest) == 1 | REVOKED
+
+
+def mask_in(index: KeyIndex, digest: bytes) -> int:
+    found = index.find(digest)
+    assert found is not None
+    return found.mask
 
 
 def test_what_is_kept_twice_is_good_while_both_say_so():
