@@ -10,12 +10,17 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 
+def _may_go() -> None:
+    """Nothing is in the way."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineCall:
     """One request as it goes to an engine.
 
     `body` is the OpenAI JSON body, edited already (usage asked for, risky fields cut); `fields` the same, parsed, for backends that
-    must re-shape it. `path` is `/v1/chat/completions`, `/v1/completions` or `/v1/embeddings`.
+    must re-shape it. `path` is `/v1/chat/completions`, `/v1/completions` or `/v1/embeddings`. `may_go` is called right before the first byte
+    goes, after any wait for a connection: what it raises comes out of `send`, and the engine sees nothing.
     """
 
     request_id: str
@@ -24,6 +29,7 @@ class EngineCall:
     fields: Mapping[str, object]
     stream: bool
     headers: Mapping[str, str] = field(default_factory=dict)  # already cleaned; W3C trace context and the like
+    may_go: Callable[[], None] = _may_go
 
 
 class Sink(Protocol):

@@ -139,7 +139,7 @@ class Breaker:
         return f"<Breaker {self.state} {self.reason} {self._failures} failures, {self._slow} slow, {len(self._window)} attempts>"
 
 
-# Labels of `upstream_attempts_total`. What is in neither set says nothing: cancelled, hedged, moved, too large.
+# Labels of `upstream_attempts_total`. What is in neither set says nothing: cancelled, hedged, moved, lapsed, too large.
 _OUTCOMES_FAILED = frozenset({"connect_error", "closed", "stream_cut", "5xx", "error", "error_event", "garbled"})
 _OUTCOMES_OK = frozenset({"ok", "rejected"})
 

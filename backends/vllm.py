@@ -115,7 +115,8 @@ class HttpBackend:
             "x-request-id": call.request_id,
             **self._authorization,
         }
-        response = await self._pool.send("POST", self._base_path + call.path, headers=headers, body=call.body)
+        target = self._base_path + call.path
+        response = await self._pool.send("POST", target, headers=headers, body=call.body, may_go=call.may_go)
         return HttpReply(response)
 
     async def probe(self) -> ProbeResult:

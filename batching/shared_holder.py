@@ -52,6 +52,7 @@ class SharedHolder:
         self.mode = Mode.NONE
         self.superseded = False  # another gateway goes by its name
         self.frozen = False
+        self.lapsed_s = -inf  # when it was last noticed that less is kept than was said
         self.released: list[str] = []  # told to the others with the next report
         self.more: dict[str, bytes] = {}  # likewise, by topic
         self.calling = False  # the next report calls the others, so that they hear it at once
@@ -169,7 +170,7 @@ class SharedHolder:
     def take(self, now_s: float, reply: Reply) -> float:
         """The answer to the report under way; seconds until the next one is due. What it says has effect now."""
         if reply.status is Status.SUPERSEDED:
-            return self._superseded()
+            return self._superseded(now_s)
         if reply.status is Status.STALE or now_s >= self._sent_s + self._terms.lease_ms / 1000:
             return self.failed(now_s)  # too late to be counted on
         known = self.mode in {Mode.REDIS, Mode.LAST_LEASE}
@@ -211,11 +212,11 @@ class SharedHolder:
         before, age_ms = self.mode, (now_s - self._answered_s) * 1000
         if age_ms >= self._terms.forget_ms:
             self.mode = Mode.NONE
-            self._keep(0)
+            self._keep(0, now_s)
         elif age_ms >= self._terms.lease_ms:
             self.mode = Mode.STATIC
             if before is not Mode.STATIC:
-                self._keep(self._terms.static)
+                self._keep(self._terms.static, now_s)
                 self._forget_prefill(now_s)
         elif self._failing:
             self.mode = Mode.LAST_LEASE
@@ -223,18 +224,19 @@ class SharedHolder:
 
     # -- what follows from them --------------------------------------------------------------------------------------
 
-    def _superseded(self) -> float:
+    def _superseded(self, now_s: float) -> float:
         """Its name is another's: it has nothing until that one is gone, and then it is somebody new."""
         if not self.superseded:
             self.superseded = True
             self._lives += 1
         self._join, self.mode, self._answered_s = Join.AGAIN, Mode.NONE, None
         self._others, self._records, self._fresh = {}, {}, {}
-        self._keep(0)
+        self._keep(0, now_s)
         return self.pause_s
 
-    def _keep(self, parts: int) -> None:
+    def _keep(self, parts: int, now_s: float) -> None:
         """Of every replica no more than this."""
+        self.lapsed_s = now_s
         for replica, claim in self._holder.claims().items():
             if claim.enforced > parts:
                 self._holder.allot(replica, parts)

@@ -23,6 +23,10 @@ class EvictedError(Exception):
         self.retry_after_s = retry_after_s
 
 
+class LapsedError(Exception):
+    """What a request was placed on is others' by now: nothing may be sent for it, it is to be placed anew."""
+
+
 class Admission:
     """Owns the scheduler on one event loop; every method but `place` is a plain state transition."""
 
@@ -49,6 +53,7 @@ class Admission:
         # Less may be placed from then on; a process that was stopped may place before any timer tells it so.
         self.expires_s = inf
         self.on_expired: Callable[[float], None] = lambda _now: None
+        self.lapsed_s = -inf  # when it was last noticed that less may be placed than before
 
     async def place(self, request: Request) -> Placed:
         """Wait for a placement; the caller then owns its lease and must `finish` it.
@@ -75,6 +80,14 @@ class Admission:
             return placed
         finally:
             self._waiters.pop(ticket.id, None)
+
+    def must_hold(self, placed: Placed) -> None:
+        """Raises LapsedError where a lease has ended since the decision: of a process that was stopped between the two, others have the room."""
+        now = self._now()
+        if now >= self.expires_s:
+            self.on_expired(now)
+        if placed.decided_s < self.lapsed_s:
+            raise LapsedError
 
     def offer_second(self, lease: Lease, take: Callable[[Placed], None]) -> None:
         """Until `lease` is given back: `take` is called with a second placement for its request; whoever takes it must `finish` it."""

@@ -8,12 +8,13 @@ import asyncio
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from backends.backend import Backend, ConnectFailed, EngineReply, UpstreamError
 from batching.request import Outcome, ReplicaId
 from batching.ticket import Lease, Placed
 from metrics.overhead import Overhead
-from router.admission import Admission
+from router.admission import Admission, LapsedError
 from router.calls import Calls, CannotGoOn, new_filter
 from router.client import ClientGone
 from router.exchange import Exchange
@@ -110,7 +111,7 @@ class Attempts:
         try:
             try:
                 async with race:
-                    await self._attempt(exchange, placed.lease, body, silence, race)
+                    await self._attempt(exchange, placed, body, silence, race)
             except Superseded:
                 pass
             except AttemptFailed:
@@ -122,20 +123,21 @@ class Attempts:
             exchange.placed = second.placed
             exchange.attempts += 1
             self._report.routed(exchange)
-            await self._attempt(exchange, second.placed.lease, body, silence, race, second)
+            await self._attempt(exchange, second.placed, body, silence, race, second)
         finally:
             await race.close()
 
     async def _attempt(
         self,
         exchange: Exchange,
-        lease: Lease,
+        placed: Placed,
         body: Body,
         silence: KeepAlive | None,
         race: Race,
         opened: Opened | None = None,
     ) -> None:
         """One send, or what is left of one that is `opened`; the lease goes back whatever happens."""
+        lease = placed.lease
         outcome, attempt = Outcome.FAILED, "ok"
         reply = None if opened is None else opened.reply
         backend = self._backends.get(lease.replica) if opened is None else opened.backend
@@ -148,7 +150,7 @@ class Attempts:
                 exchange.move.cut = cut
                 self.running[lease.replica].add(exchange)
                 if reply is None:
-                    reply = await self._send(exchange, backend, lease, body)
+                    reply = await self._send(exchange, backend, placed, body)
                 if silence is None or (reply.content_type.startswith(_JSON) and _collected(exchange)):
                     document = opened.document if opened is not None else None
                     await self._document(exchange, lease, reply, document, claim)
@@ -159,9 +161,10 @@ class Attempts:
             if not cut.expired():
                 raise
             attempt = "moved"
-            raise AttemptFailed(
-                upstream_lost(), repeatable=True, begun=exchange.chunks is not None, moved=True, spent=False
-            ) from None
+            raise _moved(exchange) from None
+        except LapsedError:
+            outcome, attempt = Outcome.CANCELLED, "lapsed"
+            raise _moved(exchange, reached=False) from None
         except UpstreamError as error:
             attempt = error.outcome
             self._on_suspect(lease.replica)
@@ -220,7 +223,7 @@ class Attempts:
         if exchange.trace is not None:
             exchange.trace.placed(placed, asyncio.get_running_loop().time())
         try:
-            reply = await self._send(exchange, backend, lease, body)
+            reply = await self._send(exchange, backend, placed, body)
             assert backend is not None
             if lease.request.streaming:
                 beginning = await read_beginning(reply, new_filter(exchange))
@@ -234,6 +237,8 @@ class Attempts:
             attempt = failed.outcome
         except AttemptFailed as failed:
             attempt = _refusal(failed)
+        except LapsedError:
+            outcome, attempt = Outcome.CANCELLED, "lapsed"
         except asyncio.CancelledError:
             outcome, attempt = Outcome.CANCELLED, "hedged"
             raise
@@ -270,14 +275,14 @@ class Attempts:
             output_tokens=said if usage.completion_tokens is None else usage.completion_tokens,
         )
 
-    async def _send(self, exchange: Exchange, backend: Backend | None, lease: Lease, body: Body) -> EngineReply:
+    async def _send(self, exchange: Exchange, backend: Backend | None, placed: Placed, body: Body) -> EngineReply:
         if backend is None:
             raise ConnectFailed("the replica was removed as the request was placed")
         spec = exchange.spec
         assert spec is not None
         self._report.phase(exchange, "dispatched")
         try:
-            call = self._calls.call(exchange, lease, body)
+            call = self._calls.call(exchange, placed.lease, body, partial(self._admission.must_hold, placed))
         except CannotGoOn:
             raise AttemptFailed(upstream_lost(), repeatable=False, begun=True, spent=False) from None
         reply = await backend.send(call)
@@ -369,6 +374,12 @@ class Attempts:
         exchange.status = 200
         exchange.client.end(tail)
         await drain_tail(reply)
+
+
+def _moved(exchange: Exchange, *, reached: bool = True) -> AttemptFailed:
+    """It was we who ended it."""
+    begun = exchange.chunks is not None
+    return AttemptFailed(upstream_lost(), repeatable=True, begun=begun, moved=True, spent=False, reached=reached)
 
 
 def _collected(exchange: Exchange) -> bool:

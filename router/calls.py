@@ -4,6 +4,7 @@ Decides which engines are asked for token ids, and by which way one goes on wher
 """
 
 import asyncio
+from collections.abc import Callable
 
 import msgspec
 
@@ -71,7 +72,7 @@ class Calls:
             return spec
         return msgspec.structs.replace(spec, stream=True, collected=True)
 
-    def call(self, exchange: Exchange, lease: Lease, body: Body) -> EngineCall:
+    def call(self, exchange: Exchange, lease: Lease, body: Body, may_go: Callable[[], None]) -> EngineCall:
         """The client's request for this engine; or, where others have said some of the answer, one to go on: raises CannotGoOn."""
         spec, journal, path = exchange.spec, exchange.journal, exchange.inbound.path
         assert spec is not None
@@ -97,6 +98,7 @@ class Calls:
             fields=fields,
             stream=spec.stream,
             headers=_headers(exchange, lease),
+            may_go=may_go,
         )
 
     def _wants_ids(self, exchange: Exchange, replica: ReplicaId) -> bool:

@@ -225,6 +225,8 @@ class Dispatcher:
         tried = request.avoid | here
         left = self._admission.scheduler.replica_ids(request.model) - tried
         if failed.moved:
+            if not failed.reached:  # the place was lost, and nothing is wrong with the replica
+                return request
             return replace(request, avoid=tried if left else frozenset())
         exchange.failures += 1
         if not failed.repeatable or not left or exchange.failures >= self.config.upstream.attempts:

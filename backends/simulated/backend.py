@@ -27,6 +27,7 @@ class SimulatedBackend:
     async def send(self, call: EngineCall) -> EngineReply:
         if self._api.runner.closed:
             raise ConnectFailed("the simulated engine is closed")
+        call.may_go()
         return self._api.respond(call.path, call.fields, call.request_id)
 
     async def probe(self) -> ProbeResult:

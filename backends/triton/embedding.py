@@ -79,6 +79,7 @@ class EmbeddingModel:
         try:
             async with asyncio.timeout(self._upstream.first_byte_timeout_s):
                 info = await self.health.info()
+                call.may_go()
                 job = Job(texts, asyncio.get_running_loop().create_future())
                 await self._embed(job, info)
         except EngineFault as fault:

@@ -97,6 +97,7 @@ class GenerationModel:
         tensors = generation_tensors(
             await self.health.info(), self._spec.tensors, prompt=prompt, stream=call.stream, parameters=parameters
         )
+        call.may_go()
         responses = self._client.stream(self._spec.name, tensors, request_id=call.request_id, headers=call.headers)
         return _Reader(responses, self.health, self._upstream.stall_timeout_s)
 

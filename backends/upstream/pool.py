@@ -65,14 +65,24 @@ class Pool:
         self._reused_total = 0
         self._stale_retries_total = 0
 
-    async def send(self, method: str, target: str, *, headers: Mapping[str, str], body: bytes = b"") -> Response:
+    async def send(
+        self,
+        method: str,
+        target: str,
+        *,
+        headers: Mapping[str, str],
+        body: bytes = b"",
+        may_go: Callable[[], None] | None = None,
+    ) -> Response:
         """The answer, its head received. Cancelling closes the connection, which stops the engine's work.
 
-        Raises ConnectFailed, FirstByteTimeout, ClosedEarly or StreamCut.
+        `may_go` is called right before anything is written. Raises what that raises; ConnectFailed, FirstByteTimeout, ClosedEarly or StreamCut.
         """
         if self._closed:
             raise ConnectFailed("the gateway is closing")
         parts = (encode_head(method, target, self._host, headers, len(body)), body)
+        if may_go is not None:
+            may_go()
         connection = self._take_idle()
         if connection is not None:
             self._reused_total += 1
@@ -80,7 +90,14 @@ class Pool:
             with contextlib.suppress(ClosedEarly):
                 return await self._exchange(connection, parts)
             self._stale_retries_total += 1
-        return await self._exchange(await self._connect(), parts)
+        connection = await self._connect()
+        if may_go is not None:
+            try:
+                may_go()
+            except BaseException:
+                connection.shut()
+                raise
+        return await self._exchange(connection, parts)
 
     def statistics(self) -> PoolStatistics:
         return PoolStatistics(

@@ -163,7 +163,7 @@ def _engines() -> Row:
         [
             TimeSeries(
                 title="Attempts, by outcome",
-                description="ok; connect_error, 5xx, timeout, stream_cut: the engine failed; rejected: it refused the request; moved: the answer went on elsewhere, as the replica goes; hedged, cancelled: nobody needed it any more.",
+                description="ok; connect_error, 5xx, timeout, stream_cut: the engine failed; rejected: it refused the request; moved: the answer went on elsewhere, as the replica goes; lapsed: the gateway stood still past its lease of the replica before it sent anything, the request was placed anew; hedged, cancelled: nobody needed it any more.",
                 queries=[Query(rate("upstream_attempts_total", "outcome"), "{{outcome}}")],
                 unit=Unit.PER_SECOND,
                 stacked=True,

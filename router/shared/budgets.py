@@ -189,6 +189,7 @@ class SharedBudgets:
         """One report; seconds until the next."""
         loop, holder = asyncio.get_running_loop(), self.holder
         began_s = self._reported_s = loop.time()
+        self._expired(began_s)
         self._hurried.clear()
         holder.released = sorted(self._farewells.left().released)
         for topic in self.topics:
@@ -254,7 +255,7 @@ class SharedBudgets:
 
     def _settled(self) -> None:
         """After anything that may have changed what may be placed."""
-        self._admission.expires_s = self.holder.expires_s
+        self._admission.expires_s, self._admission.lapsed_s = self.holder.expires_s, self.holder.lapsed_s
         self._pay()
         for topic in self.topics:
             topic.hear(self.holder)

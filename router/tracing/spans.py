@@ -33,7 +33,7 @@ _ASKED: Final = (
 _CONVERSATION: Final = ("x-session-id", "x-openwebui-chat-id", "x-claude-code-session-id", "session-id", "thread-id")
 _MAX_WORD_CHARS: Final = 256
 # An attempt that ended so has failed nobody: it was given up for a better one, or with its client.
-_GIVEN_UP: Final = frozenset({"ok", "cancelled", "hedged", "moved"})
+_GIVEN_UP: Final = frozenset({"ok", "cancelled", "hedged", "moved", "lapsed"})
 
 
 class Place(NamedTuple):

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -83,6 +84,26 @@ async def test_a_refusal_is_a_reply(rig: Rig, stream: bool) -> None:
     assert isinstance(error["message"], str)
     assert {"message", "type", "param", "code"} <= error.keys()
     await until_idle(rig)
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "document"])
+async def test_what_may_not_go_is_not_sent(rig: Rig, stream: bool) -> None:
+    """What `may_go` raises comes out of `send`, with a connection at hand and without; the engine sees nothing, and the next call is served."""
+
+    class Stay(Exception):
+        pass
+
+    def stay() -> None:
+        raise Stay
+
+    for _ in range(2):  # before there is a connection, and then with one that is kept
+        with pytest.raises(Stay):
+            await rig.backend.send(replace(rig.call("endless", stream=stream), may_go=stay))
+        assert await rig.busy() == 0
+        reply = await rig.backend.send(rig.call(stream=stream))
+        assert await read(reply)
+        await reply.aclose()
+        await until_idle(rig)
 
 
 async def test_closing_twice(rig: Rig) -> None:

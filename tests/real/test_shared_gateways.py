@@ -133,7 +133,7 @@ async def test_one_that_is_cut_off_keeps_its_static_share(redis_process: RedisPr
 
 
 async def test_a_gateway_that_was_stopped_places_nothing_on_an_old_lease(redis_process: RedisProcess, tmp_path: Path):
-    """SIGSTOP for longer than its lease, with requests waiting on its sockets: its first act is to look at the clock."""
+    """SIGSTOP for longer than its lease, in the middle of placing: its first act is to look at the clock, and what it has placed and not sent is not sent."""
     async with (
         engines(1) as fleet,
         gateways(tmp_path, fleet, sections(redis_process, 2, settle_s=SETTLE_S)) as (first, second),
@@ -141,6 +141,7 @@ async def test_a_gateway_that_was_stopped_places_nothing_on_an_old_lease(redis_p
         async with load({second.url: 30}) as held:
             await held.until_served(10, second.url)
             async with load({first.url: 30}) as clients:
+                await fleet[0].until_it_fills()
                 second.signal(signal.SIGSTOP)
                 await until_share(first, 1 - STATIC - 1e-3)
                 await clients.until_served(30, first.url)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from backends.backend import EngineCall
+from backends.backend import Backend, EngineCall, ProbeResult
 from tests.support.asgi import Call, chat, post
 from tests.support.fake_book import FakeBook, Store
 from tests.support.fake_engine import FakeEngine, FakeReply, Script, whole_stream
@@ -48,7 +48,7 @@ def engine() -> Engine:
 
 @asynccontextmanager
 async def gateway(
-    store: Store, name: str, engines: Mapping[str, Engine], **redis: Any
+    store: Store, name: str, engines: Mapping[str, Backend], **redis: Any
 ) -> AsyncIterator[tuple[Running, FakeBook]]:
     """One of several; a replica's engine is told to run eight at once."""
     book = FakeBook(store)
@@ -192,6 +192,48 @@ def test_what_is_silent_is_given_to_others_after_its_lease():
     assert before == pytest.approx(0.5, abs=0.01)
     assert after == pytest.approx(0.875, abs=0.001)
     assert kept == 0.125
+
+
+class Far:
+    """The same engine by another way: connections, while `connect_s` is set, take long to come about."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.connect_s = 0.0
+
+    async def send(self, call: EngineCall) -> FakeReply:
+        await asyncio.sleep(self.connect_s)
+        return await self._engine.send(call)
+
+    async def probe(self) -> ProbeResult:
+        return await self._engine.probe()
+
+    async def aclose(self) -> None:
+        pass
+
+
+def test_what_was_placed_before_a_lease_ended_and_not_sent_is_placed_anew():
+    """It still waits for its connections when its lease ends and the other is given its room: none of it goes out on the old decision."""
+
+    async def main() -> tuple[set[int | None], int, float]:
+        store, engines = Store(), {"a": engine()}
+        far = Far(engines["a"])
+        async with gateway(store, "g1", engines) as (one, _), gateway(store, "g2", {"a": far}) as (two, book):
+            await asyncio.sleep(NEW_BOOK_S)
+            far.connect_s = 6.0
+            late = asyncio.get_running_loop().create_task(flood(two, 4))
+            await asyncio.sleep(0.1)
+            book.reachable, far.connect_s = False, 0.0
+            await asyncio.sleep(3)
+            assert share(one) == pytest.approx(0.875, abs=0.001)
+            statuses = {*await flood(one, 200), *await late}
+            lapsed = two.metric("penstock_upstream_attempts_total", replica="a", outcome="lapsed")
+            return statuses, engines["a"].most, lapsed
+
+    statuses, most, lapsed = run_virtual(main())
+    assert statuses == {200}
+    assert lapsed == 4
+    assert most <= SEQUENCES
 
 
 def test_never_reached_means_not_ready_and_not_lost():

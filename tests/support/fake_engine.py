@@ -126,6 +126,7 @@ class FakeEngine:
     async def send(self, call: EngineCall) -> FakeReply:
         self.calls.append(call)
         script = self.scripts.pop(0) if self.scripts else self.default()
+        call.may_go()
         self.running += 1
         self.max_running = max(self.max_running, self.running)
         try:

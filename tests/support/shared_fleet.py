@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +28,16 @@ class WatchedEngine:
     url: str = ""
     most: int = 0
     added: int = 0
+    running: Callable[[], int] = int
+
+    async def until_it_fills(self) -> None:
+        """The moment in which it is given work again, after many have ended at once: whoever places is in the middle of it."""
+        async with asyncio.timeout(PATIENCE_S):
+            while self.running() > SEQUENCES // 2:
+                await asyncio.sleep(0)
+            added = self.added
+            while self.added == added:
+                await asyncio.sleep(0)
 
 
 @asynccontextmanager
@@ -42,8 +52,9 @@ async def watched_engine(**options: object) -> AsyncIterator[WatchedEngine]:
     def counted(sequence: EngineSequence, now: float) -> None:
         add(sequence, now)
         found.added += 1
-        found.most = max(found.most, len(engine._sequences) - len(engine._finishing))
+        found.most = max(found.most, found.running())
 
+    found.running = lambda: len(engine._sequences) - len(engine._finishing)
     engine.add = counted  # type: ignore[method-assign]
     async with served(_app(api)) as found.url:
         yield found
