@@ -11,7 +11,7 @@ from setuptools import Extension, setup
 
 COMPILED = (
     "admission arrears audit backlog blocks capacity column_placement columns crowd decision_record dispatching drain estimators "
-    "filling fleet hedging holding joined kinds kv_audit kv_belief kv_chunks kv_forecast lane lazy_heap leaving ledger live_replica "
+    "filling fleet hedging holding joined kinds kv_audit kv_belief kv_chunks kv_forecast lane lazy_heap leaving ledger life_table live_replica "
     "meter offer outlook overload pace placement prefix_belief prefix_index promises queue replica request retry_budget scheduler seen "
     "shelf step_prior strain ticket watched_load window"
 )

@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 
 from batching.audit import Tally, believed
 from batching.kv_forecast import HORIZONS
+from batching.life_table import outliving
 
 _CHARS_PRIOR: Final = 4.0  # English under BPE vocabularies of 32k-128k
 _CHARS_RANGE = (0.25, 32.0)  # CJK byte fallback .. runs of spaces; outside it somebody miscounted
@@ -69,6 +70,7 @@ class Lengths:
     __slots__ = (
         "_below",
         "_counts",
+        "_cut",
         "_inherited",
         "_quantiles",
         "_sum",
@@ -83,6 +85,7 @@ class Lengths:
     def __init__(self, *, doubted: bool = True) -> None:
         self.audit = Tally(doubted=doubted)  # of the mean, against the client's own bound
         self._counts = [0.0] * _BINS
+        self._cut = [0.0] * _BINS  # of them, those that their bound ended
         self._inherited: tuple[list[float], float, int] | None = (
             None  # counts and sum of others', and answers until they are gone
         )
@@ -124,16 +127,19 @@ class Lengths:
         self._below.clear()
         self._inherited = (counts, total, left - 1) if left > 1 else None
 
-    def add(self, tokens: int) -> None:
+    def add(self, tokens: int, *, cut: bool = False) -> None:
+        """`cut`: its bound ended it; how long it would have become nobody knows."""
         self._fade()
         place = min(_BINS - 1, ceil(_BINS_PER_OCTAVE * log2(tokens)))
         self._counts[place] += 1
+        self._cut[place] += cut
         self._used = max(self._used, place + 1)
         self._total += 1
         self._sum += tokens
         self.samples += 1
         if self._total >= _FORGET_AT:
             self._counts = [count / 2 for count in self._counts]
+            self._cut = [count / 2 for count in self._cut]
             self._total /= 2
             self._sum /= 2
             self._below.clear()
@@ -193,12 +199,9 @@ class Lengths:
         return tuple(self._tail(emitted + ahead) / now for ahead in HORIZONS)
 
     def _tail(self, tokens: int) -> float:
-        """The share of answers that are longer."""
+        """The share of answers that would get longer, if there were no bounds."""
         if not self._tails:
-            left = self._total
-            for count in self._counts:
-                left -= count
-                self._tails.append(max(0.0, left / self._total))
+            self._tails = outliving(self._counts, self._cut, self._total)
         if tokens < 1:
             return 1.0
         place = _BINS_PER_OCTAVE * log2(tokens)  # bin i reaches from 2^((i-1)/4), exclusive, to 2^(i/4)
@@ -298,7 +301,7 @@ class OutputLengths:
             bound = max_output_tokens or _OUTPUT_PRIOR
             mean = lengths.mean()
             lengths.audit.add(mean if max_output_tokens is None else min(mean, bound), bound, output_tokens)
-        lengths.add(output_tokens)
+        lengths.add(output_tokens, cut=max_output_tokens is not None and output_tokens >= max_output_tokens)
 
 
 class ReplicaSpeed:

@@ -48,7 +48,7 @@ ADVICE: Final[Mapping[str, Mapping[str, str]]] = {
         "batch_tokens": "Near max_num_batched_tokens most of the time: prefill binds; that is where ITL suffers.",
         "desired_replicas": "What an autoscaler should follow (docs/autoscaling.md). Above the replicas that are up for long: machines do not come, or a limit was hit.",
         "ready_replicas": "0 for a model: nobody serves it (PenstockNoReadyReplica). Below desired_replicas for minutes: refusals will follow.",
-        "upstream_attempts_total": "Everything but `ok` by replica: `connect_error` and `timeout` network or a dead engine, `5xx` its log, `rejected` its own limits, `moved` and `hedged` are ours.",
+        "upstream_attempts_total": "Everything but `ok` by replica: `connect_error` and `timeout` network or a dead engine, `5xx` its log, `rejected` its own limits, `moved`, `lapsed` and `hedged` are ours.",
         "hedges_total": "Many `won`: some replica is slower than predicted (time_to_first_token_seconds by replica). Many `refused_budget`: the whole fleet is slow, and hedging would not help.",
         "retries_refused_total": "Any for long: the fleet fails as a whole; look for what changed, retrying more makes it worse.",
         "retry_budget_requests": "At 0 nothing is sent twice.",

@@ -162,20 +162,9 @@ class Attempts:
                 raise
             attempt = "moved"
             raise _moved(exchange) from None
-        except LapsedError:
-            outcome, attempt = Outcome.CANCELLED, "lapsed"
-            raise _moved(exchange, reached=False) from None
         except UpstreamError as error:
             attempt = error.outcome
-            self._on_suspect(lease.replica)
-            timed_out = attempt == "timeout"
-            raise AttemptFailed(
-                upstream_timeout() if timed_out else upstream_failed(),
-                repeatable=not timed_out or exchange.chunks is not None,
-                begun=exchange.chunks is not None,
-                spent=False,
-                reached=not isinstance(error, ConnectFailed),
-            ) from error
+            raise self._unanswered(exchange, lease, error) from error
         except RelayFailed as failed:
             attempt = failed.outcome
             raise self._broken(exchange, lease, failed) from failed
@@ -199,6 +188,18 @@ class Attempts:
         """Nothing is left to be moved from there."""
         exchange.move.cut = None
         self.running[lease.replica].discard(exchange)
+
+    def _unanswered(self, exchange: Exchange, lease: Lease, error: UpstreamError) -> AttemptFailed:
+        """The upstream gave no answer."""
+        self._on_suspect(lease.replica)
+        timed_out, begun = error.outcome == "timeout", exchange.chunks is not None
+        return AttemptFailed(
+            upstream_timeout() if timed_out else upstream_failed(),
+            repeatable=not timed_out or begun,
+            begun=begun,
+            spent=False,
+            reached=not isinstance(error, ConnectFailed),
+        )
 
     def _broken(self, exchange: Exchange, lease: Lease, failed: RelayFailed) -> AttemptFailed:
         """The upstream's answer was no whole one."""
@@ -237,8 +238,6 @@ class Attempts:
             attempt = failed.outcome
         except AttemptFailed as failed:
             attempt = _refusal(failed)
-        except LapsedError:
-            outcome, attempt = Outcome.CANCELLED, "lapsed"
         except asyncio.CancelledError:
             outcome, attempt = Outcome.CANCELLED, "hedged"
             raise
@@ -285,7 +284,10 @@ class Attempts:
             call = self._calls.call(exchange, placed.lease, body, partial(self._admission.must_hold, placed))
         except CannotGoOn:
             raise AttemptFailed(upstream_lost(), repeatable=False, begun=True, spent=False) from None
-        reply = await backend.send(call)
+        try:
+            reply = await backend.send(call)
+        except LapsedError:
+            raise _moved(exchange, reached=False) from None
         if reply.status >= 400:
             try:
                 error = await read_error(reply)
@@ -389,6 +391,8 @@ def _collected(exchange: Exchange) -> bool:
 
 def _refusal(failed: AttemptFailed) -> str:
     """As a label."""
+    if failed.moved:
+        return "lapsed"
     return "rejected" if failed.error.status < 500 or failed.error.status == 503 else "5xx"
 
 

@@ -16,7 +16,7 @@ from router.openai.errors import ApiError, from_stream_event, stream_error_event
 from router.openai.events import DONE, read_event, write_event, write_json
 from router.openai.journal import Journal
 from router.openai.plain import CHOICES, ID_MEMBER, PLAIN_CHAT, PLAIN_TEXT
-from router.openai.repairs import as_chat, has_content, hide_ids, repair_chat_choice, silent_choice
+from router.openai.repairs import as_chat, hide_ids, repair_chat_choice, silent_choice, told_tokens
 from router.openai.stops import StopGuard
 from router.openai.usage import Usage, read_usage, whole_usage
 
@@ -44,7 +44,7 @@ class ChunkFilter:
     """
 
     def __init__(self, *, strip_usage: bool, expected_choices: int, chat: bool, journal: Journal | None = None) -> None:
-        self.tokens = 0  # events that carried content, a choice each: an estimate until `usage` is there
+        self.tokens = 0  # with content, by their ids; events, a choice each, where no ids come: an estimate until `usage` is there
         self.usage: Usage | None = None  # of the whole answer
         self.engine_usage: Usage | None = None  # of what this engine did of it
         self.done = False  # the engine said [DONE]
@@ -140,7 +140,7 @@ class ChunkFilter:
             if index not in begun:
                 break
             if text is not None:
-                self.tokens += 1
+                self.tokens += 1 if ids is None else 1 + ids.count(b",")
             if journal is not None:
                 if reasoning is not None and text is not None:
                     journal.thought(ids)
@@ -225,7 +225,7 @@ class ChunkFilter:
             self._begun_names.update(b"%d" % i for i in range(index + 1))
         if self._chat:
             edited |= repair_chat_choice(choice, first=first)
-        self.tokens += has_content(choice)
+        self.tokens += told_tokens(choice)
         if self.journal is not None:
             self.journal.choice(choice)
         if self.hide_ids:

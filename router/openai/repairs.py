@@ -31,12 +31,13 @@ def silent_choice(index: int, *, chat: bool) -> dict[str, Any]:
     return {"index": index, **said, "logprobs": None, "finish_reason": None}
 
 
-def has_content(choice: dict[str, Any]) -> bool:
-    """Whether a choice of a chunk carries anything generated."""
-    if choice.get("text"):
-        return True
+def told_tokens(choice: dict[str, Any]) -> int:
+    """Of a choice of a chunk, where it carries anything generated: by its ids, for an engine that is behind, or speculates, says several at once; else one."""
     delta = choice.get("delta")
-    return isinstance(delta, dict) and any(delta.get(name) for name in _CONTENT)
+    if not (choice.get("text") or (isinstance(delta, dict) and any(delta.get(name) for name in _CONTENT))):
+        return 0
+    ids = choice.get("token_ids")
+    return len(ids) if isinstance(ids, list) and ids else 1
 
 
 def as_chat(chunk: dict[str, Any]) -> None:

@@ -220,3 +220,20 @@ def test_the_forecast_is_of_this_moment():
     for number, lease in enumerate(running):
         built.finish(lease.id, 0.2, outcome=Outcome.CANCELLED)
         assert placed(built.advance(0.2)) == [f"r{4 + number}"]
+
+
+def test_answers_that_always_reach_their_bound_never_outgrow_the_cache():
+    """Known to run to their bound, they are let in as far as they fit there: however far those that run have got."""
+    for emitted in range(0, 600, 25):
+        built = scheduler(profile(kv_blocks=400, max_num_seqs=64), scheduling={"without": ["itl_guard"]})
+        for _ in range(64):
+            built._estimators.outputs.learn("m", 600, 600)
+        running = 0
+        for number in range(64):
+            built.submit(request(f"r{number}", prompt_tokens=80, max_output_tokens=600), 0.0)
+            for lease in leases(built.advance(0.0)):
+                running += 1
+                built.on_first_token(lease.id, 0.1)
+                built.on_tokens(lease.id, max(1, emitted), 0.1)
+        assert running * (80 + 600) <= 400 * 16
+        assert (running + 1) * (80 + 600) > 0.95 * 400 * 16

@@ -1,6 +1,7 @@
 """The chance that an answer goes on, as the KV forecast asks for it."""
 
-from math import floor, log2
+from collections import Counter
+from math import ceil, floor, log2
 from typing import Any
 
 import pytest
@@ -108,3 +109,41 @@ def test_quantiles_and_chances_agree(answers: list[int]):
     quantile = seen(answers).quantile(0.95)
     assert longer(answers, quantile) <= 0.05
     assert quantile == 1 or longer(answers, floor((quantile - 1) / 2**0.25) - 1) > 0.05
+
+
+def test_what_its_bound_ends_says_nothing_of_where_it_would_end():
+    """All so far were as long as they might be: another is certain to be, too, and not likely to end somewhere in the same bin before."""
+    lengths = Lengths()
+    for _ in range(64):
+        lengths.add(600, cut=True)
+    for emitted in range(0, 600, 8):
+        assert lengths.survival(emitted, 600) == seen([]).survival(emitted, 600)  # the worst, as of unknown ones
+    assert lengths.survival(590, 900)[HORIZONS.index(64)] == 1.0  # nobody was ever seen to end by itself
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 3000), st.integers(1, 3000)), min_size=20, max_size=300))
+def test_the_life_table_is_kaplan_meiers_where_cuts_come_last(answers: list[tuple[int, int]]):
+    """By quarter octaves: of those that reach one the share that end in it, half of what is cut there being at risk; multiplied up."""
+    lengths, bins = Lengths(), Counter[tuple[int, bool]]()
+    for tokens, bound in answers:
+        lengths.add(min(tokens, bound), cut=tokens >= bound)
+        bins[ceil(4 * log2(min(tokens, bound))), tokens >= bound] += 1
+    lives, at_risk = 1.0, float(len(answers))
+    for index in range(60):
+        ended, cut = bins[index, False], bins[index, True]
+        if at_risk > 0:
+            lives *= 1 - ended / (at_risk - cut / 2)
+        at_risk -= ended + cut
+        assert lengths._tail(ceil(2 ** (index / 4))) <= lives + 1e-9 or index == 0
+        assert lengths._tail(floor(2 ** (index / 4))) >= lives - 1e-9
+
+
+def test_cut_or_not_is_forgotten_alike():
+    """After hundreds of answers that end by themselves, those that were cut before weigh little."""
+    lengths = Lengths()
+    for _ in range(200):
+        lengths.add(600, cut=True)
+    for _ in range(2000):
+        lengths.add(100)
+    assert lengths.survival(0, UNBOUNDED)[HORIZONS.index(160)] < 0.05

@@ -104,21 +104,35 @@ def test_completions_pass_the_same_way() -> None:
 
 
 @pytest.mark.parametrize(
-    "tail",
+    ("tail", "tokens"),
     [
-        b'"finish_reason":null,"token_ids":[1,22]}]}',
-        b'"logprobs":null,"finish_reason":null,"stop_reason":null,"token_ids":null}],"usage":null}',
-        b'"finish_reason":null}],"usage":{"prompt_tokens":1}}',
-        b'"logprobs":{"content":[]},"finish_reason":null}]}',
+        (b'"finish_reason":null,"token_ids":[1,22]}]}', 2),
+        (b'"logprobs":null,"finish_reason":null,"stop_reason":null,"token_ids":null}],"usage":null}', 1),
+        (b'"finish_reason":null}],"usage":{"prompt_tokens":1}}', 1),
+        (b'"logprobs":{"content":[]},"finish_reason":null}]}', 1),
     ],
 )
-def test_engines_extras_pass(tail: bytes) -> None:
-    """Token ids, logprobs, usage on every chunk: all of it is the client's to read."""
+def test_engines_extras_pass(tail: bytes, tokens: int) -> None:
+    """Token ids, logprobs, usage on every chunk: all of it is the client's to read. Tokens are counted by their ids."""
     event = b'data: {"id":"chatcmpl-1","object":"chat.completion.chunk","created":7,"model":"m","choices":[{"index":0,"delta":{"content":"x"},'
     chunks = chat()
     fed(chunks, role())
     assert chunks.feed(event + tail + b"\n\n") == event + tail + b"\n\n"
-    assert chunks.tokens == 1
+    assert chunks.tokens == tokens
+
+
+@pytest.mark.parametrize("looked_at", [False, True])
+@pytest.mark.parametrize("hide", [False, True])
+def test_several_tokens_in_one_event(looked_at: bool, hide: bool) -> None:
+    """An engine that is behind, or speculates, says several at once: each counts, known by its bytes or parsed, shown to the client or not."""
+    event = b'data: {"id":"chatcmpl-1","object":"chat.completion.chunk","created":7,"model":"m","choices":[{"index":0,"delta":{"content":"x"},'
+    chunks = chat()
+    chunks.hide_ids = hide
+    fed(chunks, role())
+    first = event + b'"finish_reason":null,"token_ids":[7]}]}\n\n'
+    then = event + b'"finish_reason":null,"token_ids":[1,22,333]}' + (b', "x": 1' if looked_at else b"")
+    fed(chunks, first, first, then.replace(b', "x"', b'],"x"') + (b"}\n\n" if looked_at else b"]}\n\n"))
+    assert chunks.tokens == 5
 
 
 @pytest.mark.parametrize(
