@@ -20,7 +20,8 @@ class EngineCall:
 
     `body` is the OpenAI JSON body, edited already (usage asked for, risky fields cut); `fields` the same, parsed, for backends that
     must re-shape it. `path` is `/v1/chat/completions`, `/v1/completions` or `/v1/embeddings`. `may_go` is called right before the first byte
-    goes, after any wait for a connection: what it raises comes out of `send`, and the engine sees nothing.
+    goes, after any wait for a connection (gRPC: before its channel has it, embeddings before their batch): what it raises comes out of `send`,
+    and the engine sees nothing.
     """
 
     request_id: str

@@ -86,9 +86,8 @@ class Lengths:
         self.audit = Tally(doubted=doubted)  # of the mean, against the client's own bound
         self._counts = [0.0] * _BINS
         self._cut = [0.0] * _BINS  # of them, those that their bound ended
-        self._inherited: tuple[list[float], float, int] | None = (
-            None  # counts and sum of others', and answers until they are gone
-        )
+        # Counts, those cut and sum of others', and answers until they are gone.
+        self._inherited: tuple[list[float], list[float], float, int] | None = None
         self._used = 1  # bins up to the longest answer's
         self._below: list[float] = []  # answers in each of them and those before it
         self._quantiles: dict[float, int] = {}
@@ -98,34 +97,41 @@ class Lengths:
         self._sum = 0.0
         self.samples = 0
 
-    def inherit(self, counts: Mapping[int, float], mean: float) -> None:
-        """Others' answers, where none were seen: they count as few, and are gone when as many were seen here."""
+    def inherit(self, counts: Mapping[int, float], mean: float, cut: Mapping[int, float]) -> None:
+        """Others' answers, where none were seen: they count as few, and are gone when as many were seen here. `cut`: of them, by their bound."""
         total = sum(counts.values())
         if self.samples or total < 1 or mean < 1:
             return
         scale = min(1.0, _INHERITED / total)
         self._counts = [scale * counts.get(index, 0.0) for index in range(_BINS)]
+        self._cut = [min(scale * cut.get(index, 0.0), count) for index, count in enumerate(self._counts)]
         self._used = 1 + max(index for index, count in counts.items() if count)
         self._total = scale * total
         self._sum = self._total * mean
         self.samples = int(self._total)
-        self._inherited = list(self._counts), self._sum, _INHERITED
+        self._inherited = list(self._counts), list(self._cut), self._sum, _INHERITED
 
-    def histogram(self) -> tuple[dict[int, float], float]:
-        """({bin: answers}, their mean), with what is left of others'."""
-        counts = {index: round(count, 2) for index, count in enumerate(self._counts[: self._used]) if count >= 0.01}
-        return counts, self._sum / self._total if self._total > 0 else 0.0
+    def histogram(self) -> tuple[dict[int, float], float, dict[int, float]]:
+        """({bin: answers}, their mean, {bin: of them, those that their bound ended}), with what is left of others'."""
+        counts, cut = (
+            {index: round(count, 2) for index, count in enumerate(each[: self._used]) if count >= 0.01}
+            for each in (self._counts, self._cut)
+        )
+        return counts, self._sum / self._total if self._total > 0 else 0.0, cut
 
     def _fade(self) -> None:
         """One answer's part of what is left of others'."""
         if self._inherited is None:
             return
-        counts, total, left = self._inherited
-        self._counts = [max(0.0, count - other / _INHERITED) for count, other in zip(self._counts, counts, strict=True)]
+        counts, cut, total, left = self._inherited
+        self._counts, self._cut = (
+            [max(0.0, count - other / _INHERITED) for count, other in zip(own, others, strict=True)]
+            for own, others in ((self._counts, counts), (self._cut, cut))
+        )
         self._total = max(0.0, self._total - sum(counts) / _INHERITED)
         self._sum = max(0.0, self._sum - total / _INHERITED)
         self._below.clear()
-        self._inherited = (counts, total, left - 1) if left > 1 else None
+        self._inherited = (counts, cut, total, left - 1) if left > 1 else None
 
     def add(self, tokens: int, *, cut: bool = False) -> None:
         """`cut`: its bound ended it; how long it would have become nobody knows."""
@@ -196,7 +202,7 @@ class Lengths:
             now < 1 / self._total
         ):  # longer than what was seen: the older, the longer it will go on (Pareto with exponent 1)
             return tuple(emitted / (emitted + ahead) if emitted else 1.0 for ahead in HORIZONS)
-        return tuple(self._tail(emitted + ahead) / now for ahead in HORIZONS)
+        return tuple(min(1.0, self._tail(emitted + ahead) / now) for ahead in HORIZONS)
 
     def _tail(self, tokens: int) -> float:
         """The share of answers that would get longer, if there were no bounds."""
@@ -286,12 +292,14 @@ class OutputLengths:
         """By model and octave of the client's bound."""
         return self._lengths.items()
 
-    def inherit(self, model: str, octave: int, counts: Mapping[int, float], mean: float) -> None:
+    def inherit(
+        self, model: str, octave: int, counts: Mapping[int, float], mean: float, cut: Mapping[int, float]
+    ) -> None:
         """What others have seen of such answers."""
         known = self._lengths.get((model, octave))
         if known is None:
             known = self._lengths[model, octave] = Lengths(doubted=self._doubting)
-        known.inherit(counts, mean)
+        known.inherit(counts, mean, cut)
 
     def learn(self, model: str, max_output_tokens: int | None, output_tokens: int) -> None:
         if output_tokens <= 0:

@@ -42,7 +42,7 @@ class Experience:
         for model in learned.models:
             self._estimators.chars.inherit(model.model, model.chars.value, int(min(model.chars.samples, _KNOWN)))
         for kind in learned.answers:
-            self._estimators.outputs.inherit(kind.model, kind.octave, kind.counts, kind.mean)
+            self._estimators.outputs.inherit(kind.model, kind.octave, kind.counts, kind.mean, kind.cut)
         machines: defaultdict[tuple[str, ...], list[OfReplica]] = defaultdict(list)
         for replica in learned.replicas:
             self._of[replica.replica, replica.machine] = replica

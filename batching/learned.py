@@ -5,7 +5,7 @@ far it is believed; that is `batching.experience`.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import exp, isfinite, log
 from operator import attrgetter
 from typing import Any, Final, NamedTuple, TypeVar
@@ -49,6 +49,7 @@ class OfAnswers(msgspec.Struct, frozen=True, array_like=True):
     octave: int  # of the client's own bound; -1: it set none
     counts: dict[int, float]
     mean: float
+    cut: dict[int, float] = {}  # of the counts, those that their bound ended
 
     @property
     def evidence(self) -> float:
@@ -140,7 +141,7 @@ def _check(learned: Learned) -> None:
     for kind in learned.answers:
         if not all(0 <= index < BINS for index in kind.counts):
             raise Unusable("lengths beyond all bounds")
-        if not all(isfinite(count) and 0 <= count <= 1e6 for count in kind.counts.values()):
+        if not all(isfinite(count) and 0 <= count <= 1e6 for count in (*kind.counts.values(), *kind.cut.values())):
             raise Unusable("a count that is none")
         if not (isfinite(kind.mean) and 0 <= kind.mean <= 2 ** (BINS / 4)):
             raise Unusable(f"answers of {kind.mean} tokens")
@@ -156,8 +157,8 @@ def merged(found: Iterable[tuple[float, Learned]]) -> Learned:
         for model in learned.models:
             models[model.model].append(OfModel(model.model, _worth(model.chars, worth)))
         for kind in learned.answers:
-            counts = {index: count * worth for index, count in kind.counts.items()}
-            answers[kind.model, kind.octave].append(OfAnswers(kind.model, kind.octave, counts, kind.mean))
+            counts, cut = ({i: count * worth for i, count in each.items()} for each in (kind.counts, kind.cut))
+            answers[kind.model, kind.octave].append(OfAnswers(kind.model, kind.octave, counts, kind.mean, cut))
         for replica in learned.replicas:
             figures = (_worth(figure, worth) for figure in replica.figures)
             one = OfReplica(replica.replica, replica.machine, replica.models, *figures)
@@ -188,13 +189,18 @@ def joined(figures: Sequence[Figure]) -> Figure:
 
 
 def _lengths(found: Sequence[OfAnswers]) -> OfAnswers:
-    counts: defaultdict[int, float] = defaultdict(float)
-    for one in found:
-        for index, count in one.counts.items():
-            counts[index] += count
+    counts, cut = _summed(one.counts for one in found), _summed(one.cut for one in found)
     total = sum(counts.values())
     mean = sum(one.mean * one.evidence for one in found) / total if total else 0.0
-    return OfAnswers(found[0].model, found[0].octave, dict(counts), mean)
+    return OfAnswers(found[0].model, found[0].octave, counts, mean, cut)
+
+
+def _summed(found: Iterable[Mapping[int, float]]) -> dict[int, float]:
+    all_: defaultdict[int, float] = defaultdict(float)
+    for one in found:
+        for index, count in one.items():
+            all_[index] += count
+    return dict(all_)
 
 
 def _worth(figure: Figure, worth: float) -> Figure:

@@ -68,6 +68,11 @@ class AttemptFailed(Exception):
         self.spent = spent
         self.reached = reached
 
+    @property
+    def lapsed(self) -> bool:
+        """The place was lost before anything was sent; nothing is wrong with the replica."""
+        return self.moved and not self.reached
+
 
 class Attempts:
     """`in_use`: attempts under way, by id() of the backend: a retired one closes after its last. `running`: who may be cut, and where."""
@@ -137,12 +142,11 @@ class Attempts:
         opened: Opened | None = None,
     ) -> None:
         """One send, or what is left of one that is `opened`; the lease goes back whatever happens."""
-        lease = placed.lease
-        outcome, attempt = Outcome.FAILED, "ok"
+        lease, outcome, attempt = placed.lease, Outcome.FAILED, "ok"
         reply = None if opened is None else opened.reply
         backend = self._backends.get(lease.replica) if opened is None else opened.backend
         self.in_use[id(backend)] += opened is None
-        claim = race.claim if opened is None else _nothing
+        claim = race.claim if opened is None else lambda: None
         exchange.engine_usage, exchange.move.heard_before = None, exchange.timeline.output_tokens
         cut = asyncio.timeout(None)
         try:
@@ -391,10 +395,6 @@ def _collected(exchange: Exchange) -> bool:
 
 def _refusal(failed: AttemptFailed) -> str:
     """As a label."""
-    if failed.moved:
+    if failed.lapsed:
         return "lapsed"
     return "rejected" if failed.error.status < 500 or failed.error.status == 503 else "5xx"
-
-
-def _nothing() -> None:
-    """There is nobody to claim anything from."""

@@ -141,7 +141,7 @@ def _headers(exchange: Exchange, lease: Lease) -> dict[str, str]:
 
 
 def _said_tokens(exchange: Exchange, mode: Mode) -> int:
-    """Of the answer so far: as the ids are, else as many as there were events."""
+    """Of the answer so far: as the ids are, else as many as were counted."""
     journal = exchange.journal
     assert journal is not None
     return journal.id_count if mode is Mode.EXACT else exchange.timeline.output_tokens

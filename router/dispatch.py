@@ -209,7 +209,8 @@ class Dispatcher:
                 if _is_whole(exchange):
                     return
                 request = self._again(exchange, request, failed, frozenset({placed.lease.replica}) | race.tried)
-                before = failed.error
+                if not failed.lapsed:
+                    before = failed.error
                 self._report.phase(exchange, "queued")
                 if silence is not None:
                     silence.pause()
@@ -224,9 +225,9 @@ class Dispatcher:
             return self._moves.go_on(exchange, failed, here)
         tried = request.avoid | here
         left = self._admission.scheduler.replica_ids(request.model) - tried
+        if failed.lapsed:
+            return request
         if failed.moved:
-            if not failed.reached:  # the place was lost, and nothing is wrong with the replica
-                return request
             return replace(request, avoid=tried if left else frozenset())
         exchange.failures += 1
         if not failed.repeatable or not left or exchange.failures >= self.config.upstream.attempts:

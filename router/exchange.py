@@ -32,7 +32,7 @@ class Move:
     count: int = 0  # moves so far
     mode: Mode = Mode.NONE  # of the attempt under way
     tokens_before: int = 0  # said by engines before the one that speaks now
-    heard_before: int = 0  # the same in events, as the timeline counts
+    heard_before: int = 0  # the same, as the timeline counts
     since_s: float | None = None  # when the last engine was let go; None: its successor has spoken
     until_s: float | None = None  # so long another place is looked for; None: it has one that speaks
     avoid: frozenset[ReplicaId] = frozenset()  # that brought nothing since a token came last
@@ -61,7 +61,7 @@ class Exchange:
     chunks: ChunkFilter | None = None  # once the client has seen something of a stream: of all that is to come
     move: Move = field(default_factory=Move)
     queue_s: float = 0.0  # all its waits in the queue, of repeated attempts too
-    timeline: Timeline = field(init=False)  # tokens are counted from events; usage corrects them
+    timeline: Timeline = field(init=False)  # tokens are counted as they come; usage corrects them
     usage: Usage | None = None  # of the whole answer
     engine_usage: Usage | None = None  # of what the last engine did of it
     outcome: Outcome = Outcome.COMPLETED

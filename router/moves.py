@@ -44,7 +44,7 @@ class Moves:
         assert journal is not None
         now = asyncio.get_running_loop().time()
         exchange.failures += failed.reached and not failed.moved  # what was refused a connection killed nobody
-        move.count += 1
+        move.count += not failed.lapsed
         why = self._why_not(exchange, failed)
         if why is not None:
             log.warning("request %s ends in the middle: %s", exchange.inbound.request_id, why)
@@ -54,7 +54,8 @@ class Moves:
             move.since_s = now if last_s is None else last_s
         if move.until_s is None:
             move.until_s = now + self._config.max_wait_s
-        move.avoid |= here
+        if not failed.lapsed:
+            move.avoid |= here
         return replace(continuing(exchange, now, move.until_s), avoid=move.avoid)
 
     def _why_not(self, exchange: Exchange, failed: AttemptFailed) -> str | None:

@@ -216,7 +216,12 @@ def _placements() -> Row:
                 description="Attempts on a replica that did not end well: connect_error, 5xx, timeout, stream_cut, rejected. The request went to another one where it could. One replica alone: look at its engine's log.",
                 queries=[
                     Query(
-                        rate("upstream_attempts_total", "replica", "outcome", outcome="!~ok|cancelled|hedged|moved"),
+                        rate(
+                            "upstream_attempts_total",
+                            "replica",
+                            "outcome",
+                            outcome="!~ok|cancelled|hedged|moved|lapsed",
+                        ),
                         "{{replica}} {{outcome}}",
                     )
                 ],

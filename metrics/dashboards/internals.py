@@ -173,7 +173,12 @@ def _engines() -> Row:
                 description="One replica alone: look at its engine's log. All: the network, or a model that crashes its engines.",
                 queries=[
                     Query(
-                        rate("upstream_attempts_total", "replica", "outcome", outcome="!~ok|cancelled|hedged|moved"),
+                        rate(
+                            "upstream_attempts_total",
+                            "replica",
+                            "outcome",
+                            outcome="!~ok|cancelled|hedged|moved|lapsed",
+                        ),
                         "{{replica}} {{outcome}}",
                     )
                 ],

@@ -255,7 +255,8 @@ class SharedBudgets:
 
     def _settled(self) -> None:
         """After anything that may have changed what may be placed."""
-        self._admission.expires_s, self._admission.lapsed_s = self.holder.expires_s, self.holder.lapsed_s
+        self._admission.expires_s = self.holder.expires_s
+        self._admission.lapsed_s = min(self.holder.lapsed_s, asyncio.get_running_loop().time())  # a timer may be early
         self._pay()
         for topic in self.topics:
             topic.hear(self.holder)

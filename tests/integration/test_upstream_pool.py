@@ -14,6 +14,7 @@ from backends.backend import ClosedEarly, ConnectFailed, FirstByteTimeout, Strea
 from backends.upstream.pool import Pool
 from backends.upstream.response import Response
 from config.schema import Upstream
+from tests.support.patience import PATIENCE_S
 from tests.support.scripted_server import (
     Peer,
     ScriptedServer,
@@ -210,6 +211,42 @@ def test_compat_14_a_stale_connection_is_tried_again_once_on_a_new_one(
             pool = Pool(server.url, settings=Upstream())
             assert [await post_whole(pool), await post_whole(pool)] == [b"1", b"2"]
             assert (server.connections, pool.statistics().stale_retries_total) == (2, 1)
+            await pool.aclose()
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["a first connection", "in place of a stale one"])
+def test_what_may_not_go_any_more_once_connected_is_not_sent(run: Run, kept: bool):
+    """It might go when it was asked for, and connecting took its time: nothing is written, the new connection is closed, and the next request goes."""
+
+    class Stay(Exception):
+        pass
+
+    async def then_closes(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(answer(b"1"))
+        await closes(peer)
+
+    async def scenario() -> None:
+        scripts = [then_closes] if kept else []
+        async with ScriptedServer(*scripts, answers(), answers(answer(b"2"))) as server:
+            pool, asked = Pool(server.url, settings=Upstream()), []
+
+            def may_go() -> None:
+                asked.append(1)
+                if len(asked) > 1:
+                    raise Stay
+
+            if kept:
+                assert await post_whole(pool) == b"1"
+            with pytest.raises(Stay):
+                await pool.send("POST", "/", headers={}, may_go=may_go)
+            assert len(server.requests) == (2 if kept else 0)  # what the stale one was sent nobody has seen
+            async with asyncio.timeout(PATIENCE_S):
+                while pool.statistics().open:
+                    await asyncio.sleep(0.005)
+            assert await post_whole(pool) == b"2"
             await pool.aclose()
 
     run(scenario())

@@ -125,7 +125,7 @@ async def test_the_ledger_agrees_with_the_engines(
 async def test_round_robin_preempts_and_the_gateway_does_not(
     vllm_pair: Pair, gateway: GatewayProcess, record_property: Any
 ) -> None:
-    """At a load where round-robin makes the engines preempt, ours queues at the gateway: no preemption, engines' queues empty."""
+    """At a load where round-robin makes the engines preempt, ours queues at the gateway: no preemption, at the latest once some have taught it; engines' queues empty."""
     before = preemptions(vllm_pair)
     assert await load(itertools.cycle(server.url for server in vllm_pair)) == [OUTPUT_TOKENS] * REQUESTS
     round_robin = preemptions(vllm_pair) - before

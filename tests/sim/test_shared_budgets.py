@@ -236,6 +236,37 @@ def test_what_was_placed_before_a_lease_ended_and_not_sent_is_placed_anew():
     assert most <= SEQUENCES
 
 
+def test_what_lapsed_and_finds_no_place_in_time_is_told_the_queues_own_words():
+    """Held up for longer than it may wait: no engine has seen it, and none is blamed."""
+
+    async def main() -> list[Call]:
+        far = Far(engine())
+        async with gateway(Store(), "g", {"a": far}) as (running, book):
+            await asyncio.sleep(NEW_BOOK_S)
+            far.connect_s, book.reachable = 40.0, False
+            calls = [post(running.app, CHAT, chat(stream=stream)) for stream in (True, False)]
+            return await asyncio.gather(*(call.run() for call in calls))
+
+    for call in run_virtual(main()):
+        assert b'"code":"queue_timeout"' in call.data.replace(b" ", b"")
+        assert b"The engine" not in call.data
+
+
+def test_a_request_at_the_very_moment_of_expiry_is_served():
+    """A timer may be early: what is decided in the same turn stands, and is not placed again and again."""
+
+    async def main() -> list[int | None]:
+        async with gateway(Store(), "g", {"a": engine()}) as (running, book):
+            await asyncio.sleep(NEW_BOOK_S)
+            book.reachable = False
+            await asyncio.sleep(0.5)
+            await asyncio.sleep(running.gateway.admission.expires_s - asyncio.get_running_loop().time())
+            await asyncio.sleep(0)
+            return await flood(running, 1)
+
+    assert run_virtual(main()) == [200]
+
+
 def test_never_reached_means_not_ready_and_not_lost():
     """Started without Redis it says why it is not ready; what waits is served once there is a book."""
 

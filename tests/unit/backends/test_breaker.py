@@ -119,7 +119,7 @@ def test_it_always_heals(events: list[tuple[float, str]]) -> None:
     [
         ("ok", OK), ("rejected", OK), ("connect_error", FAILED), ("closed", FAILED), ("stream_cut", FAILED), ("5xx", FAILED),
         ("error_event", FAILED), ("garbled", FAILED), ("timeout", TIMED_OUT), ("cancelled", None), ("hedged", None),
-        ("moved", None), ("too_large", None),
+        ("moved", None), ("lapsed", None), ("too_large", None),
     ],
 )  # fmt: skip
 def test_what_an_outcome_says(outcome: str, result: Result | None) -> None:

@@ -66,6 +66,7 @@ UNSOUND = [
     Learned([], [OfAnswers("m", 1, {-1: 1.0}, 5.0)]),
     Learned([], [OfAnswers("m", 1, {5: float("nan")}, 5.0)]),
     Learned([], [OfAnswers("m", 1, {5: 1.0}, float("inf"))]),
+    Learned([], [OfAnswers("m", 1, {5: 1.0}, 5.0, {5: -1.0})]),
     Learned([], [], [replica("a", Figure(-2.0, 5))]),
     Learned([], [], [OfReplica(ReplicaId("a"), "h100", ["m"], NONE, NONE, NONE, NONE, Figure(float("nan"), 1))]),
 ]
@@ -115,18 +116,18 @@ def test_histograms_add_up() -> None:
     """Of several gateways, with a mean by answers; machines that are no longer the same are kept apart."""
     found = merged(
         [
-            (0.0, Learned([], [OfAnswers("m", 3, {4: 10.0}, 10.0)], [replica("a", Figure(2.0, 9), "h100")])),
+            (0.0, Learned([], [OfAnswers("m", 3, {4: 10.0}, 10.0, {4: 5.0})], [replica("a", Figure(2.0, 9), "h100")])),
             (0.0, Learned([], [OfAnswers("m", 3, {4: 10.0, 8: 20.0}, 40.0)], [replica("a", Figure(3.0, 9), "a10")])),
         ]
     )
-    assert found.answers == [OfAnswers("m", 3, {4: 20.0, 8: 20.0}, 32.5)]
+    assert found.answers == [OfAnswers("m", 3, {4: 20.0, 8: 20.0}, 32.5, {4: 5.0})]
     assert len(found.replicas) == 2
 
 
 def test_others_answers_are_gone_when_as_many_were_seen_here() -> None:
     """Long ones by hearsay, short ones here: after sixty-four of them nothing is left of the others'."""
     lengths = Lengths()
-    lengths.inherit({48: 500.0}, 4096.0)
+    lengths.inherit({48: 500.0}, 4096.0, {})
     assert (lengths.quantile(0.9), lengths.mean(), lengths.samples) == (4096, 4096, 64)
     for _ in range(32):
         lengths.add(16)
@@ -134,15 +135,30 @@ def test_others_answers_are_gone_when_as_many_were_seen_here() -> None:
     for _ in range(32):
         lengths.add(16)
     assert (lengths.quantile(0.99), lengths.mean()) == (16, 16)
-    assert lengths.histogram() == ({16: 64.0}, 16.0)
+    assert lengths.histogram() == ({16: 64.0}, 16.0, {})
     assert lengths.survival(8, 1000)[2] == 0.0
+
+
+def test_that_answers_were_cut_is_inherited_too() -> None:
+    """Others' answers all ran into their bound: to who begins from them they say that another will, too, and that is told on; it fades with them."""
+    seen = Lengths()
+    for _ in range(400):
+        seen.add(600, cut=True)
+    begun = Lengths()
+    begun.inherit(*seen.histogram())
+    assert begun.survival(520, 600) == seen.survival(520, 600) == (1.0,) * 4 + (0.0,) * 2
+    assert begun.histogram()[2] == begun.histogram()[0] == {37: 64.0}
+    for _ in range(64):
+        begun.add(600)
+    assert begun.survival(520, 1000)[3] == 0.0
+    assert begun.histogram()[2] == {}
 
 
 def test_who_has_seen_answers_takes_nobody_s() -> None:
     """Of lengths and of characters."""
     lengths, chars = Lengths(), CharsPerToken()
     lengths.add(16)
-    lengths.inherit({48: 500.0}, 4096.0)
+    lengths.inherit({48: 500.0}, 4096.0, {})
     assert lengths.mean() == 16
     chars.learn("m", chars=20, tokens=10)
     before = chars.prompt_tokens("m", 1000)
@@ -153,7 +169,7 @@ def test_who_has_seen_answers_takes_nobody_s() -> None:
 def test_little_is_inherited_from_little() -> None:
     """Ten answers are not twenty: the client's bound is what is reckoned with, until ten more were seen here."""
     outputs = OutputLengths(0.9)
-    outputs.inherit("m", 12, {16: 10.0}, 16.0)
+    outputs.inherit("m", 12, {16: 10.0}, 16.0, {})
     assert outputs.forecast("m", 4000).reserve == 4000
     for _ in range(10):
         outputs.learn("m", 4000, 16)

@@ -1,6 +1,7 @@
 """The chance that an answer goes on, as the KV forecast asks for it."""
 
 from collections import Counter
+from itertools import pairwise
 from math import ceil, floor, log2
 from typing import Any
 
@@ -123,7 +124,7 @@ def test_what_its_bound_ends_says_nothing_of_where_it_would_end():
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 3000), st.integers(1, 3000)), min_size=20, max_size=300))
-def test_the_life_table_is_kaplan_meiers_where_cuts_come_last(answers: list[tuple[int, int]]):
+def test_the_life_table_counts_half_of_what_is_cut_as_at_risk(answers: list[tuple[int, int]]):
     """By quarter octaves: of those that reach one the share that end in it, half of what is cut there being at risk; multiplied up."""
     lengths, bins = Lengths(), Counter[tuple[int, bool]]()
     for tokens, bound in answers:
@@ -140,10 +141,26 @@ def test_the_life_table_is_kaplan_meiers_where_cuts_come_last(answers: list[tupl
 
 
 def test_cut_or_not_is_forgotten_alike():
-    """After hundreds of answers that end by themselves, those that were cut before weigh little."""
+    """After hundreds of answers that end by themselves where others were cut, those that were cut weigh little."""
     lengths = Lengths()
     for _ in range(200):
         lengths.add(600, cut=True)
     for _ in range(2000):
-        lengths.add(100)
-    assert lengths.survival(0, UNBOUNDED)[HORIZONS.index(160)] < 0.05
+        lengths.add(600)
+    assert lengths.survival(400, UNBOUNDED)[HORIZONS.index(384)] < 0.05
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 3000), st.booleans()), min_size=1, max_size=60), st.integers(0, 2000))
+def test_chances_only_fall_whatever_was_inherited_halved_or_cut(answers: list[tuple[int, bool]], more: int):
+    """Shares, and falling ones, after fading and forgetting, too; of what was only ever cut all goes on, to the last digit."""
+    lengths = Lengths()
+    lengths.inherit(dict.fromkeys(range(20, 44), 7.3), 300.0, {21: 3.3, 43: 7.3})
+    for tokens, cut in answers * (1 + more // len(answers)):
+        lengths.add(tokens, cut=cut)
+    tails = [lengths._tail(ceil(2 ** (index / 4))) for index in range(60)]
+    assert all(after <= before + 1e-9 for before, after in pairwise(tails))
+    assert all(0 <= tail <= 1 + 1e-9 for tail in tails)
+    assert all(0 <= chance <= 1 for emitted in range(0, 3000, 100) for chance in lengths.survival(emitted, UNBOUNDED))
+    if more > 200 and all(cut for _, cut in answers):
+        assert min(tails) == pytest.approx(1.0, abs=1e-6)
