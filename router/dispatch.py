@@ -223,10 +223,10 @@ class Dispatcher:
         """What is placed next; raises the failure where that was the last try. `here`: where it was."""
         if failed.begun:
             return self._moves.go_on(exchange, failed, here)
-        tried = request.avoid | here
-        left = self._admission.scheduler.replica_ids(request.model) - tried
         if failed.lapsed:
             return request
+        tried = request.avoid | here
+        left = self._admission.scheduler.replica_ids(request.model) - tried
         if failed.moved:
             return replace(request, avoid=tried if left else frozenset())
         exchange.failures += 1

@@ -1,7 +1,7 @@
 """What the gateway costs in front of a real vLLM, by vLLM's own client: `vllm bench serve` at the engine and through us, in turn.
 
 `python -m benchmarks.real.beside`. The bars are those of the data plane: output tokens a second at least 0.97 times the engine's own, a median
-TTFT of at most 3 ms more. Engine, gateway and client share the machine: with two cores the figures differ by a quarter from round to round.
+TTFT of at most 3 ms more. Engine, gateway and client share the machine: with two cores the figures differ by up to a half from round to round.
 """
 
 import argparse

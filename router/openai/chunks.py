@@ -141,9 +141,8 @@ class ChunkFilter:
                 break
             if text is not None:
                 self.tokens += 1 if ids is None else 1 + ids.count(b",")
-            elif (
-                ids is not None and self.tokens
-            ):  # half a character, or what is not shown; the first token is one that is
+            elif ids is not None and self.tokens:
+                # Half a character, or what is not shown; the first token is one that is.
                 self.tokens += 1 + ids.count(b",")
             if journal is not None:
                 if reasoning is not None and text is not None:

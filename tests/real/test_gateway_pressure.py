@@ -134,7 +134,7 @@ async def test_round_robin_preempts_and_the_gateway_does_not(
         before = preemptions(vllm_pair)
         await watched(watch)
         ours = preemptions(vllm_pair) - before
-        assert ours < round_robin
+        assert 4 * ours < round_robin
         # On a busy machine everything comes late and at once: that costs one or two, and the gateway then keeps more free.
         if ours == 0 and max(watch.usage) > 0.5:
             break

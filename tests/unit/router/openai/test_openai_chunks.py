@@ -121,6 +121,16 @@ def test_engines_extras_pass(tail: bytes, tokens: int) -> None:
     assert chunks.tokens == tokens
 
 
+def test_tokens_without_text_count_once_there_was_some() -> None:
+    """Half characters come without text and with ids: the first token is one that is seen, from then on all count."""
+    event = b'data: {"id":"chatcmpl-1","object":"chat.completion.chunk","created":7,"model":"m","choices":[{"index":0,"delta":{"content":"%s"},"finish_reason":null,"token_ids":[%s]}]}\n\n'
+    chunks = chat()
+    fed(chunks, role(), event % (b"", b"1"))
+    assert chunks.tokens == 0
+    fed(chunks, event % (b"x", b"2"), event % (b"", b"3"), event % (b"", b"4,5"), event % (b"y", b"6"))
+    assert chunks.tokens == 5
+
+
 @pytest.mark.parametrize("looked_at", [False, True])
 @pytest.mark.parametrize("hide", [False, True])
 def test_several_tokens_in_one_event(looked_at: bool, hide: bool) -> None:
