@@ -4,22 +4,23 @@ Every backend (vLLM over HTTP, Triton over gRPC, simulated) passes `tests/confor
 """
 
 import asyncio
+import json
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from functools import cached_property
+from typing import Any, Protocol
 
 
 def _may_go() -> None:
     """Nothing is in the way."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)  # no slots: `fields` is kept where it is first asked for
 class EngineCall:
     """One request as it goes to an engine.
 
-    `body` is the OpenAI JSON body, edited already (usage asked for, risky fields cut); `fields` the same, parsed, for backends that
-    must re-shape it. `path` is `/v1/chat/completions`, `/v1/completions` or `/v1/embeddings`. `may_go` is called right before the first byte
+    `body` is the OpenAI JSON body, edited already (usage asked for, risky fields cut). `path` is `/v1/chat/completions`, `/v1/completions` or `/v1/embeddings`. `may_go` is called right before the first byte
     goes, after any wait for a connection (gRPC: before its channel has it, embeddings before their batch): what it raises comes out of `send`,
     and the engine sees nothing.
     """
@@ -27,10 +28,15 @@ class EngineCall:
     request_id: str
     path: str
     body: bytes
-    fields: Mapping[str, object]
     stream: bool
     headers: Mapping[str, str] = field(default_factory=dict)  # already cleaned; W3C trace context and the like
     may_go: Callable[[], None] = _may_go
+
+    @cached_property
+    def fields(self) -> Mapping[str, Any]:
+        """`body`, parsed, for backends that must re-shape it: they see no more than an engine that takes it as it is."""
+        fields: dict[str, Any] = json.loads(self.body)
+        return fields
 
 
 class Sink(Protocol):

@@ -60,9 +60,7 @@ def _questions(model: ServedModel) -> tuple[tuple[str, dict[str, object]], ...]:
 
 async def _status(backend: Backend, path: str, fields: dict[str, object]) -> int:
     """Of a whole answer."""
-    call = EngineCall(
-        request_id="penstock-one-token", path=path, body=json.dumps(fields).encode(), fields=fields, stream=False
-    )
+    call = EngineCall(request_id="penstock-one-token", path=path, body=json.dumps(fields).encode(), stream=False)
     reply = await backend.send(call)
     try:
         size = 0

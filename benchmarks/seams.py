@@ -6,6 +6,7 @@ prompts and answers so far, spread over the other three while these are idle.
 
 import argparse
 import asyncio
+import json
 import sys
 from collections.abc import Sequence
 from itertools import pairwise
@@ -63,7 +64,9 @@ async def at_best(config: Config, sizes: Sequence[int]) -> float:
 
     async def first(number: int, size: int) -> float:
         fields = {"model": "m", "prompt": [number * 100_000 + n for n in range(size)], "stream": True, "max_tokens": 2}
-        call = EngineCall(request_id=f"r{number}", path="/v1/completions", body=b"", fields=fields, stream=True)
+        call = EngineCall(
+            request_id=f"r{number}", path="/v1/completions", body=json.dumps(fields).encode(), stream=True
+        )
         reply = await engines[number % len(engines)].send(call)
         async for _ in reply.body():
             break

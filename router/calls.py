@@ -15,10 +15,11 @@ from config.migration import MigrationMode
 from config.schema import BackendKind, Config, ModelKind
 from router.exchange import Exchange
 from router.openai.body import Body
+from router.openai.call_spec import CallSpec
 from router.openai.chunks import ChunkFilter
 from router.openai.continuation import COMPLETIONS, asks_ids, continued, guard_of, ids_asked, way_on, why_not
 from router.openai.journal import Journal, Mode
-from router.openai.request import CallSpec, upstream_body, upstream_fields
+from router.openai.request import upstream_body
 from router.tracing.content import KeepingJournal
 
 # Engines whose token ids are those of every replica of the model, and that take them for a prompt; and that know `cache_salt`.
@@ -82,20 +83,17 @@ class Calls:
         sent = upstream_body(body, spec, trusted=trusted, priority_ok=priority_ok, asked=asked, salt=salt)
         if journal is None or journal.empty:
             exchange.move.mode = Mode.NONE
-            fields = upstream_fields(body, spec, trusted=trusted, priority_ok=priority_ok, asked=asked, salt=salt)
         else:
             mode = exchange.move.mode = way_on(journal, body, takes_ids=bool(asked))
             if mode is Mode.NONE:
                 raise CannotGoOn
             said = exchange.move.tokens_before = _said_tokens(exchange, mode)
             sent = continued(sent, spec, journal, mode, chat=exchange.endpoint == "chat", said_tokens=said)
-            fields = msgspec.json.decode(sent)
             path = COMPLETIONS if mode is Mode.EXACT else path
         return EngineCall(
             request_id=exchange.inbound.request_id,
             path=path,
             body=sent,
-            fields=fields,
             stream=spec.stream,
             headers=_headers(exchange, lease),
             may_go=may_go,
@@ -124,6 +122,7 @@ class Calls:
             journal.no_ids()
             chunks.guard = chunks.guard or guard_of(body.fields, said=journal.plain_text)
         journal.seam()
+        body.put_away()  # until the answer has to go on elsewhere
         return chunks
 
 

@@ -25,6 +25,7 @@ from router.inbound import Inbound
 from router.money import ANONYMOUS
 from router.moves import Moves
 from router.openai.body import Body, parse_object
+from router.openai.call_spec import CallSpec
 from router.openai.errors import (
     ApiError,
     from_eviction,
@@ -34,7 +35,7 @@ from router.openai.errors import (
     total_timeout,
 )
 from router.openai.models import near
-from router.openai.request import CallSpec, read_call
+from router.openai.request import read_call
 from router.relay import KeepAlive
 from router.report import Report
 from router.tenants.tenancy import Tenancy

@@ -13,10 +13,10 @@ from metrics.handles import StreamHandles
 from metrics.timeline import Timeline
 from router.client import JSON_HEADERS, SSE_HEADERS, Client, Headers
 from router.inbound import Inbound
+from router.openai.call_spec import CallSpec
 from router.openai.chunks import ChunkFilter, Document
 from router.openai.errors import ApiError
 from router.openai.journal import Journal, Mode
-from router.openai.request import CallSpec
 from router.openai.usage import Usage
 from router.relay import KeepAlive
 from router.tenants.account import Hold

@@ -103,12 +103,13 @@ class HotCycle(Client):
 
     def begin(self) -> None:
         """The body is whole."""
-        parts, self._parts = self._parts, []
+        parts, headers = self._parts, self._headers
+        self._parts, self._headers = [], ()
         inbound = Inbound(
             request_id=self.request_id,
             path=self._path,
             body=parts[0] if len(parts) == 1 else b"".join(parts),
-            headers=header_map(self._headers),
+            headers=header_map(headers),
             received_s=self._received_s,
             whole_s=perf_counter(),
             caller=self._caller,

@@ -6,10 +6,12 @@ answers of HTTP/1.0 clients.
 """
 
 import asyncio
-from collections import deque
+from functools import cached_property
+from typing import Any
 
 import httptools
 from starlette.types import Message
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from config.tenants import Scope
@@ -41,24 +43,48 @@ def protocol_with(
     return PenstockProtocol
 
 
+class _Flow(FlowControl):
+    """uvicorn's, whose event is made when an ASGI answer first waits for it: 0.7 kB that a stream on the hot way has no use for."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self.read_paused = False
+        self.write_paused = False
+
+    @cached_property
+    def _is_writable_event(self) -> asyncio.Event:  # type: ignore[override]
+        event = asyncio.Event()
+        event.set()
+        return event
+
+
 class _HeadGuard(HttpToolsProtocol):
+    # Slots, because uvicorn's own attributes already fill what instances of a class can share: with ours each had a dictionary of 1.5 kB.
+    __slots__ = (
+        "_collecting", "_flush_timer", "_head_timer", "_in_head", "_later_bytes", "_refused", "_stall_timer", "_unanswered",
+        "default_headers",
+    )  # fmt: skip
     _head_timeout_s: float
     _flush_timeout_s: float
     _plane: HotPlane | None = None
-    _collecting: HotCycle | None = None  # its body is not whole yet
-    _head_timer: asyncio.TimerHandle | None = None
-    _flush_timer: asyncio.TimerHandle | None = None
-    _stall_timer: asyncio.TimerHandle | None = None
-    _later_bytes = 0  # of reads that lie wholly within one head: a line without an end is no header yet
-    _in_head = False
-    _refused = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._collecting: HotCycle | None = None  # its body is not whole yet
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._flush_timer: asyncio.TimerHandle | None = None
+        self._stall_timer: asyncio.TimerHandle | None = None
+        self._later_bytes = 0  # of reads that lie wholly within one head: a line without an end is no header yet
+        self._in_head = False
+        self._refused = False
+        self._unanswered: list[RequestResponseCycle | HotCycle] = []
+        self.default_headers = self.server_state.default_headers
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)  # type: ignore[arg-type]
-        self.default_headers = self.server_state.default_headers
+        self.flow = _Flow(self.transport)
         if self._plane is not None:
             self.transport.set_write_buffer_limits(high=self._plane.buffer_bytes)
-        self._unanswered: deque[RequestResponseCycle | HotCycle] = deque()
         self._arm()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -159,6 +185,7 @@ class _HeadGuard(HttpToolsProtocol):
             cycle, self._collecting = self._collecting, None
             self._disarm()
             cycle.begin()
+            self.headers = []  # for as long as a stream runs nobody else needs them
             return
         if self._refused or self.parser.should_upgrade():
             return
@@ -170,7 +197,7 @@ class _HeadGuard(HttpToolsProtocol):
             )
 
     def on_response_complete(self) -> None:
-        self._unanswered.popleft()
+        del self._unanswered[0]
         super().on_response_complete()
         if self._flush_timer is None:
             self._flush_timer = self.loop.call_later(self._flush_timeout_s, self._flush_overdue)

@@ -47,7 +47,7 @@ def run(
     try:
         for number, scenario, one in turns:
             if one.takes(scenario) and failures[one.name] < _FAILURES:
-                _tell(f"round {number}/{rounds} {scenario.name:9} {one.name:14}", end=" ")
+                _tell(f"round {number}/{rounds} {scenario.name:9} {one.name:17}", end=" ")
                 failures[one.name] += not _tried(results, one, scenario, programs, grace_s)
     except KeyboardInterrupt:
         _tell("\ninterrupted; this was measured before:")
@@ -89,7 +89,7 @@ def main(arguments: Sequence[str]) -> int:
     except RuntimeError as error:
         parser.exit(1, f"{error}\n")
     made = provenance("benchmarks.overhead", arguments)  # now: files may change before the end
-    running, absent = contestants(peers, said.cache / "peers", install=not said.no_install)
+    running, absent = contestants(peers, said.cache / "peers", install=not said.no_install, compiled=said.compiled)
     results = run(running, scenarios, programs, rounds=said.rounds, grace_s=said.grace)
     documents = _documents(results, running, absent, made)
     print(render(documents))
@@ -147,6 +147,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--scale", type=float, default=1.0, help="of connections, events, seconds  [default: 1]")
     parser.add_argument("--grace", type=float, default=10.0, help="seconds that late answers get  [default: 10]")
     parser.add_argument("--no-install", action="store_true", help="only peers that are there already")
+    parser.add_argument(
+        "--compiled", type=Path, metavar="PYTHON", help="ours, too, by a Python that has the wheel of `make wheel`"
+    )
     parser.add_argument("--cache", type=Path, default=_CACHE, help="of programs and peers  [default: %(default)s]")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the result here, for benchmarks.tables")
     return parser

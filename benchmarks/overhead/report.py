@@ -2,14 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Final
 
 from benchmarks.overhead.measure import COUNTS, Figures, Outcome, combine
 from benchmarks.overhead.scenarios import Scenario
-from benchmarks.overhead.targets import DIRECT, OURS
+from benchmarks.overhead.targets import COMPILED, DIRECT, OURS
 
 Rows = dict[str, float | None]
 _AGAINST: Final = ("vllm-router", "nginx")
+_TESTED: Final = (DIRECT, OURS, COMPILED)
 _ADDED: Final = ("latency_p50_ms", "latency_p99_ms")
 # A scenario's own figures, in this order; CPU and memory of `direct` are nobody's.
 _SHOWN: Final[Mapping[str, Sequence[str]]] = {
@@ -55,11 +57,11 @@ class Results:
     def table(self) -> dict[str, Rows]:
         """Rows by contestant, then ratios of ours by peer. What is added to a latency is what it is above `direct`'s."""
         columns = {name: self._rows(name, _SHOWN) | self._totals(name) for name in self.names}
-        for other in _AGAINST:
-            if other in columns and OURS in columns:
-                columns[f"{OURS} / {other}"] = {
-                    row: _over(columns[OURS][row], columns[other].get(row))
-                    for row in columns[OURS]
+        for ours, other in product((OURS, COMPILED), _AGAINST):
+            if other in columns and ours in columns:
+                columns[f"{ours} / {other}"] = {
+                    row: _over(columns[ours][row], columns[other].get(row))
+                    for row in columns[ours]
                     if row.endswith(_COMPARED)
                 }
         return columns | self._two_over_one(columns)
@@ -96,7 +98,7 @@ class Results:
     def ours_is_whole(self) -> bool:
         """Whether every answer of the engine and of ours was: figures of broken answers are worth nothing."""
         bad = ("not_whole", "errors", "unfinished")
-        ours = [figures for (name, _), rounds in self.rounds.items() if name in (DIRECT, OURS) for figures in rounds]
+        ours = [figures for (name, _), rounds in self.rounds.items() if name in _TESTED for figures in rounds]
         return bool(ours) and not any(figures[name] for figures in ours for name in bad)
 
     def _rows(self, name: str, shown: Mapping[str, Sequence[str]]) -> Rows:

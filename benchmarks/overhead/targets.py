@@ -1,6 +1,5 @@
 """What is measured: the engine alone, this gateway, and the peers, each started by a setup."""
 
-import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,16 +10,18 @@ from typing import Any, Final
 import yaml
 
 from benchmarks.overhead.install import NotInstalledError
-from benchmarks.overhead.peers import Peer, Setup, UnsupportedError
+from benchmarks.overhead.peers import Peer, Setup
 from benchmarks.overhead.processes import Target
 from benchmarks.overhead.programs import Programs
 from benchmarks.overhead.scenarios import Scenario
 
 DIRECT: Final = "direct"
 OURS: Final = "penstock"
+COMPILED: Final = "penstock compiled"
 _ROOT: Final = Path(__file__).resolve().parents[2]
+_MAIN: Final = "import sys; from router.cli import main; sys.exit(main())"
 # Not the installed command: that may belong to another checkout.
-_PENSTOCK: Final = (sys.executable, "-c", "import sys; from router.cli import main; sys.exit(main())")
+_PENSTOCK: Final = (sys.executable, "-c", _MAIN)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,12 +40,20 @@ class Contestant:
         return self.several_workers or scenario.workers == 1
 
 
-def contestants(peers: Sequence[Peer], folder: Path, *, install: bool) -> tuple[list[Contestant], dict[str, str]]:
-    """(those that can be measured: the engine, ours, peers; why the others cannot, by name)."""
+def contestants(
+    peers: Sequence[Peer], folder: Path, *, install: bool, compiled: Path | None = None
+) -> tuple[list[Contestant], dict[str, str]]:
+    """(those that can be measured: the engine, ours, peers; why the others cannot, by name).
+
+    `compiled`: a Python that has the wheel of `make wheel`.
+    """
     found = [
         Contestant(name=DIRECT, version="", target=None),
         Contestant(name=OURS, version="this checkout", target=penstock, several_workers=True),
     ]
+    if compiled is not None:
+        made_by = partial(penstock, program=(str(compiled), "-P", "-c", _MAIN), name=COMPILED)
+        found.append(Contestant(name=COMPILED, version=f"by {compiled.name}", target=made_by, several_workers=True))
     absent: dict[str, str] = {}
     for peer in peers:
         print(f"{peer.name}: looking, installing where it is missing", file=sys.stderr, flush=True)
@@ -64,7 +73,7 @@ def engine(programs: Programs, port: int, gap_ms: float) -> Target:
     return Target(name="engine", command=command, port=port, ready_path="/health")
 
 
-def penstock(setup: Setup) -> Target:
+def penstock(setup: Setup, *, program: tuple[str, ...] = _PENSTOCK, name: str = OURS) -> Target:
     """As it comes: scheduler, metrics and the ledger of decisions on; before engines that never lack room, no log line a request."""
     config: Mapping[str, Any] = {
         "server": {"host": "127.0.0.1", "port": setup.port},
@@ -87,15 +96,7 @@ def penstock(setup: Setup) -> Target:
     }
     file = setup.folder / "penstock.yaml"
     file.write_text(yaml.safe_dump(config))
-    command: tuple[str, ...] = (*_PENSTOCK, "serve", "--config", str(file))
+    command = (*program, "serve", "--config", str(file))
     if setup.workers > 1:
-        if not _has_workers():
-            raise UnsupportedError("penstock serve has no --workers yet")
         command += ("--workers", str(setup.workers))
-    return Target(name=OURS, command=command, port=setup.port, ready_path="/readyz")
-
-
-def _has_workers() -> bool:
-    asked = (*_PENSTOCK, "serve", "--help")
-    said = subprocess.run(asked, cwd=_ROOT, check=True, capture_output=True, text=True, timeout=60).stdout
-    return "--workers" in said
+    return Target(name=name, command=command, port=setup.port, ready_path="/readyz")

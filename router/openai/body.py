@@ -18,6 +18,12 @@ _KEY = re.compile(r'[ \t\n\r]*+"((?:[^"\\\x00-\x1f]|\\.)*+)"[ \t\n\r]*+:[ \t\n\r
 _NEXT = re.compile(r"[ \t\n\r]*+([,}])")
 # A cheap hint that a `\ud800`-like escape may stand alone; whether it does is looked at only then.
 _KEY_END = re.compile(rb'"[ \t\n\r]*+:')
+_SPACED_COLONS = (
+    b" :",
+    b"\t:",
+    b"\n:",
+    b"\r:",
+)  # without one of these a search for the two bytes finds the same, sooner
 _SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -32,12 +38,23 @@ class Member(NamedTuple):
 class Body:
     """A JSON object: its bytes, its parsed members, and, for whoever edits, the bytes each member stands on."""
 
-    __slots__ = ("_members", "fields", "raw")
+    __slots__ = ("_fields", "_members", "raw")
 
     def __init__(self, raw: bytes, fields: Mapping[str, Any]) -> None:
         self.raw = raw
-        self.fields = fields
+        self._fields: Mapping[str, Any] | None = fields
         self._members: Mapping[str, Member] | None = None
+
+    @property
+    def fields(self) -> Mapping[str, Any]:
+        """Its members, parsed; parsed anew if they were `put_away`."""
+        if self._fields is None:
+            self._fields = _read_plain(self.raw) or _read(self.raw.decode())
+        return self._fields
+
+    def put_away(self) -> None:
+        """Keep the bytes alone: a long prompt is held once, not twice, while its answer streams."""
+        self._fields = self._members = None
 
     @property
     def members(self) -> Mapping[str, Member]:
@@ -83,7 +100,7 @@ def parse_object(raw: bytes, *, max_depth: int) -> Body:
         fields = _read_warily(raw, max_depth)
     if raw.count(b"{") + raw.count(b"[") > max_depth and _deeper_than(fields, max_depth):
         raise _too_deep(max_depth)
-    if _SURROGATE_ESCAPE.search(raw) and not _encodable(fields):
+    if b"\\u" in raw and _SURROGATE_ESCAPE.search(raw) and not _encodable(fields):
         raise invalid_request(
             "The request body has a lone UTF-16 surrogate (such as \\ud800); send whole characters, or replace it."
         )
@@ -93,16 +110,18 @@ def parse_object(raw: bytes, *, max_depth: int) -> Body:
 def _read_plain(raw: bytes) -> dict[str, Any] | None:
     """The fast reading, of bodies in which no key can occur twice; None: it cannot tell, or something is wrong.
 
-    Each key is followed by what `_KEY_END` finds, so that as many keys as finds are all there are. Text that looks alike adds to the
-    finds only: such a body is read warily.
+    Each key is followed by a quote and a colon, spaces perhaps between them, so that as many keys as finds are all there are. Text that
+    looks alike adds to the finds only: such a body is read warily.
     """
     try:
         fields = msgspec.json.decode(raw)
     except (ValueError, RecursionError):
         return None
-    if type(fields) is not dict or _count_keys(fields, raw.count(b"{")) != len(_KEY_END.findall(raw)):
+    if type(fields) is not dict:
         return None
-    return fields
+    spaced = any(colon in raw for colon in _SPACED_COLONS)
+    finds = len(_KEY_END.findall(raw)) if spaced else raw.count(b'":')
+    return fields if _count_keys(fields, raw.count(b"{")) == finds else None
 
 
 def _count_keys(fields: dict[str, Any], braces: int) -> int:

@@ -12,8 +12,8 @@ from typing import Any
 import msgspec
 
 from router.openai.body import Body, parse_object
+from router.openai.call_spec import CallSpec
 from router.openai.journal import Journal, Mode
-from router.openai.request import CallSpec
 from router.openai.stops import StopGuard, stop_strings
 
 COMPLETIONS = "/v1/completions"

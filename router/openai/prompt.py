@@ -7,10 +7,8 @@ same way. Hashes are chained, so that equal hash k means equal text up to chunk 
 from array import array
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
-from typing import Any
+from typing import Any, NamedTuple
 from zlib import crc32
-
-import msgspec
 
 from router.openai.body import Body
 from router.openai.checks import objects, out_of_range, wrong
@@ -28,7 +26,7 @@ MAX_INPUTS = 2048  # OpenAI's bound for embeddings; each is a sequence of its ow
 _MAX_TOKEN_ID = 2**32 - 1
 
 
-class Prompt(msgspec.Struct, frozen=True, kw_only=True):
+class Prompt(NamedTuple):
     """Size and identity of what is to be read. `token_count`: exact, where the client sent token ids; else None."""
 
     chars: int

@@ -9,14 +9,13 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-import msgspec
-
 from batching.request import ServiceTier
 from config.schema import ModelKind
 from router.openai import checks
 from router.openai.body import Body, parse_object
+from router.openai.call_spec import CallSpec
 from router.openai.errors import invalid_request
-from router.openai.prompt import CHUNK_CHARS, Prompt, read_messages, read_prompt
+from router.openai.prompt import Prompt, read_messages, read_prompt
 
 MAX_CHOICES = 8  # `n` and `best_of`: each choice is a sequence slot and KV blocks of its own
 MAX_STOP = 16
@@ -73,35 +72,6 @@ _USAGE_ASKED = b'{"include_usage":true}'
 # OpenAI's ranges; engines that allow more get their own names for it (`top_k`, `min_p`, ...).
 _SAMPLING = (("temperature", 0, 2), ("top_p", 0, 1), ("presence_penalty", -2, 2), ("frequency_penalty", -2, 2))
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
-
-
-class CallSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """What the gateway knows of a call from its body and headers."""
-
-    model: str
-    kind: ModelKind
-    stream: bool = False
-    include_usage: bool = False  # the client asked for the usage chunk
-    collected: bool = False  # the engine streams it, the client gets it whole
-    n: int = 1  # choices the answer will have: the client's `n` for each of its prompts
-    max_output_tokens: int | None = None  # a choice; None: up to the context
-    prompt_chars: int = 0
-    prompt_token_count: int | None = None  # exact, where the prompt came as token ids
-    prefix_chunks: tuple[int, ...] = ()
-    prefix_chunk_chars: int = CHUNK_CHARS
-    prefix_chunk_tokens: int | None = None  # exact, where the prompt came as token ids
-    service_tier: ServiceTier = ServiceTier.DEFAULT
-    affinity_key: str | None = None
-    tenant: str | None = None
-    tenant_class: str | None = None  # as a label of metrics
-    weight: float = 1.0  # its tenant's
-    trusted: bool = False  # by whose key it is: risky members go through
-    cache_salt: str | None = None  # with which engines keep its tenant's prefix cache apart
-
-    @property
-    def strip_usage(self) -> bool:
-        """The usage chunk was asked for by the gateway, not by the client, and must not reach it."""
-        return self.stream and not self.include_usage and not self.collected
 
 
 def read_chat(body: Body, headers: Mapping[str, str] = _NO_HEADERS) -> CallSpec:
@@ -171,30 +141,6 @@ def upstream_body(
             options = body.text_of("stream_options").encode()
             set_["stream_options"] = parse_object(options, max_depth=len(options)).edit({"include_usage": b"true"})
     return body.edit(set_, stripped_fields(body, trusted=trusted, priority_ok=priority_ok))
-
-
-def upstream_fields(
-    body: Body,
-    spec: CallSpec,
-    *,
-    trusted: bool,
-    priority_ok: bool,
-    asked: tuple[str, ...] = (),
-    salt: str | None = None,
-) -> Mapping[str, Any]:
-    """The members of `upstream_body`, parsed: backends that re-shape a call must not see more than the engine would."""
-    dropped = stripped_fields(body, trusted=trusted, priority_ok=priority_ok)
-    if not dropped and not spec.strip_usage and not asked and not spec.collected and salt is None:
-        return body.fields
-    fields = {name: value for name, value in body.fields.items() if name not in dropped}
-    fields.update(dict.fromkeys(asked, True))
-    if salt is not None:
-        fields["cache_salt"] = salt
-    if spec.collected:
-        fields["stream"] = True
-    if spec.strip_usage or spec.collected:
-        fields["stream_options"] = {**(fields.get("stream_options") or {}), "include_usage": True}
-    return fields
 
 
 def stripped_fields(body: Body, *, trusted: bool, priority_ok: bool) -> frozenset[str]:

@@ -27,8 +27,9 @@ from router.openai.access_errors import (
     too_many_requests,
     too_many_tokens,
 )
+from router.openai.call_spec import CallSpec
 from router.openai.errors import ApiError
-from router.openai.request import SERVICE_TIERS, CallSpec
+from router.openai.request import SERVICE_TIERS
 from router.tenants.account import Account, Bound, Hold, Refusal, own_account
 from router.tenants.caller import Caller
 from router.tenants.durations import shown

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from router.openai.body import parse_object
 from router.openai.errors import ApiError
-from router.openai.request import read_call, upstream_body, upstream_fields
+from router.openai.request import read_call, stripped_fields, upstream_body
 from tests.support.fuzzing import holds_for
 
 PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
@@ -47,6 +47,9 @@ def the_request_reader(raw: bytes, path: str, trusted: bool, priority_ok: bool) 
     except ApiError as error:
         assert 400 <= error.status < 500, error  # noqa: PT017 - both ways are allowed
         return
-    fields = upstream_fields(body, spec, trusted=trusted, priority_ok=priority_ok)
+    stripped = stripped_fields(body, trusted=trusted, priority_ok=priority_ok)
+    fields = {name: value for name, value in body.fields.items() if name not in stripped}
+    if spec.strip_usage:
+        fields["stream_options"] = {**(fields.get("stream_options") or {}), "include_usage": True}
     assert json.loads(sent) == fields
     assert not spec.stream or not spec.strip_usage or fields["stream_options"]["include_usage"] is True

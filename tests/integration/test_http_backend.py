@@ -53,7 +53,6 @@ def call(*, stream: bool = False) -> EngineCall:
         request_id="req-1",
         path="/v1/chat/completions",
         body=b'{"a":1}',
-        fields={"a": 1},
         stream=stream,
         headers={"traceparent": "00-1-2-01"},
     )
@@ -161,7 +160,7 @@ async def test_base_urls(suffix: str, path: str):
     """A prefix is kept; the /v1 that OpenAI clients write into base URLs is not doubled."""
     async with ScriptedServer(answers(json_answer({}))) as server:
         engine = backend(server.url + suffix)
-        reply = await engine.send(EngineCall(request_id="r", path="/v1/x", body=b"", fields={}, stream=False))
+        reply = await engine.send(EngineCall(request_id="r", path="/v1/x", body=b"{}", stream=False))
         await reply.aclose()
         await engine.aclose()
     assert server.requests[0].split(b" ")[1].decode() == path

@@ -31,9 +31,7 @@ def completion(*, stream: bool, **fields: object) -> EngineCall:
     body = {"model": MODEL, "prompt": "The gate", "temperature": 0, "ignore_eos": True, "stream": stream, **fields}
     if stream:
         body["stream_options"] = {"include_usage": True}
-    return EngineCall(
-        request_id="real-1", path="/v1/completions", body=json.dumps(body).encode(), fields=body, stream=stream
-    )
+    return EngineCall(request_id="real-1", path="/v1/completions", body=json.dumps(body).encode(), stream=stream)
 
 
 async def until(engine: HttpBackend, holds: Callable[[ProbeResult], bool]) -> None:

@@ -46,7 +46,7 @@ class Rig:
         if stream:
             fields["stream_options"] = {"include_usage": True}
         return EngineCall(
-            request_id="req-1", path="/v1/chat/completions", body=json.dumps(fields).encode(), fields=fields, stream=stream
+            request_id="req-1", path="/v1/chat/completions", body=json.dumps(fields).encode(), stream=stream
         )  # fmt: skip
 
 

@@ -25,7 +25,6 @@ def call(path: str, fields: Mapping[str, object], request_id: str = "r1") -> Eng
         request_id=request_id,
         path=path,
         body=json.dumps(fields).encode(),
-        fields=fields,
         stream=bool(fields.get("stream")),
     )
 

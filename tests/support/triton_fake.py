@@ -4,6 +4,7 @@ A generation's script is a list of steps: outputs to give, a fault to raise, or 
 """
 
 import asyncio
+import json
 from collections.abc import Callable, Mapping, Sequence
 
 import httpx
@@ -158,19 +159,19 @@ def backend_over(
 def chat(content: object = "hi", *, stream: bool = True, **fields: object) -> EngineCall:
     """A chat call."""
     body = {"model": "textgen", "messages": [{"role": "user", "content": content}], "stream": stream, **fields}
-    return EngineCall(request_id="r1", path="/v1/chat/completions", body=b"", fields=body, stream=stream)
+    return EngineCall(request_id="r1", path="/v1/chat/completions", body=json.dumps(body).encode(), stream=stream)
 
 
 def completion(prompt: object = "hi", *, stream: bool = True, **fields: object) -> EngineCall:
     """A plain completion call."""
     body = {"model": "textgen", "prompt": prompt, "stream": stream, **fields}
-    return EngineCall(request_id="r1", path="/v1/completions", body=b"", fields=body, stream=stream)
+    return EngineCall(request_id="r1", path="/v1/completions", body=json.dumps(body).encode(), stream=stream)
 
 
 def embeddings(value: object = "hi", **fields: object) -> EngineCall:
     """An embeddings call."""
     body = {"model": "embed", "input": value, **fields}
-    return EngineCall(request_id="r1", path="/v1/embeddings", body=b"", fields=body, stream=False)
+    return EngineCall(request_id="r1", path="/v1/embeddings", body=json.dumps(body).encode(), stream=False)
 
 
 async def read(reply: EngineReply) -> bytes:

@@ -9,7 +9,7 @@ from benchmarks.overhead.install import Debian, NotInstalledError, Nowhere, Venv
 from benchmarks.overhead.peers import PEERS, Peer, Setup, selected
 from benchmarks.overhead.scenarios import SCENARIOS
 from benchmarks.overhead.scenarios import selected as selected_scenarios
-from benchmarks.overhead.targets import OURS, contestants, penstock
+from benchmarks.overhead.targets import COMPILED, OURS, contestants, penstock
 
 STARTED = [peer for peer in PEERS if not isinstance(peer.install, Nowhere)]
 
@@ -33,6 +33,16 @@ def test_ours_serves_on_its_port_before_both_engines(tmp_path: Path):
     said = (tmp_path / "penstock.yaml").read_text()
     assert (target.name, target.port) == (OURS, 20001)
     assert [port for port in ("20001", "20003", "20004") if port not in said] == []
+
+
+def test_a_compiled_one_is_started_by_its_own_python(tmp_path: Path):
+    """Under its own name, and never with the checkout's modules on its path."""
+    found, _ = contestants([], tmp_path, install=False, compiled=Path("/there/python"))
+    assert [one.name for one in found] == ["direct", OURS, COMPILED]
+    target = found[-1].target
+    assert target is not None
+    made = target(setup(tmp_path))
+    assert (made.name, made.command[:2]) == (COMPILED, ("/there/python", "-P"))
 
 
 def test_versions_are_pinned():

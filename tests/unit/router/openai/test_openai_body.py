@@ -63,6 +63,24 @@ def test_compat_17_numbers_are_not_reformatted() -> None:
     assert edited == b'{"a": 1.0,"b": 1e2,"c": 123456789012345678901234567890,"d": -0.0}'
 
 
+@given(OBJECTS, LAYOUTS)
+def test_what_was_put_away_is_read_again(value: dict[str, Any], layout: dict[str, Any]) -> None:
+    """Members and spans are the same as before, whichever reading found them."""
+    body = parse_object(json.dumps(value, **layout).encode(), max_depth=64)
+    fields, members = body.fields, dict(body.members)
+    body.put_away()
+    assert body.fields == fields
+    assert body.members == members
+
+
+@pytest.mark.parametrize("space", ["", " ", "\t", "\n", "\r", " \n "])
+def test_a_key_that_occurs_twice_is_seen_whatever_stands_before_its_colon(space: str) -> None:
+    """The quick reading counts keys; white space may stand between a key and its colon."""
+    raw = f'{{"a"{space}: {{"b":1}}, "c":2, "a":3}}'.encode()
+    assert "occurs twice" in refusal(raw).message
+    assert parse_object(raw.replace(b'"a":3', b'"d":3'), max_depth=64).fields == {"a": {"b": 1}, "c": 2, "d": 3}
+
+
 def test_an_edit_of_nothing_is_the_same_object() -> None:
     """No copy of a large body where nothing changes."""
     raw = b'{"a": 1}'

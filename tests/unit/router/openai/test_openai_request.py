@@ -8,8 +8,9 @@ import pytest
 from batching.request import ServiceTier
 from config.schema import ModelKind
 from router.openai.body import Body, parse_object
+from router.openai.call_spec import CallSpec
 from router.openai.errors import ApiError
-from router.openai.request import CallSpec, read_call, read_chat, read_completion, read_embedding
+from router.openai.request import read_call, read_chat, read_completion, read_embedding
 
 HELLO = [{"role": "user", "content": "hello"}]
 
