@@ -186,6 +186,7 @@ class Dispatcher:
             await self._attempts(exchange, body, silence)
         finally:
             silence.close()
+            exchange.move.silence = None  # each knows the other: an ended stream would stay until a full collection
 
     async def _attempts(self, exchange: Exchange, body: Body, silence: KeepAlive | None) -> None:
         request = exchange.request
