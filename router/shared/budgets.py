@@ -113,7 +113,7 @@ class SharedBudgets:
             began_s = loop.time()
             number, running = holder.running()
             cost_s = loop.time() - began_s
-            wait_s = pause_s(holder.gateways, told=bool(running), cost_s=cost_s)
+            wait_s = pause_s(holder.gateways, cost_s=cost_s)
             if running and holder.gateways > 1 and holder.mode is Mode.REDIS:
                 try:
                     await self._book.tell(_encode((holder.name, number, running)))

@@ -90,9 +90,7 @@ class ShareClient:
         began_s = loop.time()
         if running := self._holding.running():
             self._desk.tell_running(running)
-        self._telling = loop.call_later(
-            pause_s(self._desk.live, told=bool(running), cost_s=loop.time() - began_s), self._tell
-        )
+        self._telling = loop.call_later(pause_s(self._desk.live, cost_s=loop.time() - began_s), self._tell)
 
     def _hurry(self) -> None:
         """Somebody waits; whether for want of a share, the report will tell."""

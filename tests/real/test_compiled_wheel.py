@@ -1,5 +1,6 @@
 """The wheel that `make wheel` and the Dockerfile build, with the scheduler compiled: it decides as pure Python does, and serves."""
 
+import re
 import runpy
 import shutil
 import subprocess
@@ -95,3 +96,22 @@ async def test_it_serves(compiled: Path, tmp_path: Path):
                 body = chat(f"number {number}", stream=stream, max_tokens=5)
                 answer = await ask(gateway.url, post("/v1/chat/completions", body))
                 assert (answer.status, b"finish_reason" in answer.body) == (200, True)
+
+
+def test_it_passes_what_the_wire_is_held_to(compiled: Path, tmp_path: Path):
+    """Clients' contract, point by point, and both data planes against each other: the conformance suite on compiled modules."""
+    for name in SOURCES:
+        shutil.copytree(compiled / name, tmp_path / name)
+    for lib in compiled.glob("*__mypyc*.so"):
+        shutil.copy(lib, tmp_path)
+    shutil.copytree(ROOT / "tests", tmp_path / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    used = "import router.relay, batching.scheduler; print(router.relay.__file__, batching.scheduler.__file__)"
+    where = subprocess.run(
+        [sys.executable, "-c", used], cwd=tmp_path, check=True, capture_output=True, text=True
+    ).stdout
+    assert [Path(file).suffix for file in where.split() if file.startswith(str(tmp_path))] == [".so", ".so"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not real", "tests/conformance"]
+    made = subprocess.run(command, cwd=tmp_path, check=False, capture_output=True, text=True)
+    assert made.returncode == 0, made.stdout[-8000:]
+    assert re.search(r"[1-9][0-9]{2,} passed", made.stdout), made.stdout[-500:]
