@@ -74,10 +74,15 @@ def engine(programs: Programs, port: int, gap_ms: float) -> Target:
 
 
 def penstock(setup: Setup, *, program: tuple[str, ...] = _PENSTOCK, name: str = OURS) -> Target:
-    """As it comes: scheduler, metrics and the ledger of decisions on; before engines that never lack room, no log line a request."""
+    """As it comes: scheduler, metrics and the ledger of decisions on; before engines that never lack room, no log line a request.
+
+    The objectives are as wide as the slowest scenario's engine needs, 200 ms a token: by the defaults the scheduler holds new requests back
+    there to spare those who stream, as it should, and what that takes would be told as the gateway's latency.
+    """
     config: Mapping[str, Any] = {
         "server": {"host": "127.0.0.1", "port": setup.port},
         "log_level": "warning",
+        "scheduling": {"objectives": {"ttft_s": 10, "tpot_s": 1}},
         "replicas": [
             {
                 "name": f"engine-{number}",
