@@ -1,4 +1,4 @@
-# Two stages: the first installs pinned, hashed dependencies into a virtual environment and compiles the scheduler (docs/compiled.md), the second carries only that.
+# Two stages: the first installs pinned, hashed dependencies into a virtual environment and compiles scheduler and relay (docs/compiled.md), the second carries only that.
 # No root at run time, and any UID will do: nothing is written below /opt/penstock, so a read-only root file system is fine.
 FROM python:3.11-slim AS builder
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1

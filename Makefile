@@ -58,9 +58,9 @@ bars: dev engines  ## soaks, long fuzzing, timing ratios, and other examples for
 chaos: dev  ## break engines, sockets and the gateway under streams, in the long form (docs/chaos.md)
 	$(BIN)/python -m pytest $(PYTEST_ARGS) tests/chaos
 
-wheel: dev  ## dist/*.whl with the scheduler compiled, for machines like this one (needs a C compiler; docs/compiled.md)
+wheel: dev  ## dist/*.whl with the hot path compiled, for machines like this one (needs a C compiler; docs/compiled.md)
 	@rm -rf build dist
-	@echo "compiling the scheduler (some two minutes) ..."
+	@echo "compiling scheduler and relay (some three minutes) ..."
 	@PENSTOCK_COMPILED=1 $(BIN)/python -m pip wheel -q --disable-pip-version-check --no-deps --no-build-isolation -w dist .
 	@ls dist/*.whl
 
