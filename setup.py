@@ -20,6 +20,7 @@ COMPILED = {
     ),
     "metrics": "handles histogram overhead timeline",
     "router": "asgi_client calls client collected exchange hot_cycle inbound relay report suspicion usage",
+    "router/tracing": "content",  # its journal is one of those compiled ones
     "router/openai": "body checks chunks continuation events journal plain prompt repairs request stops usage",
 }
 

@@ -173,8 +173,7 @@ class Relay:
         if gap_s is not None:
             self._gaps.observe(gap_s)
         if tokens > 1:
-            for _ in range(tokens - 1):
-                self._gaps.observe(0.0)
+            self._gaps.observe(0.0, tokens - 1)
         if timeline.output_tokens >= self._told:
             self._told = timeline.output_tokens + _LEDGER_STEP_TOKENS
             self._on_step(timeline.output_tokens - self._before)

@@ -24,6 +24,7 @@ class Journal:
     __slots__ = (
         "_exact",
         "_pending",
+        "_prompt_bytes",
         "_room",
         "_thinking",
         "_thought",
@@ -41,6 +42,7 @@ class Journal:
         self.prompt_ids: bytes | None = None  # "1,2,3"
         self.why_not = why_not
         self.empty = True  # nothing was said: whoever goes on can as well begin
+        self._prompt_bytes = 0
         self._pending = b""  # ids whose text has not come: half a character, or nothing to show
         self._exact = exact
         self._room = room_bytes
@@ -87,6 +89,7 @@ class Journal:
         """The prompt as the engine read it."""
         if self._exact and isinstance(ids, list) and set(map(type, ids)) == {int}:
             self.prompt_ids = msgspec.json.encode(ids)[1:-1]
+            self._prompt_bytes = len(self.prompt_ids)
             self._check_room()
 
     def said(self, text: bytes | None, ids: bytes | None) -> None:
@@ -98,15 +101,20 @@ class Journal:
             self.empty = self._thinking = False
             if self.why_not is None:
                 self.text += text
-                self._commit(ids)
+                if self._exact:
+                    self._commit(ids)
+                # Looked at here, too: a call for each token would cost more than the sum.
+                if len(self.text) + len(self.ids) + self._prompt_bytes > self._room:
+                    self._check_room()
         elif ids:
             self._pending += b"," + ids
 
     def thought(self, ids: bytes | None) -> None:
         """One event of reasoning."""
         self.empty, self._thinking, self._thought = False, True, True
-        if self.why_not is None:
+        if self.why_not is None and self._exact:
             self._commit(ids)
+            self._check_room()
 
     def choice(self, choice: dict[str, Any]) -> None:
         """One choice of a chunk that was parsed."""
@@ -133,21 +141,18 @@ class Journal:
         self._pending = b""
 
     def _commit(self, ids: bytes | None) -> None:
-        if self._exact:
-            if ids is None and not self._pending:
-                self._exact = False  # it does not tell them
-            else:
-                self.ids += self._pending
-                if ids:
-                    self.ids += b"," + ids
-                self._pending = b""
-        self._check_room()
+        if ids is None and not self._pending:
+            self._exact = False  # it does not tell them
+            return
+        self.ids += self._pending
+        if ids:
+            self.ids += b"," + ids
+        self._pending = b""
 
     def _check_room(self) -> None:
-        prompt = 0 if self.prompt_ids is None else len(self.prompt_ids)
-        if len(self.text) + len(self.ids) + prompt <= self._room:
+        if len(self.text) + len(self.ids) + self._prompt_bytes <= self._room:
             return
-        self._exact, self.prompt_ids = False, None
+        self._exact, self.prompt_ids, self._prompt_bytes = False, None, 0
         self.ids.clear()
         if len(self.text) > self._room:
             self.text.clear()

@@ -1,6 +1,8 @@
 """The distribution: plain package names that meet nobody else's, and a lock file that pins everything."""
 
+import ast
 import re
+import runpy
 import sys
 import tomllib
 from importlib.metadata import entry_points, packages_distributions
@@ -60,3 +62,25 @@ def test_what_is_not_python_is_packed() -> None:
     }
     assert {str(path) for path in data - packed} == only_here
     assert len([path for path in packed if path.parts[:2] == ("metrics", "dashboards")]) == 5
+
+
+def test_no_interpreted_class_inherits_from_a_compiled_one() -> None:
+    """The compiled build refuses it when the first such object is made, perhaps by an option that few switch on."""
+    compiled = set(runpy.run_path(str(ROOT / "setup.py"))["modules"]())
+    assert "router/openai/journal.py" in compiled
+    found = []
+    for folder in OURS:
+        for file in (ROOT / folder).rglob("*.py"):
+            if (path := str(file.relative_to(ROOT))) in compiled:
+                continue
+            tree = ast.parse(file.read_text())
+            from_compiled = {
+                alias.asname or alias.name
+                for node in ast.walk(tree)
+                if isinstance(node, ast.ImportFrom) and f"{(node.module or '').replace('.', '/')}.py" in compiled
+                for alias in node.names
+            }
+            classes = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+            bases = {(node.name, base.id) for node in classes for base in node.bases if isinstance(base, ast.Name)}
+            found += [f"{path}: {name} inherits from {base}" for name, base in bases if base in from_compiled]
+    assert found == []
