@@ -164,7 +164,7 @@ class Suspicion:
         news = self._hearsay.take(by, now)
         if not self._health.enabled:
             return
-        for replica in news.lapsed & self._cases.keys():
+        for replica in news.lapsed.intersection(self._cases.keys()):
             watched, case = self._fleet[replica], self._cases[replica]
             if case.by_hearsay and case.question is not None:
                 case.drop_question()

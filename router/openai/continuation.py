@@ -54,7 +54,7 @@ def why_not(fields: Mapping[str, Any], spec: CallSpec) -> str | None:
         return "several choices"
     if _FINAL.isdisjoint(fields):
         return None
-    for name in sorted(_FINAL & fields.keys()):
+    for name in sorted(_FINAL.intersection(fields)):
         value = fields[name]
         if not any(type(value) is type(harmless) and value == harmless for harmless in _HARMLESS[name]):
             return name

@@ -146,8 +146,8 @@ def upstream_body(
 def stripped_fields(body: Body, *, trusted: bool, priority_ok: bool) -> frozenset[str]:
     """The members of this body that its engine must not see."""
     if not trusted:
-        return _NO_FIELDS if _RISKY_OR_PRIORITY.isdisjoint(body.fields) else _RISKY_OR_PRIORITY & body.fields.keys()
-    return _PRIORITY & body.fields.keys() if not priority_ok else _NO_FIELDS
+        return _RISKY_OR_PRIORITY.intersection(body.fields)
+    return _NO_FIELDS if priority_ok else _PRIORITY.intersection(body.fields)
 
 
 def _generation(
@@ -201,7 +201,7 @@ def _spec(
 
 def _model(fields: Mapping[str, Any]) -> str:
     if not _ADDRESS_FIELDS.isdisjoint(fields):
-        name = min(_ADDRESS_FIELDS & fields.keys())
+        name = min(_ADDRESS_FIELDS.intersection(fields))
         raise invalid_request(
             f"`{name}` is not accepted: the gateway alone decides where requests go. Remove it.", param=name
         )
