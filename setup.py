@@ -19,7 +19,7 @@ COMPILED = {
         "request retry_budget scheduler seen shelf step_prior strain ticket watched_load window"
     ),
     "metrics": "handles histogram overhead timeline",
-    "router": "asgi_client calls client collected exchange hot_cycle inbound relay report suspicion usage",
+    "router": "asgi_client calls client collected exchange hot_cycle inbound relay report usage",
     "router/tracing": "content",  # its journal is one of those compiled ones
     "router/openai": "body checks chunks continuation events journal plain prompt repairs request stops usage",
 }

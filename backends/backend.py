@@ -20,8 +20,8 @@ def _may_go() -> None:
 class EngineCall:
     """One request as it goes to an engine.
 
-    `body` is the OpenAI JSON body, edited already (usage asked for, risky fields cut). `path` is `/v1/chat/completions`, `/v1/completions` or `/v1/embeddings`. `may_go` is called right before the first byte
-    goes, after any wait for a connection (gRPC: before its channel has it, embeddings before their batch): what it raises comes out of `send`,
+    `body` is the OpenAI JSON body, edited already (usage asked for, risky fields cut). `path` is `/v1/chat/completions`,
+    `/v1/completions` or `/v1/embeddings`. `may_go` is called right before the first byte goes, after any wait for a connection (gRPC: before its channel has it, embeddings before their batch): what it raises comes out of `send`,
     and the engine sees nothing.
     """
 

@@ -186,7 +186,7 @@ class PenstockServer(uvicorn.Server):
         # What has been imported and built stays to the end: a full collection need not walk through it while streams wait.
         gc.collect()
         gc.freeze()
-        # Answers leave no cycles behind, connections some twenty objects: walking through all that is young at every 700th object finds nothing.
+        # Whole answers leave no cycles behind, connections some twenty objects: walking through all that is young at every 700th object finds nothing.
         gc.set_threshold(_YOUNG_OBJECTS)
         self.announce()
 

@@ -1,4 +1,4 @@
-"""The wheel that `make wheel` and the Dockerfile build, with the scheduler compiled: it decides as pure Python does, and serves."""
+"""The wheel that `make wheel` and the Dockerfile build, with the hot path compiled: it decides as pure Python does, and serves."""
 
 import re
 import runpy

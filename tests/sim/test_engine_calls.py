@@ -1,4 +1,4 @@
-"""What backends are handed: bytes for those that pass them on, members for those that re-shape them, and both say the same."""
+"""What backends are handed: what a client may not say is cut out, and usage asked for, whether they pass the body on or re-shape it."""
 
 from typing import Any
 
@@ -11,8 +11,8 @@ from tests.support.virtual_time import run_virtual
 RISKY: dict[str, Any] = {"chat_template": "{{ secrets }}", "cache_salt": "x", "priority": -9}
 
 
-def test_body_and_fields_agree() -> None:
-    """Whatever is cut out of the body, or added to it, is so in the parsed members, too: they reach engines over gRPC."""
+def test_what_is_cut_reaches_no_engine() -> None:
+    """Risky members of any body are gone for backends that parse it, too; streams ask for usage whatever the client said."""
     bodies: list[dict[str, Any]] = [
         chat(stream=True),
         chat(stream=True, **RISKY),
