@@ -18,7 +18,7 @@ COMPILED = {
         "lessons life_table live_replica meter offer outlook overload pace placement prefix_belief prefix_index promises queue replica "
         "request retry_budget scheduler seen shelf step_prior strain ticket watched_load window"
     ),
-    "metrics": "handles histogram overhead timeline",
+    "metrics": "count handles histogram overhead timeline",
     "router": "asgi_client calls client collected exchange hot_cycle inbound relay report usage",
     "router/tracing": "content",  # its journal is one of those compiled ones
     "router/openai": "body checks chunks continuation events journal plain prompt repairs request stops usage",

@@ -8,8 +8,9 @@ Label values: models through `metrics.labels`, the rest from enums and the confi
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, Self, get_args, get_type_hints
 
-from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client import CollectorRegistry
 
+from metrics.count import Counter, Gauge
 from metrics.of_fleet import FleetMetrics
 from metrics.spec import CLASS, MACHINE, PREFIX, STREAM, Spec
 

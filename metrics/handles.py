@@ -8,9 +8,8 @@ from collections.abc import Callable
 from enum import StrEnum
 from typing import Generic, TypeVar
 
-from prometheus_client import Counter
-
 from metrics.catalog import Metrics
+from metrics.count import Count
 
 # 8 models x 4 classes x 128 replicas; an entry is about a kilobyte, and a miss costs one look-up, not a wrong figure.
 _MAX_ENTRIES = 4096
@@ -41,7 +40,7 @@ class StreamHandles:
         self.gaps = metrics.inter_token_latency_seconds.labels(*labels)
         self._tpot = metrics.time_per_output_token_seconds.labels(*labels)
         # Most streams count two of the eight kinds and sources; the others would only be series of zeros.
-        self._counters: dict[tuple[TokenKind, TokenSource], Counter] = {}
+        self._counters: dict[tuple[TokenKind, TokenSource], Count] = {}
 
     def observe_ttft(self, seconds: float) -> None:
         self._ttft.observe(seconds)

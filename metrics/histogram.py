@@ -11,27 +11,36 @@ from math import inf
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import HistogramMetricFamily, Metric
-from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 from prometheus_client.utils import floatToGoString
+
+from metrics.labelled import Labelled
 
 
 class Series:
     """One combination of labels."""
 
-    __slots__ = ("_bounds", "counts", "total")
+    __slots__ = ("_above", "_at", "_bounds", "_up_to", "counts", "total")
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self._bounds = bounds
         self.counts = [0] * len(bounds)  # a bucket each, not cumulated
         self.total = 0.0
+        self._at = 0  # the bucket of the last one; the next is mostly in it, too
+        self._above, self._up_to = -inf, bounds[0]
 
     def observe(self, value: float, times: int = 1) -> None:
-        self.counts[bisect_left(self._bounds, value)] += times
+        if not self._above < value <= self._up_to:
+            self._find(value)
+        self.counts[self._at] += times
         self.total += value * times
 
+    def _find(self, value: float) -> None:
+        self._at = at = bisect_left(self._bounds, value)
+        self._above, self._up_to = self._bounds[at - 1] if at else -inf, self._bounds[at]
 
-class Histogram(Collector):
+
+class Histogram(Labelled[Series]):
     """As prometheus_client's; `buckets` are upper bounds in rising order, +Inf is added."""
 
     def __init__(
@@ -43,37 +52,15 @@ class Histogram(Collector):
         registry: CollectorRegistry,
         buckets: Sequence[float],
     ) -> None:
-        self._name = name
-        self._documentation = documentation
-        self._labelnames = tuple(labelnames)
         self._bounds = (*buckets, inf)
-        self._series: dict[tuple[str, ...], Series] = {}
-        if not labelnames:
-            self.labels()
-        registry.register(self)
+        super().__init__(name, documentation, labelnames, registry)
 
-    def labels(self, *values: str) -> Series:
-        series = self._series.get(values)
-        if series is None:
-            if len(values) != len(self._labelnames):
-                raise ValueError(f"{self._name} has the labels {self._labelnames}, not {len(values)} of them")
-            series = self._series[values] = Series(self._bounds)
-        return series
+    def _new(self) -> Series:
+        return Series(self._bounds)
 
     def observe(self, value: float) -> None:
         """Where there are no labels."""
         self.labels().observe(value)
-
-    def series(self) -> Iterable[tuple[tuple[str, ...], Series]]:
-        """By their labels."""
-        return self._series.items()
-
-    def remove_by_labels(self, labels: Mapping[str, str]) -> None:
-        """As the library's: every series that has these; whoever holds one of them observes into nothing."""
-        wanted = [(self._labelnames.index(name), value) for name, value in labels.items()]
-        gone = [values for values in self._series if all(values[place] == value for place, value in wanted)]
-        for values in gone:
-            del self._series[values]
 
     def describe(self) -> Iterable[HistogramMetricFamily]:
         return [HistogramMetricFamily(self._name, self._documentation, labels=self._labelnames)]

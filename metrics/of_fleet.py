@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-from prometheus_client import Counter, Gauge
-
 from metrics.buckets import (
     DURATION_BUCKETS_S,
     ERROR_BUCKETS_RATIO,
@@ -12,6 +10,7 @@ from metrics.buckets import (
     LENGTH_BUCKETS_TOKENS,
     ROUTING_BUCKETS_S,
 )
+from metrics.count import Counter, Gauge
 from metrics.histogram import Histogram
 from metrics.of_requests import RequestMetrics
 from metrics.spec import MACHINE, Spec

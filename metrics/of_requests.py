@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-from prometheus_client import Counter, Gauge
-
 from metrics.buckets import (
     DURATION_BUCKETS_S,
     ITL_BUCKETS_S,
@@ -14,6 +12,7 @@ from metrics.buckets import (
     TPOT_BUCKETS_S,
     TTFT_BUCKETS_S,
 )
+from metrics.count import Counter, Gauge
 from metrics.histogram import Histogram
 from metrics.spec import CLASS, MACHINE, STREAM, Spec
 

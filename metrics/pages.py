@@ -12,9 +12,9 @@ from math import ceil
 from typing import Final, get_args, get_type_hints
 
 import msgspec
-from prometheus_client import Counter, Gauge
 
 from metrics.catalog import Metrics, Spec
+from metrics.count import Counter, Gauge
 from metrics.histogram import Histogram
 
 Labels = tuple[str, ...]  # values, in the order of the instrument's declaration
@@ -128,8 +128,7 @@ def unpacked(data: bytes) -> Page:
 def read(metrics: Metrics) -> Page:
     """All figures of now."""
     page = Page({}, {}, {})
-    for name, spec in instruments():
-        labels = spec.labels
+    for name, _ in instruments():
         instrument = getattr(metrics, name)
         if isinstance(instrument, Histogram):
             page.histograms[name] = {
@@ -137,12 +136,7 @@ def read(metrics: Metrics) -> Page:
             }
         else:
             part = page.counters if isinstance(instrument, Counter) else page.gauges
-            part[name] = {
-                tuple(sample.labels[label] for label in labels): sample.value
-                for family in instrument.collect()
-                for sample in family.samples
-                if not sample.name.endswith("_created")
-            }
+            part[name] = {values: series.value for values, series in instrument.series()}
     return page
 
 
@@ -151,11 +145,11 @@ def write(page: Page, metrics: Metrics) -> None:
     for name, counts in page.counters.items():
         counter: Counter = getattr(metrics, name)
         for labels, value in counts.items():
-            (counter.labels(*labels) if labels else counter).inc(value)
+            counter.labels(*labels).inc(value)
     for name, values in page.gauges.items():
         gauge: Gauge = getattr(metrics, name)
         for labels, value in values.items():
-            (gauge.labels(*labels) if labels else gauge).set(value)
+            gauge.labels(*labels).set(value)
     for name, series in page.histograms.items():
         histogram: Histogram = getattr(metrics, name)
         for labels, counted in series.items():

@@ -5,11 +5,10 @@ from collections.abc import Iterator
 from dataclasses import fields
 from typing import get_args, get_type_hints
 
-from prometheus_client import Counter
-
 from metrics.advice import ADVICE
 from metrics.aliases import ALIASES
 from metrics.catalog import Metrics, Spec
+from metrics.count import Counter
 from metrics.histogram import Histogram
 from metrics.pages import GAUGES, Across
 

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from prometheus_client import Gauge
-
+from metrics.count import Gauge
 from metrics.dashboards.parts import DATASOURCE, FULL_WIDTH, Json, Panel
 from metrics.dashboards.promql import events, selector
 

@@ -11,9 +11,8 @@ from difflib import get_close_matches
 from functools import cache
 from typing import Final, get_args, get_type_hints
 
-from prometheus_client import Counter, Gauge
-
 from metrics.catalog import Metrics, Spec
+from metrics.count import Counter, Gauge
 from metrics.histogram import Histogram
 from metrics.pages import GAUGES, Across
 from metrics.rules.recorded import recorded_labels

@@ -5,11 +5,12 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from metrics.buckets import DURATION_BUCKETS_S, ITL_BUCKETS_S, TPOT_BUCKETS_S, TTFT_BUCKETS_S
 from metrics.catalog import Metrics
+from metrics.count import Counter, Gauge
 from metrics.histogram import Histogram
 
 CLASS = ("model", "service_tier")

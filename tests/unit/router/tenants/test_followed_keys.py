@@ -89,7 +89,7 @@ def test_all_are_read_and_every_change_is_followed():
             put(book, *(record(number) for number in range(36, 900)))
             await asyncio.sleep(0.05)
             assert all(good(store, *range(36, 900)))
-            assert store._metrics.keys._value.get() == 900
+            assert store._metrics.keys.labels().value == 900
             assert store.find(b"psk-of-nobody") is None
             assert store.knows_all
 
@@ -123,14 +123,14 @@ def test_without_redis_the_last_keys_stay(caplog: pytest.LogCaptureFixture):
             await asyncio.sleep(60)
             assert good(store, *range(5)) == [True] * 5
             assert (store.ready, store.knows_all, store.problem(), state(store)) == (True, False, None, "unreachable")
-            assert store._metrics.keys_stale._value.get() == 1
-            assert store._metrics.redis_errors_total.labels("timeout")._value.get() > 10
+            assert store._metrics.keys_stale.labels().value == 1
+            assert store._metrics.redis_errors_total.labels("timeout").value > 10
             revoke(book, 1)  # by somebody who reaches it
             book.reachable = True
             await asyncio.sleep(1)
             assert good(store, 0, 1) == [True, False]
             assert store.knows_all
-            assert store._metrics.keys_stale._value.get() == 0
+            assert store._metrics.keys_stale.labels().value == 0
 
     with caplog.at_level(logging.ERROR, logger="penstock.keys"):
         run_virtual(main())
@@ -372,7 +372,7 @@ def test_what_is_kept_twice_is_good_while_both_say_so():
             revoke(book, 0)
             await asyncio.sleep(1)
             assert good(store, 0, 1, 50) == [False, True, True]
-            assert store._metrics.keys._value.get() == 5
+            assert store._metrics.keys.labels().value == 5
 
     run_virtual(main())
 

@@ -216,11 +216,11 @@ def test_the_last_good_keys_stay(tmp_path: Path, caplog: pytest.LogCaptureFixtur
                 await asyncio.sleep(3)
                 assert store.find(key) is not None
                 assert not store.knows_all
-                assert store._metrics.keys_stale._value.get() == 1
+                assert store._metrics.keys_stale.labels().value == 1
                 put(path, good)
                 await asyncio.sleep(3)
                 assert store.knows_all
-                assert store._metrics.keys_stale._value.get() == 0
+                assert store._metrics.keys_stale.labels().value == 0
             watching.cancel()
 
     with caplog.at_level(logging.ERROR, logger="penstock.keys"):
