@@ -50,8 +50,11 @@ class Sink(Protocol):
     def closed(self) -> bool:
         """It has all it needs."""
 
-    def feed(self, data: bytes) -> None:
-        """What this raises ends the pouring and comes out of `pour`."""
+    def feed(self, data: bytes, now: float) -> bool:
+        """Whether it takes more at once; else it is `full` or `closed`. `now`: seconds, on the loop's clock.
+
+        What this raises ends the pouring and comes out of `pour`.
+        """
 
     def when_room(self, resume: Callable[[], None]) -> None:
         """Called once, as soon as `full` is false again."""
@@ -85,8 +88,10 @@ class PulledReply(ABC):
     def body(self) -> AsyncIterator[bytes]: ...
 
     async def pour(self, sink: Sink) -> None:
+        now = asyncio.get_running_loop().time
         async for data in self.body():
-            sink.feed(data)
+            if sink.feed(data, now()):
+                continue
             if sink.closed:
                 return
             if sink.full:

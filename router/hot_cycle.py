@@ -7,7 +7,7 @@ Stands where uvicorn's protocol keeps its RequestResponseCycle, and has what the
 import asyncio
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Protocol
+from typing import Final, Protocol
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
@@ -17,6 +17,9 @@ from router.inbound import Handler, Inbound, answer, header_map, request_id
 from router.openai.errors import body_timeout
 from router.tenants.caller import Caller
 from router.tenants.gate import Gate
+
+# The lines that tell the sizes of chunks, as far as events with one token mostly are.
+_SIZES: Final = tuple(b"%x\r\n" % size for size in range(1024))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +84,9 @@ class HotCycle(Client):
         self._task: asyncio.Task[None] | None = None
         self._unsent = b""  # a head: it goes with the first bytes of its body
         self._chunked = True
+        self._flowing = (
+            False  # between its head and its end a chunked body needs no look; a closing transport drops what it gets
+        )
 
     @property
     def response_complete(self) -> bool:
@@ -130,6 +136,7 @@ class HotCycle(Client):
     def hang_up(self) -> None:
         """The connection is gone."""
         self.disconnected = True
+        self._flowing = False
         if self._task is None:
             self._let_go()
         elif not self.ended:
@@ -169,20 +176,23 @@ class HotCycle(Client):
 
     def write(self, data: bytes) -> None:
         """Once a token: the base's, in one step."""
-        if self._unsent or not self._chunked or self.ended:
+        if not self._flowing:
             super().write(data)
-        elif data and not self._transport.is_closing():
-            self._transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+        elif data:
+            size = len(data)
+            self._transport.write(b"".join((_SIZES[size] if size < len(_SIZES) else b"%x\r\n" % size, data, b"\r\n")))
 
     def _body(self, data: bytes) -> None:
         if self._chunked:
             data = b"%x\r\n%b\r\n" % (len(data), data)
         if self._unsent:
             data, self._unsent = self._unsent + data, b""
+            self._flowing = self._chunked and not (self.ended or self.disconnected)
         if not self._transport.is_closing():
             self._transport.write(data)
 
     def _last(self, data: bytes) -> None:
+        self._flowing = False
         if data:
             self._body(data)
         if not self._transport.is_closing():

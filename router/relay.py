@@ -91,7 +91,7 @@ class Relay:
 
     __slots__ = (
         "_before", "_begins", "_chunks", "_client", "_clock", "_first", "_gaps", "_headers", "_on_first", "_on_step", "_overhead",
-        "_reads", "_silence", "_time", "_timeline", "_told",
+        "_reads", "_silence", "_timeline", "_told",
         "closed", "forwarded",
     )  # fmt: skip
 
@@ -123,7 +123,6 @@ class Relay:
         self._on_first = on_first
         self._on_step = on_step
         self._silence = silence
-        self._time = asyncio.get_running_loop().time
         self._before = before
         self._told = before + 1
         self._first = True
@@ -137,31 +136,31 @@ class Relay:
     def when_room(self, resume: Callable[[], None]) -> None:
         self._client.when_room(resume)
 
-    def feed(self, data: bytes) -> None:
+    def feed(self, data: bytes, now: float) -> bool:
         self._reads = reads = self._reads + 1
-        if reads % EVERY:
-            self._feed(data)
-            return
-        began = self._clock()
-        self._feed(data)
-        self._overhead.observe(self._clock() - began)
-
-    def _feed(self, data: bytes) -> None:
+        began = None if reads % EVERY else self._clock()
         chunks = self._chunks
         before = chunks.tokens
         out = chunks.read(data)
-        now = self._silence.last_s = self._time()
+        self._silence.last_s = now
         if out and not self.forwarded:
-            self._begins()
-            if not self._client.started:
-                self._client.start(200, self._headers())
-            self.forwarded = True
+            self._begin()
         if chunks.tokens != before:
             self._count(chunks.tokens - before, now)
         if out:
             self._client.write(out)
+        if began is not None:
+            self._overhead.observe(self._clock() - began)
         if chunks.done or chunks.error is not None:
             self.closed = True
+            return False
+        return not self._client.full
+
+    def _begin(self) -> None:
+        self._begins()
+        if not self._client.started:
+            self._client.start(200, self._headers())
+        self.forwarded = True
 
     def _count(self, tokens: int, now: float) -> None:
         """`tokens` came at once: the first of them waited for it, the others for nothing, as the client sees them."""

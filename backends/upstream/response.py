@@ -118,8 +118,7 @@ class Response:
 
         Raises FirstByteTimeout, StreamCut, and whatever the sink raises. While the sink is full the engine is not read.
         """
-        if self._chunks and not sink.closed:
-            sink.feed(await self.read())
+        if self._chunks and not sink.closed and not sink.feed(await self.read(), self._loop.time()):
             self._hold_back(sink)
         self._sink = sink
         try:
@@ -151,30 +150,30 @@ class Response:
             self._underway = True
             self._disarm()  # the clock of stalls runs from the next wait on
         sink = self._sink
-        if sink is not None and not sink.closed:
-            self._pass_on(sink, data)
+        if sink is None:
+            self._keep(data)
             return
+        now = self._waiting_since_s = self._loop.time()
+        if self._timer is None:
+            self._timer = self._loop.call_at(self._due_s(), self._check_silence)
+        try:
+            if sink.feed(data, now):
+                return
+        except Exception as error:  # noqa: BLE001 - it is the pourer's to handle
+            self._refusal = error
+        if self._refusal is not None or sink.closed:
+            self._sink = None  # what else comes is there for `read`
+            self._wake()
+        else:
+            self._hold_back(sink)
+
+    def _keep(self, data: bytes) -> None:
         self._chunks.append(data)
         self._buffered_bytes += len(data)
         if self._buffered_bytes > self._buffer_bytes and not self._paused and self._wire is not None:
             self._paused = True
             self._wire.pause()
         self._wake()
-
-    def _pass_on(self, sink: Sink, data: bytes) -> None:
-        self._waiting_since_s = self._loop.time()
-        if self._timer is None:
-            self._timer = self._loop.call_at(self._due_s(), self._check_silence)
-        try:
-            sink.feed(data)
-        except Exception as error:  # noqa: BLE001 - it is the pourer's to handle
-            self._refusal, self._sink = error, None
-            self._wake()
-            return
-        if sink.closed:
-            self._wake()
-        elif sink.full:
-            self._hold_back(sink)
 
     def _hold_back(self, sink: Sink) -> None:
         if sink.full and not self._paused and self._wire is not None:

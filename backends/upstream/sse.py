@@ -8,6 +8,7 @@ from backends.backend import StreamCut
 # The longest event that is held: a chunk with 20 logprobs a token stays below 100 kB, a whole embedding batch below 2 MB.
 _MAX_EVENT_BYTES = 4 * 2**20
 _NEWLINE = 0x0A
+_RETURN = 0x0D
 
 
 class EventTooLarge(StreamCut):
@@ -36,7 +37,7 @@ class SseSplitter:
 
     def feed(self, data: bytes) -> list[bytes]:
         """Whole events that `data` completes. Raises EventTooLarge; do not feed it again then."""
-        if self._after_cr or b"\r" in data:
+        if self._after_cr or _RETURN in data:
             data = self._with_lf(data)
         # An engine sends one event a write and it mostly arrives as one: no copy then.
         if (

@@ -94,7 +94,7 @@ def parse_object(raw: bytes, *, max_depth: int) -> Body:
         fields = _read_warily(raw, max_depth)
     if raw.count(b"{") + raw.count(b"[") > max_depth and _deeper_than(fields, max_depth):
         raise _too_deep(max_depth)
-    if b"\\u" in raw and _SURROGATE_ESCAPE.search(raw) and not _encodable(fields):
+    if raw.find(b"\\u") >= 0 and _SURROGATE_ESCAPE.search(raw) and not _encodable(fields):
         raise invalid_request(
             "The request body has a lone UTF-16 surrogate (such as \\ud800); send whole characters, or replace it."
         )

@@ -15,7 +15,7 @@ from router.openai.documents import Document, check_document
 from router.openai.errors import ApiError, from_stream_event, stream_error_event, upstream_garbled, upstream_lost
 from router.openai.events import DONE, read_event, write_event, write_json
 from router.openai.journal import Journal
-from router.openai.plain import CHOICES, ID_MEMBER, PLAIN_CHAT, PLAIN_TEXT
+from router.openai.plain import CHOICES, ID_MEMBER, PLAIN_CHAT, PLAIN_TEXT, Mould
 from router.openai.repairs import as_chat, hide_ids, repair_chat_choice, silent_choice, told_tokens
 from router.openai.stops import StopGuard
 from router.openai.usage import Usage, read_usage, whole_usage
@@ -61,6 +61,7 @@ class ChunkFilter:
         self._failed = False  # what it said last makes no sense, or is an error
         self._cut = False  # in the middle of an event
         self._head: bytes | None = None  # of this stream's events up to the choice's index, once a chunk showed it
+        self._mould: Mould | None = None  # of its plain deltas, once one was seen
         self._identity: dict[str, Any] | None = None
         self._begun: set[int] = set()
         self._begun_names: set[bytes] = set()  # the same, as they are written
@@ -74,6 +75,7 @@ class ChunkFilter:
     def go_on(self, *, tokens_before: int, reshape: bool) -> None:
         """The rest comes from another engine, whose prompt has the `tokens_before` that were said; `reshape`: as plain completions."""
         self._splitter, self._cut, self._head = SseSplitter(), False, None
+        self._mould = None
         self.done, self.error, self._failed = False, None, False
         self.usage = self.engine_usage = None
         self._usage_chunk = self._last_usage = None
@@ -131,32 +133,50 @@ class ChunkFilter:
 
     def _plain_until(self, data: bytes, out: list[bytes]) -> int:
         """Where the plain deltas at its beginning end; they are counted. `out`: what of them is passed on, where that is not all."""
-        head, end, kept = self._head, 0, 0
-        if head is None:
-            return 0
-        journal, plain_at, begun = self.journal, self._plain, self._begun_names
-        while data.startswith(head, end) and (plain := plain_at(data, end + len(head))) is not None:
-            index, reasoning, text, id_member, ids = plain.groups()
-            if index not in begun:
-                break
-            if text is not None:
-                self.tokens += 1 if ids is None else 1 + ids.count(b",")
-            elif ids is not None and self.tokens:
-                # Half a character, or what is not shown; the first token is one that is.
-                self.tokens += 1 + ids.count(b",")
-            if journal is not None:
-                if reasoning is not None and text is not None:
-                    journal.thought(ids)
-                else:
-                    journal.said(text, ids)
-            if id_member is not None and self.hide_ids:
-                at, after = plain.span(ID_MEMBER)
-                out.append(data[kept:at])
-                kept = after
-            end = plain.end()
+        end, kept, size = 0, 0, len(data)
+        while end < size:
+            mould, member = self._mould, None
+            after, text, ids = (0, b"", None) if mould is None else mould.read(data, end)
+            if mould is not None and after:
+                self.tokens += 1
+                if self.journal is not None:
+                    if mould.reasoning:
+                        self.journal.thought(ids)
+                    else:
+                        self.journal.said(text, ids)
+                if ids is not None and self.hide_ids:
+                    member = mould.id_member(after, ids)
+            else:
+                after, member = self._by_expression(data, end)
+                if not after:
+                    break
+            if member is not None:
+                out.append(data[kept : member[0]])
+                kept = member[1]
+            end = after
         if kept:
             out.append(data[kept:end])
         return end
+
+    def _by_expression(self, data: bytes, start: int) -> tuple[int, tuple[int, int] | None]:
+        """The plain delta that begins there: its end, and from where to where it is not passed on. An end of 0: it is none."""
+        head = self._head
+        if head is None or not data.startswith(head, start) or (plain := self._plain(data, start + len(head))) is None:
+            return 0, None
+        index, reasoning, text, id_member, ids = plain.groups()
+        if index not in self._begun_names:
+            return 0, None
+        if text is not None or (ids is not None and self.tokens):
+            # Ids alone are half a character, or what is not shown; the first token is one that is.
+            self.tokens += 1 if ids is None else 1 + ids.count(b",")
+        if text is not None and (id_member is None) == (ids is None) and (self._mould is None or self._expected == 1):
+            self._mould = Mould(data, start, plain)
+        if self.journal is not None:
+            if reasoning is not None and text is not None:
+                self.journal.thought(ids)
+            else:
+                self.journal.said(text, ids)
+        return plain.end(), plain.span(ID_MEMBER) if id_member is not None and self.hide_ids else None
 
     def end(self) -> End:
         """The engine has no more to say: is the answer whole?"""
@@ -173,7 +193,7 @@ class ChunkFilter:
             return None
         if event.data.strip() == DONE:
             self.done = True
-            self._head = None
+            self._head = self._mould = None
             return self._owed_usage() if self.complete else None
         try:
             chunk = msgspec.json.decode(event.data)
@@ -328,7 +348,8 @@ class ChunkFilter:
 
     def _fail(self, error: ApiError) -> None:
         """What an engine says once every choice has finished takes nothing back."""
-        self._head, self._failed = None, True
+        self._head = self._mould = None
+        self._failed = True
         if self._over:
             self.done = True
         else:

@@ -169,11 +169,12 @@ class Bucket:
     def full(self) -> bool:
         return len(self.held) > self._size
 
-    def feed(self, data: bytes) -> None:
+    def feed(self, data: bytes, now: float) -> bool:
         if self._broken is not None:
             raise self._broken
         self.held += data
         self.closed = self._stop in data
+        return not (self.closed or self.full)
 
     def when_room(self, resume: Callable[[], None]) -> None:
         self._resume = resume
