@@ -65,7 +65,7 @@ class EngineReply(Protocol):
 
     For a stream, `body()` yields SSE bytes cut anywhere (the relay finds the events) and ends when the engine ends; for the rest it
     yields one JSON document in any number of pieces. `pour` does the same without a reader between: it returns when the body has
-    ended or the sink is closed; `body()` then gives what is left. Errors of the engine arrive as a status >= 400 with an OpenAI error object, or,
+    ended or the sink is closed, and whether nothing is left; `body()` gives the rest. Errors of the engine arrive as a status >= 400 with an OpenAI error object, or,
     once the stream runs, as an in-stream `data: {"error": ...}` event; a broken connection raises `StreamCut`.
     `aclose` may be called at any time, more than once, from `finally`; it stops the engine's work.
     """
@@ -76,7 +76,7 @@ class EngineReply(Protocol):
 
     def body(self) -> AsyncIterator[bytes]: ...
 
-    async def pour(self, sink: Sink) -> None: ...
+    async def pour(self, sink: Sink) -> bool: ...
 
     async def aclose(self) -> None: ...
 
@@ -87,17 +87,18 @@ class PulledReply(ABC):
     @abstractmethod
     def body(self) -> AsyncIterator[bytes]: ...
 
-    async def pour(self, sink: Sink) -> None:
+    async def pour(self, sink: Sink) -> bool:
         now = asyncio.get_running_loop().time
         async for data in self.body():
             if sink.feed(data, now()):
                 continue
             if sink.closed:
-                return
+                return False
             if sink.full:
                 room = asyncio.Event()
                 sink.when_room(room.set)
                 await room.wait()
+        return True
 
 
 class Backend(Protocol):

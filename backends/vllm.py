@@ -44,8 +44,8 @@ class HttpReply:
     def body(self) -> AsyncIterator[bytes]:
         return _Body(self._response)
 
-    async def pour(self, sink: Sink) -> None:
-        await self._response.pour(sink)
+    async def pour(self, sink: Sink) -> bool:
+        return await self._response.pour(sink)
 
     async def aclose(self) -> None:
         self._response.close()

@@ -47,7 +47,7 @@ def told(offers: Iterable[Offer]) -> tuple[Values, ...]:
     return tuple(found)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(init=False, slots=True)
 class Ended:
     """What came of it, so far or in the end. Seconds on the loop's clock; tokens of all sequences together. None: not known."""
 
@@ -56,9 +56,29 @@ class Ended:
     first_token_s: float | None
     last_token_s: float | None
     emitted_tokens: int  # as counted here
-    prompt_tokens: int | None = None  # these three as the engine reported them
-    cached_tokens: int | None = None
-    output_tokens: int | None = None
+    prompt_tokens: int | None  # these three as the engine reported them
+    cached_tokens: int | None
+    output_tokens: int | None
+
+    def __init__(
+        self,
+        outcome: Outcome | None,
+        finished_s: float | None,
+        first_token_s: float | None,
+        last_token_s: float | None,
+        emitted_tokens: int,
+        prompt_tokens: int | None = None,
+        cached_tokens: int | None = None,
+        output_tokens: int | None = None,
+    ) -> None:
+        self.outcome = outcome
+        self.finished_s = finished_s
+        self.first_token_s = first_token_s
+        self.last_token_s = last_token_s
+        self.emitted_tokens = emitted_tokens
+        self.prompt_tokens = prompt_tokens
+        self.cached_tokens = cached_tokens
+        self.output_tokens = output_tokens
 
     @property
     def tokens(self) -> int:
@@ -66,7 +86,7 @@ class Ended:
         return self.emitted_tokens if self.output_tokens is None else self.output_tokens
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(init=False, slots=True, eq=False)
 class DecisionRecord:
     """Written once by `batching.decisions`, but for `lease` and `ended`."""
 
@@ -83,8 +103,42 @@ class DecisionRecord:
     by_cost: bool
     placement: Placement
     forecast: Forecast | None  # what was predicted, without the audit's say; None: nothing
-    lease: LeaseRecord | None = None  # while it runs
-    ended: Ended | None = None
+    lease: LeaseRecord | None  # while it runs
+    ended: Ended | None
+
+    def __init__(
+        self,
+        queued_s: float,
+        placed_s: float,
+        request: Values,
+        prefix: tuple[int, ...],
+        need: Values,
+        cached_tokens: Mapping[ReplicaId, int],
+        survival: tuple[float, ...] | None,
+        offers: tuple[Values, ...],
+        left_out: int,
+        hold: bool,
+        by_cost: bool,
+        placement: Placement,
+        forecast: Forecast | None,
+        lease: LeaseRecord | None = None,
+        ended: Ended | None = None,
+    ) -> None:
+        self.queued_s = queued_s
+        self.placed_s = placed_s
+        self.request = request
+        self.prefix = prefix
+        self.need = need
+        self.cached_tokens = cached_tokens
+        self.survival = survival
+        self.offers = offers
+        self.left_out = left_out
+        self.hold = hold
+        self.by_cost = by_cost
+        self.placement = placement
+        self.forecast = forecast
+        self.lease = lease
+        self.ended = ended
 
     @property
     def request_id(self) -> str:

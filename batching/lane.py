@@ -37,7 +37,7 @@ _QUEUED: Final = TicketState.QUEUED  # an enum's member costs a call to look up,
 Order = tuple[float, float, int]  # by time, then by when it leaves, then by ticket
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(init=False, slots=True, eq=False)
 class Waiting:
     """A ticket in the queue and what was found out about it."""
 
@@ -47,14 +47,30 @@ class Waiting:
     leave_s: float  # evicted then
     order: Order  # inside a tenant, least first
     estimated_s: float  # when `need` was made
-    late_at_s: float = inf  # when it can no longer meet its objective
-    tested_epoch: int = -1  # the fleet's epoch when it last fitted nowhere; -1: never tested
-    may_hold: bool = False  # for a replica that meets its objective; only who will turn late, or it would wait for ever
-    passed_s: float | None = None  # since when others take room that it could use
-    protected_at: ReplicaId | None = None
-    held_for: ReplicaId | None = None  # it waits, or has waited, for this replica although another had room
-    held_until_s: float = inf  # then it is tested everywhere and placed wherever there is room
-    work: int = 0  # as `batching.backlog` counts it; 0: it is not counted yet
+    late_at_s: float  # when it can no longer meet its objective
+    tested_epoch: int  # the fleet's epoch when it last fitted nowhere; -1: never tested
+    may_hold: bool  # for a replica that meets its objective; only who will turn late, or it would wait for ever
+    passed_s: float | None  # since when others take room that it could use
+    protected_at: ReplicaId | None
+    held_for: ReplicaId | None  # it waits, or has waited, for this replica although another had room
+    held_until_s: float  # then it is tested everywhere and placed wherever there is room
+    work: int  # as `batching.backlog` counts it; 0: it is not counted yet
+
+    def __init__(self, ticket: Ticket, need: Need, rank: int, leave_s: float, order: Order, estimated_s: float) -> None:
+        self.ticket = ticket
+        self.need = need
+        self.rank = rank
+        self.leave_s = leave_s
+        self.order = order
+        self.estimated_s = estimated_s
+        self.late_at_s = inf
+        self.tested_epoch = -1
+        self.may_hold = False
+        self.passed_s = None
+        self.protected_at = None
+        self.held_for = None
+        self.held_until_s = inf
+        self.work = 0
 
     @property
     def queued(self) -> bool:

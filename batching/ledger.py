@@ -27,7 +27,7 @@ class Counts(NamedTuple):
     held_blocks: int
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(init=False, slots=True, eq=False)
 class LeaseRecord:
     """One lease as the ledger keeps it."""
 
@@ -40,23 +40,63 @@ class LeaseRecord:
     forecast_tokens: int  # output per sequence that is reserved; grows with what was emitted
     ttft_s: float  # predicted
     tpot_s: float  # predicted
-    forecast: Forecast | None = None  # what is to be judged after the end; None: another rule decided
-    prefill_s: float = 0.0  # of the machine, for the uncached prompt; outstanding until the first token
-    lengths: "Lengths | KnownLength | None" = None  # what is known of how long such answers get
-    output_bound: int = UNBOUNDED  # tokens per sequence that the client or the context allows
-    alone: bool = (
-        False  # nothing else was to be prefilled when it was placed: its first token tells the machine's speed
-    )
-    steps_before: int = 0  # of the engine, when its first token came
-    emitted_tokens: int = 0  # all sequences together
-    charged_tokens: int = 0  # of those, the ones the tenant was charged for
-    first_token_s: float | None = None
-    last_token_s: float | None = None
-    held_blocks: int = 0
-    reserved_blocks: int = 0
-    sized_to: int = 0  # tokens emitted up to which none of these change
-    weight: int = 0  # by which it pays for the replica (`batching.meter`), and since when it has not been billed
-    since_usd_per_weight: float = 0.0
+    forecast: Forecast | None  # what is to be judged after the end; None: another rule decided
+    prefill_s: float  # of the machine, for the uncached prompt; outstanding until the first token
+    lengths: "Lengths | KnownLength | None"  # what is known of how long such answers get
+    output_bound: int  # tokens per sequence that the client or the context allows
+    alone: bool  # nothing else was to be prefilled when it was placed: its first token tells the machine's speed
+    steps_before: int  # of the engine, when its first token came
+    emitted_tokens: int  # all sequences together
+    charged_tokens: int  # of those, the ones the tenant was charged for
+    first_token_s: float | None
+    last_token_s: float | None
+    held_blocks: int
+    reserved_blocks: int
+    sized_to: int  # tokens emitted up to which none of these change
+    weight: int  # by which it pays for the replica (`batching.meter`), and since when it has not been billed
+    since_usd_per_weight: float
+
+    def __init__(
+        self,
+        lease: Lease,
+        placed_s: float,
+        rank: int,
+        block_size: int,
+        prefill_tokens: int,
+        believed_cached_tokens: int,
+        forecast_tokens: int,
+        ttft_s: float,
+        tpot_s: float,
+        forecast: Forecast | None = None,
+        prefill_s: float = 0.0,
+        lengths: "Lengths | KnownLength | None" = None,
+        output_bound: int = UNBOUNDED,
+        alone: bool = False,
+    ) -> None:
+        self.lease = lease
+        self.placed_s = placed_s
+        self.rank = rank
+        self.block_size = block_size
+        self.prefill_tokens = prefill_tokens
+        self.believed_cached_tokens = believed_cached_tokens
+        self.forecast_tokens = forecast_tokens
+        self.ttft_s = ttft_s
+        self.tpot_s = tpot_s
+        self.forecast = forecast
+        self.prefill_s = prefill_s
+        self.lengths = lengths
+        self.output_bound = output_bound
+        self.alone = alone
+        self.steps_before = 0
+        self.emitted_tokens = 0
+        self.charged_tokens = 0
+        self.first_token_s = None
+        self.last_token_s = None
+        self.held_blocks = 0
+        self.reserved_blocks = 0
+        self.sized_to = 0
+        self.weight = 0
+        self.since_usd_per_weight = 0.0
 
     @property
     def emitted_per_sequence(self) -> int:

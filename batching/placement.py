@@ -41,7 +41,7 @@ SPOT_HAZARD_PER_S = 0.05 / 3600
 # For the same reason they are made by position where it happens for every request: naming ten fields triples it, too.
 
 
-@dataclass(slots=True)
+@dataclass(init=False, slots=True)
 class Score:
     """One candidate's figures; seconds, dollars, tokens."""
 
@@ -52,8 +52,30 @@ class Score:
     cached_tokens: int  # of its prompt, expected in the replica's prefix cache
     headroom_blocks: int | None  # KV blocks free after it; None: unknown
     meets_objective: bool
-    machine_s: float = 0.0  # of the whole machine, that serving it will use
-    prefill_s: float = 0.0  # ... until its prompt is prefilled, if nothing else is
+    machine_s: float  # of the whole machine, that serving it will use
+    prefill_s: float  # ... until its prompt is prefilled, if nothing else is
+
+    def __init__(
+        self,
+        replica: ReplicaId,
+        ttft_s: float,
+        tpot_s: float,
+        usd: float,
+        cached_tokens: int,
+        headroom_blocks: int | None,
+        meets_objective: bool,
+        machine_s: float = 0.0,
+        prefill_s: float = 0.0,
+    ) -> None:
+        self.replica = replica
+        self.ttft_s = ttft_s
+        self.tpot_s = tpot_s
+        self.usd = usd
+        self.cached_tokens = cached_tokens
+        self.headroom_blocks = headroom_blocks
+        self.meets_objective = meets_objective
+        self.machine_s = machine_s
+        self.prefill_s = prefill_s
 
 
 @dataclass(slots=True)

@@ -7,18 +7,28 @@ Moments may come out of order (a migrated request is placed again, timers race):
 from dataclasses import dataclass
 
 
-@dataclass(slots=True)
+@dataclass(init=False, slots=True)
 class Timeline:
     """Marked by whoever sees the moment; all in seconds."""
 
     received_s: float
-    queued_s: float | None = None
-    placed_s: float | None = None
-    sent_s: float | None = None
-    first_token_s: float | None = None
-    last_token_s: float | None = None
-    finished_s: float | None = None
-    output_tokens: int = 0
+    queued_s: float | None
+    placed_s: float | None
+    sent_s: float | None
+    first_token_s: float | None
+    last_token_s: float | None
+    finished_s: float | None
+    output_tokens: int
+
+    def __init__(self, received_s: float) -> None:
+        self.received_s = received_s
+        self.queued_s = None
+        self.placed_s = None
+        self.sent_s = None
+        self.first_token_s = None
+        self.last_token_s = None
+        self.finished_s = None
+        self.output_tokens = 0
 
     def on_tokens(self, count: int, now: float) -> float | None:
         """`count` tokens arrived at once. The gap since the last ones; None for the first, or for none at all."""

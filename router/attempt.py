@@ -379,7 +379,7 @@ class Attempts:
         self._give_back(exchange, lease, Outcome.COMPLETED)
         exchange.status = 200
         exchange.client.end(tail)
-        await drain_tail(reply)
+        await drain_tail(reply, relay)
 
 
 def _moved(exchange: Exchange, *, reached: bool = True) -> AttemptFailed:

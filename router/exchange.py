@@ -4,7 +4,7 @@ A record, not a decider: the dispatcher writes it, the report turns it into metr
 """
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from batching.bill import Bill
 from batching.request import Outcome, ReplicaId, Request
@@ -25,56 +25,94 @@ from router.tracing.record import Trace
 ENDPOINTS = {"/v1/chat/completions": "chat", "/v1/completions": "completions", "/v1/embeddings": "embeddings"}
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(init=False, slots=True, eq=False)
 class Move:
     """How an answer goes from one replica to another. Tokens and seconds on the loop's clock."""
 
-    count: int = 0  # moves so far
-    mode: Mode = Mode.NONE  # of the attempt under way
-    tokens_before: int = 0  # said by engines before the one that speaks now
-    heard_before: int = 0  # the same, as the timeline counts
-    since_s: float | None = None  # when the last engine was let go; None: its successor has spoken
-    until_s: float | None = None  # so long another place is looked for; None: it has one that speaks
-    avoid: frozenset[ReplicaId] = frozenset()  # that brought nothing since a token came last
-    cut: asyncio.Timeout | None = None  # ends the attempt under way; None: there is none, or nothing to be saved
-    silence: KeepAlive | None = None  # knows when something came last
-    next: Placed | None = None  # where it is to go when it has been cut
+    count: int  # moves so far
+    mode: Mode  # of the attempt under way
+    tokens_before: int  # said by engines before the one that speaks now
+    heard_before: int  # the same, as the timeline counts
+    since_s: float | None  # when the last engine was let go; None: its successor has spoken
+    until_s: float | None  # so long another place is looked for; None: it has one that speaks
+    avoid: frozenset[ReplicaId]  # that brought nothing since a token came last
+    cut: asyncio.Timeout | None  # ends the attempt under way; None: there is none, or nothing to be saved
+    silence: KeepAlive | None  # knows when something came last
+    next: Placed | None  # where it is to go when it has been cut
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mode = Mode.NONE
+        self.tokens_before = 0
+        self.heard_before = 0
+        self.since_s = None
+        self.until_s = None
+        self.avoid = frozenset()
+        self.cut = None
+        self.silence = None
+        self.next = None
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(init=False, slots=True, eq=False)
 class Exchange:
     """One request's life so far. Times are the loop's clock, in seconds; None: not yet, or never."""
 
     inbound: Inbound
     client: Client
-    spec: CallSpec | None = None
-    request: Request | None = None
-    task: "asyncio.Task[object] | None" = None
-    phase: str = "queued"  # queued | dispatched | streaming
-    labels: tuple[str, str] | None = None  # (model, service tier), of its metrics; None: not read yet
-    bill: Bill | None = None  # on which every replica that works for it writes what it cost; None: not read yet
-    meters: StreamHandles | None = None  # of the replica it was placed on
-    placed: Placed | None = None
-    attempts: int = 0
-    failures: int = 0  # of attempts in a row that brought nothing
-    journal: Journal | None = None  # of a stream
-    chunks: ChunkFilter | None = None  # once the client has seen something of a stream: of all that is to come
-    move: Move = field(default_factory=Move)
-    queue_s: float = 0.0  # all its waits in the queue, of repeated attempts too
-    timeline: Timeline = field(init=False)  # tokens are counted as they come; usage corrects them
-    usage: Usage | None = None  # of the whole answer
-    engine_usage: Usage | None = None  # of what the last engine did of it
-    outcome: Outcome = Outcome.COMPLETED
-    status: int = 0
-    error: ApiError | None = None
-    hold: Hold | None = None  # of its tenant's limits
-    limit_headers: Headers = ()  # how those stood when it came
-    aborted: ApiError | None = None  # the gateway itself ends it (drain deadline)
-    document: Document | None = None  # an answer that came whole
-    trace: Trace | None = None  # None: traces are off
+    spec: CallSpec | None
+    request: Request | None
+    task: "asyncio.Task[object] | None"
+    phase: str  # queued | dispatched | streaming
+    labels: tuple[str, str] | None  # (model, service tier), of its metrics; None: not read yet
+    bill: Bill | None  # on which every replica that works for it writes what it cost; None: not read yet
+    meters: StreamHandles | None  # of the replica it was placed on
+    placed: Placed | None
+    attempts: int
+    failures: int  # of attempts in a row that brought nothing
+    journal: Journal | None  # of a stream
+    chunks: ChunkFilter | None  # once the client has seen something of a stream: of all that is to come
+    move: Move
+    queue_s: float  # all its waits in the queue, of repeated attempts too
+    timeline: Timeline  # tokens are counted as they come; usage corrects them
+    usage: Usage | None  # of the whole answer
+    engine_usage: Usage | None  # of what the last engine did of it
+    outcome: Outcome
+    status: int
+    error: ApiError | None
+    hold: Hold | None  # of its tenant's limits
+    limit_headers: Headers  # how those stood when it came
+    aborted: ApiError | None  # the gateway itself ends it (drain deadline)
+    document: Document | None  # an answer that came whole
+    trace: Trace | None  # None: traces are off
 
-    def __post_init__(self) -> None:
-        self.timeline = Timeline(self.inbound.received_s)
+    def __init__(self, inbound: Inbound, client: Client, task: "asyncio.Task[object] | None" = None) -> None:
+        self.inbound = inbound
+        self.client = client
+        self.spec = None
+        self.request = None
+        self.task = task
+        self.phase = "queued"
+        self.labels = None
+        self.bill = None
+        self.meters = None
+        self.placed = None
+        self.attempts = 0
+        self.failures = 0
+        self.journal = None
+        self.chunks = None
+        self.move = Move()
+        self.timeline = Timeline(inbound.received_s)
+        self.queue_s = 0.0
+        self.usage = None
+        self.engine_usage = None
+        self.outcome = Outcome.COMPLETED
+        self.status = 0
+        self.error = None
+        self.hold = None
+        self.limit_headers = ()
+        self.aborted = None
+        self.document = None
+        self.trace = None
 
     @property
     def endpoint(self) -> str:

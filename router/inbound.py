@@ -21,7 +21,7 @@ _ID_HEADERS = (b"x-request-id", b"x-client-request-id")  # the first counts befo
 _VISIBLE_ASCII = re.compile(rb"[\x21-\x7e]{1,128}")
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(init=False, slots=True)
 class Inbound:
     """`headers` has lower-case names, the last of each counts. `received_s`: when the head was read, on the loop's clock.
 
@@ -34,8 +34,27 @@ class Inbound:
     body: bytes
     headers: Mapping[str, str]
     received_s: float
-    whole_s: float | None = None
-    caller: Caller | None = None
+    whole_s: float | None
+    caller: Caller | None
+
+    def __init__(
+        self,
+        *,
+        request_id: str,
+        path: str,
+        body: bytes,
+        headers: Mapping[str, str],
+        received_s: float,
+        whole_s: float | None = None,
+        caller: Caller | None = None,
+    ) -> None:
+        self.request_id = request_id
+        self.path = path
+        self.body = body
+        self.headers = headers
+        self.received_s = received_s
+        self.whole_s = whole_s
+        self.caller = caller
 
 
 class Handler(Protocol):

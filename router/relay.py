@@ -92,7 +92,7 @@ class Relay:
     __slots__ = (
         "_before", "_begins", "_chunks", "_client", "_clock", "_first", "_gaps", "_headers", "_on_first", "_on_step", "_overhead",
         "_reads", "_silence", "_timeline", "_told",
-        "closed", "forwarded",
+        "closed", "drained", "forwarded",
     )  # fmt: skip
 
     def __init__(
@@ -127,6 +127,7 @@ class Relay:
         self._told = before + 1
         self._first = True
         self.closed = False
+        self.drained = False  # the engine's answer was read to its end
         self.forwarded = forwarded
 
     @property
@@ -184,7 +185,7 @@ async def relay_stream(reply: EngineReply, relay: Relay, chunks: ChunkFilter) ->
     Returns the last bytes, `[DONE]` among them: the caller ends the response with them once the lease is given back.
     """
     try:
-        await reply.pour(relay)
+        relay.drained = await reply.pour(relay)
     except UpstreamError as error:
         if not chunks.complete:  # else only the tail is missing
             raise RelayFailed(upstream_lost(), forwarded=relay.forwarded, outcome=error.outcome) from error
@@ -215,8 +216,10 @@ async def read_beginning(reply: EngineReply, chunks: ChunkFilter) -> tuple[list[
     return read, rest
 
 
-async def drain_tail(reply: EngineReply) -> None:
+async def drain_tail(reply: EngineReply, relay: Relay) -> None:
     """Read what follows `[DONE]`, so that the connection can serve the next request."""
+    if relay.drained:
+        return
     try:
         async with asyncio.timeout(_TAIL_TIMEOUT_S):
             async for _ in reply.body():

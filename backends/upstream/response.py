@@ -113,8 +113,10 @@ class Response:
                 self._wire.resume()
         return data
 
-    async def pour(self, sink: Sink) -> None:
+    async def pour(self, sink: Sink) -> bool:
         """The body into `sink`, each read as it arrives, until it has ended or the sink is closed; the rest is there for `read`.
+
+        Returns whether there is no rest: an answer's last byte mostly comes with its `[DONE]`.
 
         Raises FirstByteTimeout, StreamCut, and whatever the sink raises. While the sink is full the engine is not read.
         """
@@ -130,6 +132,7 @@ class Response:
                     raise self._refusal
         finally:
             self._sink = None
+        return self._complete and not self._chunks
 
     def close(self) -> None:
         """Idempotent. An answer that is not complete is aborted; what is buffered is forgotten."""

@@ -43,7 +43,7 @@ class Body:
     def fields(self) -> Mapping[str, Any]:
         """Its members, parsed; parsed anew if they were `put_away`."""
         if self._fields is None:
-            self._fields = _read_plain(self.raw) or _read(self.raw.decode())
+            self._fields = _read_plain(self.raw, self.raw.count(b"{")) or _read(self.raw.decode())
         return self._fields
 
     def put_away(self) -> None:
@@ -89,10 +89,11 @@ class Body:
 
 def parse_object(raw: bytes, *, max_depth: int) -> Body:
     """Raises an ApiError (400) that says where and why, for anything but one well-formed JSON object."""
-    fields = _read_plain(raw)
+    braces = raw.count(b"{")
+    fields = _read_plain(raw, braces)
     if fields is None:
         fields = _read_warily(raw, max_depth)
-    if raw.count(b"{") + raw.count(b"[") > max_depth and _deeper_than(fields, max_depth):
+    if braces + raw.count(b"[") > max_depth and _deeper_than(fields, max_depth):
         raise _too_deep(max_depth)
     if raw.find(b"\\u") >= 0 and _SURROGATE_ESCAPE.search(raw) and not _encodable(fields):
         raise invalid_request(
@@ -101,7 +102,7 @@ def parse_object(raw: bytes, *, max_depth: int) -> Body:
     return Body(raw, fields)
 
 
-def _read_plain(raw: bytes) -> dict[str, Any] | None:
+def _read_plain(raw: bytes, braces: int) -> dict[str, Any] | None:
     """The fast reading, of bodies in which no key can occur twice; None: it cannot tell, or something is wrong.
 
     Each key is followed by a quote and a colon, spaces perhaps between them, so that as many keys as finds are all there are. Text that
@@ -116,7 +117,7 @@ def _read_plain(raw: bytes) -> dict[str, Any] | None:
     finds = raw.count(b'":')
     if raw.count(b":") != finds:  # some may have white space before them
         finds = len(_KEY_END.findall(raw))
-    return fields if _count_keys(fields, raw.count(b"{")) == finds else None
+    return fields if _count_keys(fields, braces) == finds else None
 
 
 def _count_keys(fields: dict[str, Any], braces: int) -> int:

@@ -191,7 +191,7 @@ class ChunkFilter:
         event = read_event(raw)
         if event.data is None:
             return None
-        if event.data.strip() == DONE:
+        if event.data == DONE or event.data.strip() == DONE:
             self.done = True
             self._head = self._mould = None
             return self._owed_usage() if self.complete else None
@@ -206,7 +206,8 @@ class ChunkFilter:
         if event.name == b"error" or chunk.get("error") is not None or chunk.get("object") == "error":
             self._fail(from_stream_event(chunk))
             return None
-        return self._chunk(chunk, write_event(event.data), reframed=b"\n" in event.data or b"\r" in event.data)
+        written = raw if event.plain else write_event(event.data)
+        return self._chunk(chunk, written, reframed=not event.plain and event.data.find(b"\n") >= 0)
 
     def _chunk(self, chunk: dict[str, Any], raw: bytes, *, reframed: bool) -> bytes | None:
         choices = chunk.get("choices")

@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 import msgspec
 
 DONE = b"[DONE]"
+# As an integer: `b"\r" in raw` makes CPython raise and clear an error before it looks.
+_RETURN = 0x0D
 
 
 class Event(NamedTuple):
@@ -17,7 +19,7 @@ class Event(NamedTuple):
 
 def read_event(raw: bytes) -> Event:
     """Any line ends, any fields, comments, several data lines; with or without the blank line that ends it."""
-    if raw.startswith(b"data: ") and raw.endswith(b"\n\n") and raw.find(b"\n") == len(raw) - 2 and b"\r" not in raw:
+    if raw.startswith(b"data: ") and raw.endswith(b"\n\n") and raw.find(b"\n") == len(raw) - 2 and _RETURN not in raw:
         return Event(b"", raw[6:-2], plain=True)
     name = b""
     data: list[bytes] = []
