@@ -87,6 +87,7 @@ def believed(learned: float, baseline: float, weight: float) -> float:
 Sample = tuple[int, float, float, float]
 _TTFT, _TPOT, _OUTPUT, _CACHED, _FINISH, _KV_USAGE, _KV_FORECAST = range(len(Signal))
 _SIGNALS: Final = tuple(Signal)
+SIGNAL_NAMES: Final = tuple(signal.value for signal in Signal)  # by the place in a Sample
 
 
 def judge(

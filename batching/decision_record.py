@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from operator import attrgetter
 from typing import Any, Final
 
-from batching.audit import Forecast, Judged, judge, named
+from batching.audit import Forecast, Judged, Sample, judge, named
 from batching.estimators import KnownLength
 from batching.ledger import LeaseRecord
 from batching.offer import Offer
@@ -232,11 +232,16 @@ def score_on(record: DecisionRecord, offer: Offer) -> Score | None:
 
 
 def judged(record: DecisionRecord) -> list[Judged]:
+    """`samples`, for people."""
+    return named(samples(record))
+
+
+def samples(record: DecisionRecord) -> list[Sample]:
     """What can be said of a request that was answered in full; nothing of others, or where another rule decided."""
     end, forecast = record.ended, record.forecast
     if end is None or end.outcome is not Outcome.COMPLETED or end.finished_s is None or forecast is None:
         return []
-    samples = judge(
+    return judge(
         forecast,
         placed_s=record.placed_s,
         first_token_s=end.first_token_s,
@@ -245,4 +250,3 @@ def judged(record: DecisionRecord) -> list[Judged]:
         tokens=-(-end.tokens // record.asked("sequences")),
         cached_tokens=end.cached_tokens,
     )
-    return named(samples)

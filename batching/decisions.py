@@ -10,13 +10,13 @@ from itertools import islice
 from operator import attrgetter
 from typing import Final
 
-from batching.audit import Judged
+from batching.audit import Sample
 from batching.decision_record import (
     DecisionRecord,
     Ended,
-    judged,
     need_values,
     request_values,
+    samples,
     survival_asked,
     thinned,
     told,
@@ -35,7 +35,7 @@ _UNSETTLED: Final = 256  # then they are settled at once: nothing is kept withou
 _CHEAP = attrgetter("usd_per_s", "prefill_end_s")
 _EARLY = attrgetter("prefill_end_s", "usd_per_s")
 
-Done = Callable[[DecisionRecord, Sequence[Judged]], None]
+Done = Callable[[DecisionRecord, Sequence[Sample]], None]
 
 
 class Decisions:
@@ -116,7 +116,7 @@ class Decisions:
         while self._unsettled:
             record = self._unsettled.popleft()
             if self._on_done is not None:
-                self._on_done(record, judged(record))
+                self._on_done(record, samples(record))
 
     def recent(
         self, *, limit: int, request_id: str | None = None, replica: str | None = None, model: str | None = None

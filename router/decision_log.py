@@ -12,7 +12,7 @@ from typing import Final
 
 import msgspec
 
-from batching.audit import Judged
+from batching.audit import SIGNAL_NAMES, Sample, error_ratio
 from batching.decision_record import DecisionRecord
 from batching.decisions import Decisions
 from batching.replica import ReplicaProfile
@@ -107,10 +107,10 @@ class DecisionLog:
         )
         return [document(record, self.names, unix_at_zero=self._unix_at_zero, named=True) for record in found]
 
-    def _ended(self, record: DecisionRecord, found: Sequence[Judged]) -> None:
+    def _ended(self, record: DecisionRecord, found: Sequence[Sample]) -> None:
         histogram = self._metrics.prediction_error_ratio
-        for one in found:
-            histogram.labels(record.replica, one.signal.value).observe(one.error_ratio)
+        for place, predicted, _, actual in found:
+            histogram.labels(record.replica, SIGNAL_NAMES[place]).observe(error_ratio(predicted, actual))
         if self._config.decisions.file is None:
             return
         if len(self._pending) < _MOST_PENDING:

@@ -106,7 +106,7 @@ class Report:
         """It has a replica, or another one."""
         assert exchange.placed is not None
         placement = exchange.placed.placement
-        self._routed.get(self._class(exchange)[0], placement.replica, placement.cost_tier.value, placement.reason).inc()
+        self._routed.get(self._class(exchange)[0], placement.replica, placement.cost_tier, placement.reason).inc()
         exchange.meters = self._handles.get(*self._where(exchange))
         batch = self._scheduler.joined(placement.replica)
         self._metrics.batch_fill_ratio.labels(placement.replica).observe(batch.sequences / batch.most)
@@ -217,7 +217,7 @@ class Report:
         """(model, service tier, replica, gpu, cost tier) as labels."""
         assert exchange.placed is not None
         placement = exchange.placed.placement
-        return *self._class(exchange), placement.replica, self._gpu_of(placement.replica), placement.cost_tier.value
+        return *self._class(exchange), placement.replica, self._gpu_of(placement.replica), placement.cost_tier
 
 
 def _wait(exchange: Exchange) -> Wait | None:

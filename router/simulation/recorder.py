@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from batching.audit import Judged
+from batching.audit import Sample
 from batching.decision_record import DecisionRecord
 from batching.decisions import Decisions
 from config.schema import Config
@@ -33,7 +33,7 @@ class Recorder:
         self._write()
         self._file.close()
 
-    def _ended(self, record: DecisionRecord, _found: Sequence[Judged]) -> None:
+    def _ended(self, record: DecisionRecord, _found: Sequence[Sample]) -> None:
         self._pending.append(record)
         if len(self._pending) >= _AT_ONCE:
             self._write()
