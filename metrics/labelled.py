@@ -52,4 +52,5 @@ class Labelled(Collector, Generic[S]):
             del self._series[values]
 
     def clear(self) -> None:
+        """Of an instrument with labels: all its series."""
         self._series.clear()

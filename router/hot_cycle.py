@@ -84,9 +84,7 @@ class HotCycle(Client):
         self._task: asyncio.Task[None] | None = None
         self._unsent = b""  # a head: it goes with the first bytes of its body
         self._chunked = True
-        self._flowing = (
-            False  # between its head and its end a chunked body needs no look; a closing transport drops what it gets
-        )
+        self._flowing = False  # between its head and its end, and chunked: a write is one step
 
     @property
     def response_complete(self) -> bool:
@@ -178,7 +176,7 @@ class HotCycle(Client):
         """Once a token: the base's, in one step."""
         if not self._flowing:
             super().write(data)
-        elif data:
+        elif data and not self._transport.is_closing():
             size = len(data)
             self._transport.write(b"".join((_SIZES[size] if size < len(_SIZES) else b"%x\r\n" % size, data, b"\r\n")))
 

@@ -143,8 +143,8 @@ class Report:
         self._metrics.stream_seam_seconds.labels(model, mode).observe(gap_s)
 
     def recomputed(self, exchange: Exchange, tokens: int) -> None:
-        """Prompt and answer so far that another engine had to read again."""
-        self._metrics.recomputed_tokens_total.labels(self._class(exchange)[0]).inc(tokens)
+        """Prompt and answer so far that another engine had to read again; below 0 where it says that more was cached than there was."""
+        self._metrics.recomputed_tokens_total.labels(self._class(exchange)[0]).inc(max(0, tokens))
 
     def ended(self, exchange: Exchange, now: float) -> None:
         """Once per request, whatever became of it."""
