@@ -80,6 +80,14 @@ async def answer(handler: Handler, inbound: Inbound, client: Client) -> None:
         _own_up(client)
 
 
+def head_bytes(headers: Iterable[tuple[bytes, bytes]]) -> int:
+    """Of names and values; of a request's first line and of what stands between them nothing."""
+    total = 0
+    for name, value in headers:
+        total += len(name) + len(value)
+    return total
+
+
 def header_map(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
     """As `Inbound.headers`; the names are lower-case already."""
     return {name.decode("latin-1"): value.decode("latin-1") for name, value in headers}

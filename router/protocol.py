@@ -16,7 +16,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from config.tenants import Scope
 from router.hot_cycle import HotCycle, HotPlane
-from router.inbound import HOT_PATHS, request_id
+from router.inbound import HOT_PATHS, head_bytes, request_id
 from router.openai.errors import ApiError, bad_http, head_timeout, head_too_large
 
 # Docs of OpenAI ask clients to stay below 64 KiB of headers; 100 is what common proxies allow.
@@ -145,15 +145,15 @@ class _HeadGuard(HttpToolsProtocol):
         self._check_size()
         if self._refused or self.parser.should_upgrade():
             return
-        if (path := self._hot_path()) is not None:
-            self._begin_hot(path)
+        if (hot := self._hot()) is not None:
+            self._begin_hot(*hot)
             return
         self._begin_asgi()
         self._unanswered.append(self.cycle)
         if self.scope["http_version"] == "1.0":
             self.cycle.__class__ = _UntilClose
 
-    def _begin_hot(self, path: str) -> None:
+    def _begin_hot(self, path: str, body_bytes: int) -> None:
         plane, caller = self._plane, None
         assert plane is not None
         if plane.gate is not None:
@@ -162,7 +162,7 @@ class _HeadGuard(HttpToolsProtocol):
             except ApiError as error:
                 self._refuse_hot(path, error)
                 return
-        if not plane.bodies.announced(self._length()):
+        if not plane.bodies.announced(body_bytes):
             self._refuse_hot(path, plane.bodies.refusal())
             return
         keep_alive = self.parser.should_keep_alive()
@@ -211,8 +211,8 @@ class _HeadGuard(HttpToolsProtocol):
         self.scope["extensions"] = {"penstock.abort": self.transport.abort}  # type: ignore[dict-item]
         super().on_headers_complete()
 
-    def _hot_path(self) -> str | None:
-        """Of a request that its connection serves itself; None: it takes the ASGI way."""
+    def _hot(self) -> tuple[str, int] | None:
+        """Path and bytes of the body of a request that its connection serves itself; None: it takes the ASGI way."""
         plane = self._plane
         if plane is None or self._unanswered or self.flow.write_paused or self.parser.get_method() != b"POST":
             return None  # a client that has not read its last answer: ASGI waits before it writes the next
@@ -222,13 +222,11 @@ class _HeadGuard(HttpToolsProtocol):
                 length = value
             elif name in _SLOW_HEADERS or (name == b"origin" and plane.cors):
                 return None
-        if not length.isdigit() or int(length) > plane.max_body_bytes or self.parser.get_http_version() != "1.1":
+        path = _HOT_TARGETS.get(self.url)
+        if path is None or not length.isdigit() or self.parser.get_http_version() != "1.1":
             return None
-        return _HOT_TARGETS.get(self.url)
-
-    def _length(self) -> int:
-        """Of a body whose framing leaves no question open."""
-        return int(next((value for name, value in reversed(self.headers) if name == b"content-length"), b"0"))
+        body_bytes = int(length)
+        return None if body_bytes > plane.max_body_bytes else (path, body_bytes)
 
     def _refuse_hot(self, path: str, error: ApiError) -> None:
         """A hot request whose body is not read: nobody may send it, or there is no room."""
@@ -255,7 +253,7 @@ class _HeadGuard(HttpToolsProtocol):
     # Deadlines and sizes.
 
     def _check_size(self) -> None:
-        read = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+        read = len(self.url) + head_bytes(self.headers)
         if max(read, self._later_bytes) > MAX_HEAD_BYTES or len(self.headers) > MAX_HEADERS:
             self._refuse(head_too_large(MAX_HEAD_BYTES, MAX_HEADERS))
 
