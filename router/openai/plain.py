@@ -70,24 +70,28 @@ class Mould:
             return _OTHER
         end = len(data)
         text_end = end - self._after_bytes
+        if text_end <= text_at:  # no room for a text; and compiled code takes no slice whose end is before its start
+            return _OTHER
         text = data[text_at:text_end]  # if this event is all there is, as mostly
         if self._has_ids or data[text_end:] != self._after_text or text.strip(_USUAL):
             text_end = data.find(_QUOTE, text_at)
+            if text_end <= text_at:
+                return _OTHER
             end = text_end + self._after_bytes
             if data[text_end:end] != self._after_text:
                 return _OTHER
             text = data[text_at:text_end]
             if text.strip(_USUAL) and (_BACKSLASH in text or not _printable(text)):
                 return _OTHER
-        if not text:
-            return _OTHER
         return self._read_ids(data, end, text) if self._has_ids else (end, text, None)
 
     def _read_ids(self, data: bytes, ids_at: int, text: bytes) -> tuple[int, bytes, bytes | None]:
         ids_end = data.find(_BRACKET, ids_at)
+        if ids_end <= ids_at:
+            return _OTHER
         end = ids_end + len(self._after_ids)
         ids = data[ids_at:ids_end]
-        if ids_end < 0 or not ids.isdigit() or data[ids_end:end] != self._after_ids:
+        if not ids.isdigit() or data[ids_end:end] != self._after_ids:
             return _OTHER
         return end, text, ids
 

@@ -55,6 +55,15 @@ def test_what_json_forbids_is_never_recognised(broken: bytes) -> None:
     assert mould_of(event("first")).read(data, 0)[0] == 0
 
 
+@pytest.mark.parametrize("ids", [None, [7]])
+def test_a_part_of_an_event_is_none(ids: list[int] | None) -> None:
+    """Wherever a read cuts it: a compiled mould once raised where what was left was shorter than what follows a text."""
+    data = event("text", ids)
+    mould = mould_of(data)
+    assert [mould.read(data[:size], 0)[0] for size in range(len(data))] == [0] * len(data)
+    assert mould.read(data + data[:-1], len(data))[0] == 0
+
+
 def test_ids_that_come_or_go_are_not_overlooked() -> None:
     """A mould with ids knows no event without, nor the other way round, nor several ids."""
     bare, told = event("x"), event("x", [1])
