@@ -4,6 +4,7 @@ A request touches ten of them (docs/decisions/0008 has why histograms are our ow
 """
 
 from collections.abc import Iterable, Sequence
+from typing import ClassVar
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -30,6 +31,8 @@ class Count:
 
 
 class _Counts(Labelled[Count]):
+    _kind: ClassVar[type[CounterMetricFamily | GaugeMetricFamily]]
+
     def __init__(
         self, name: str, documentation: str, labelnames: Sequence[str] = (), *, registry: CollectorRegistry
     ) -> None:
@@ -52,18 +55,19 @@ class _Counts(Labelled[Count]):
         return [family]
 
     def _family(self) -> CounterMetricFamily | GaugeMetricFamily:
-        raise NotImplementedError
+        return self._kind(self._name, self._documentation, labels=self._labelnames)
 
 
 class Counter(_Counts):
     """Only ever grows."""
 
-    def _family(self) -> CounterMetricFamily:
-        return CounterMetricFamily(self._name, self._documentation, labels=self._labelnames)
+    _kind = CounterMetricFamily
 
 
 class Gauge(_Counts):
     """Tells of now."""
+
+    _kind = GaugeMetricFamily
 
     def dec(self, amount: float = 1.0) -> None:
         """Where there are no labels."""
@@ -72,6 +76,3 @@ class Gauge(_Counts):
     def set(self, value: float) -> None:
         """Where there are no labels."""
         self.labels().set(value)
-
-    def _family(self) -> GaugeMetricFamily:
-        return GaugeMetricFamily(self._name, self._documentation, labels=self._labelnames)

@@ -84,7 +84,6 @@ class HotCycle(Client):
         self._task: asyncio.Task[None] | None = None
         self._unsent = b""  # a head: it goes with the first bytes of its body
         self._chunked = True
-        self._flowing = False  # between its head and its end, and chunked: a write is one step
 
     @property
     def response_complete(self) -> bool:
@@ -134,7 +133,6 @@ class HotCycle(Client):
     def hang_up(self) -> None:
         """The connection is gone."""
         self.disconnected = True
-        self._flowing = False
         if self._task is None:
             self._let_go()
         elif not self.ended:
@@ -174,7 +172,7 @@ class HotCycle(Client):
 
     def write(self, data: bytes) -> None:
         """Once a token: the base's, in one step."""
-        if not self._flowing:
+        if self._unsent or not self._chunked or self.ended:
             super().write(data)
         elif data and not self._transport.is_closing():
             size = len(data)
@@ -185,12 +183,10 @@ class HotCycle(Client):
             data = b"%x\r\n%b\r\n" % (len(data), data)
         if self._unsent:
             data, self._unsent = self._unsent + data, b""
-            self._flowing = self._chunked and not (self.ended or self.disconnected)
         if not self._transport.is_closing():
             self._transport.write(data)
 
     def _last(self, data: bytes) -> None:
-        self._flowing = False
         if data:
             self._body(data)
         if not self._transport.is_closing():

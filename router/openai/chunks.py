@@ -191,7 +191,7 @@ class ChunkFilter:
         event = read_event(raw)
         if event.data is None:
             return None
-        if event.data == DONE or event.data.strip() == DONE:
+        if event.data.strip() == DONE:
             self.done = True
             self._head = self._mould = None
             return self._owed_usage() if self.complete else None

@@ -69,20 +69,17 @@ class Mould:
         if data[start:text_at] != self._before_text:
             return _OTHER
         end = len(data)
-        text_end = end - self._after_bytes
-        if text_end <= text_at:  # no room for a text; and compiled code takes no slice whose end is before its start
-            return _OTHER
-        text = data[text_at:text_end]  # if this event is all there is, as mostly
-        if self._has_ids or data[text_end:] != self._after_text or text.strip(_USUAL):
+        text_end = end - self._after_bytes  # if this event is all there is, as mostly
+        if self._has_ids or text_end - text_at > _SHORT or data[text_end:] != self._after_text:
             text_end = data.find(_QUOTE, text_at)
-            if text_end <= text_at:
-                return _OTHER
             end = text_end + self._after_bytes
-            if data[text_end:end] != self._after_text:
+            if text_end < 0 or data[text_end:end] != self._after_text:
                 return _OTHER
-            text = data[text_at:text_end]
-            if text.strip(_USUAL) and (_BACKSLASH in text or not _printable(text)):
-                return _OTHER
+        if text_end <= text_at:  # a slice that ends before it begins is an error in compiled code
+            return _OTHER
+        text = data[text_at:text_end]
+        if text.strip(_USUAL) and (_BACKSLASH in text or _QUOTE in text or not _printable(text)):
+            return _OTHER
         return self._read_ids(data, end, text) if self._has_ids else (end, text, None)
 
     def _read_ids(self, data: bytes, ids_at: int, text: bytes) -> tuple[int, bytes, bytes | None]:
@@ -102,6 +99,7 @@ class Mould:
 
 
 _OTHER: Final = (0, b"", None)
+_SHORT: Final = 64  # bytes of a text that may be all that is left: of a long read each event would copy the rest
 _QUOTE: Final = 0x22
 _BACKSLASH: Final = 0x5C
 _BRACKET: Final = 0x5D

@@ -2,6 +2,7 @@
 
 import json
 import re
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -107,3 +108,27 @@ def test_reasoning_is_told_apart() -> None:
     """It is no part of the text that a successor goes on from."""
     assert mould_of(event("hm", name="reasoning")).reasoning
     assert not mould_of(event("hm")).reasoning
+
+
+class Counted(bytes):
+    """Counts what is cut out of it."""
+
+    cut = 0
+
+    def __getitem__(self, key: Any) -> Any:
+        found = super().__getitem__(key)
+        if isinstance(key, slice):
+            Counted.cut += len(found)
+        return found
+
+
+@pytest.mark.parametrize("ids", [None, [7]])
+def test_a_long_read_is_copied_once(ids: list[int] | None) -> None:
+    """A thousand events in one read: each had copied all that came after it."""
+    one = event("text", ids)
+    mould, data, at = mould_of(one), Counted(one * 1000), 0
+    Counted.cut = 0
+    while at < len(data):
+        at = mould.read(data, at)[0]
+        assert at, "an event was not recognised"
+    assert Counted.cut <= 2 * len(data)
