@@ -1,12 +1,16 @@
 """What holds for all tests: an example may take as long as a busy machine makes it take, and the examples are the same each time."""
 
 import signal
+import tracemalloc  # noqa: F401 - see below
 from typing import Any
 
 import pytest
 from hypothesis import settings
 
 pytest_plugins = ["pytester"]
+
+# pytest imports tracemalloc where it is told of an object that ended badly, which may be inside a collection inside an import of
+# somebody else's: until 3.12 that import then fails with a KeyError (CPython's gh-91351). What is loaded already is not imported there.
 
 # What has failed or not must not be a matter of luck, nor of how much a machine gets done: `make bars` looks for other examples.
 settings.register_profile("penstock", deadline=None, derandomize=True)
