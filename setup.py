@@ -10,8 +10,8 @@ import os
 from setuptools import Extension, setup
 
 COMPILED = {
-    "backends": "breaker progress",
-    "backends/upstream": "connection response sse",
+    "backends": "breaker progress vllm",
+    "backends/upstream": "connection pool response sse",
     "batching": (
         "admission arrears audit backlog blocks capacity column_placement columns crowd decision_record decisions dispatching drain "
         "estimators filling fleet hedging holding joined kinds kv_audit kv_belief kv_chunks kv_forecast lane lazy_heap leaving ledger "
@@ -19,7 +19,10 @@ COMPILED = {
         "request retry_budget scheduler seen shelf step_prior strain ticket watched_load window"
     ),
     "metrics": "count handles histogram overhead timeline",
-    "router": "asgi_client calls client collected exchange hot_cycle inbound relay report usage",
+    "router": (
+        "admission asgi_client attempt calls client collected dispatch exchange failed heard hot_cycle inbound moves race relay report "
+        "usage"
+    ),
     "router/tracing": "content",  # its journal is one of those compiled ones
     "router/openai": "body checks chunks continuation events journal plain prompt repairs request stops usage",
 }

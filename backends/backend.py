@@ -72,7 +72,11 @@ class EngineReply(Protocol):
 
     status: int
     content_type: str
-    headers: Mapping[str, str]  # lower-case names; retry-after and the like
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Lower-case names; retry-after and the like."""
+        ...
 
     def body(self) -> AsyncIterator[bytes]: ...
 

@@ -31,15 +31,17 @@ _METRIC_NAMES = (
 class HttpReply:
     """An EngineReply whose body is the engine's, byte for byte."""
 
-    __slots__ = ("_response", "content_type", "headers", "status")
+    __slots__ = ("_response", "content_type", "status")
 
     def __init__(self, response: Response) -> None:
         self._response = response
         self.status = response.status
         self.content_type = response.headers.get("content-type", "")
-        self.headers: Mapping[str, str] = {
-            name: response.headers[name] for name in _KEPT_HEADERS if name in response.headers
-        }
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        said = self._response.headers
+        return {name: said[name] for name in _KEPT_HEADERS if name in said}
 
     def body(self) -> AsyncIterator[bytes]:
         return _Body(self._response)

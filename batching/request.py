@@ -5,7 +5,7 @@ Decides nothing: these are the values that pass between the front door and the s
 
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
-from typing import TYPE_CHECKING, NewType
+from typing import TYPE_CHECKING, Final, NewType
 
 from config.schema import CostTier, ModelKind
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 RequestId = NewType("RequestId", str)
 ReplicaId = NewType("ReplicaId", str)
+NOWHERE: Final[frozenset[ReplicaId]] = frozenset()  # one for all: each empty set of its own takes 0.2 kB
 
 
 class ServiceTier(IntEnum):
@@ -49,7 +50,7 @@ class Request:
     prefix_hashes: tuple[int, ...] = ()  # chained hashes of fixed-size chunks of the prompt
     prefix_chunk_tokens: int = 0  # estimated tokens a chunk
     cost_tiers: frozenset[CostTier] | None = None  # None: any
-    avoid: frozenset[ReplicaId] = frozenset()  # tried already
+    avoid: frozenset[ReplicaId] = NOWHERE  # tried already
     prompt_chars: int | None = None  # what `prompt_tokens` was estimated from; None: counted, nothing to learn
     known_output_tokens: int | None = None  # a clairvoyant's, for comparison; nobody knows it in life
     may_hedge: bool = False  # whoever owns the answer can deal with a second replica that is asked for it, too

@@ -18,12 +18,14 @@ from router.admission import Admission, LapsedError
 from router.calls import Calls, CannotGoOn, new_filter
 from router.client import ClientGone
 from router.exchange import Exchange
+from router.failed import AttemptFailed, moved
+from router.heard import Heard
 from router.openai.body import Body
 from router.openai.chunks import Document
 from router.openai.errors import ApiError, upstream_failed, upstream_lost, upstream_timeout
 from router.openai.journal import Mode
 from router.openai.usage import Usage
-from router.race import Opened, Race, Resumed, Superseded
+from router.race import Opened, Race, Superseded
 from router.relay import (
     KeepAlive,
     Relay,
@@ -35,43 +37,13 @@ from router.relay import (
     relay_stream,
 )
 from router.report import Report
+from router.resumed import Resumed
 
 log = logging.getLogger("penstock.move")
 
 _JSON = "application/json"
 # Engine refusals that another replica may not share; the rest (400, 404, ...) are the request's own.
 _REPEATABLE_STATUS = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
-
-
-class AttemptFailed(Exception):
-    """One replica did not deliver, or not all.
-
-    `repeatable`: another may. `begun`: the client has seen some of the answer. `moved`: it was we who ended it. `spent`: an engine worked
-    for nothing, and another will have to; one that died or was never reached does not work any more. `reached`: an engine has seen it.
-    """
-
-    def __init__(
-        self,
-        error: ApiError,
-        *,
-        repeatable: bool,
-        begun: bool = False,
-        moved: bool = False,
-        spent: bool = True,
-        reached: bool = True,
-    ) -> None:
-        super().__init__(error.message)
-        self.error = error
-        self.repeatable = repeatable
-        self.begun = begun
-        self.moved = moved
-        self.spent = spent
-        self.reached = reached
-
-    @property
-    def lapsed(self) -> bool:
-        """The place was lost before anything was sent; nothing is wrong with the replica."""
-        return self.moved and not self.reached
 
 
 class Attempts:
@@ -98,16 +70,7 @@ class Attempts:
 
     def race(self, exchange: Exchange, body: Body) -> Race:
         """For one placement of a request."""
-
-        async def open_second(placed: Placed) -> Opened | None:
-            return await self._open_second(exchange, placed, body)
-
-        return Race(
-            open_second=open_second,
-            discard=self._discard,
-            give_back=lambda placed: self._admission.finish(placed.lease, outcome=Outcome.CANCELLED),
-            count=lambda outcome: self._report.hedged(exchange, outcome),
-        )
+        return Race(_Second(self, exchange, body, self._report))
 
     async def run(self, exchange: Exchange, placed: Placed, body: Body, silence: KeepAlive | None, race: Race) -> None:
         """To the answer's end, by whichever replica; raises `AttemptFailed` where none had anything."""
@@ -155,7 +118,7 @@ class Attempts:
                 self.running[lease.replica].add(exchange)
                 if reply is None:
                     reply = await self._send(exchange, backend, placed, body)
-                if silence is None or (reply.content_type.startswith(_JSON) and _collected(exchange)):
+                if silence is None or (reply.content_type.startswith(_JSON) and exchange.collected):
                     document = opened.document if opened is not None else None
                     await self._document(exchange, lease, reply, document, claim)
                 else:
@@ -165,7 +128,7 @@ class Attempts:
             if not cut.expired():
                 raise
             attempt = "moved"
-            raise _moved(exchange) from None
+            raise moved(exchange) from None
         except UpstreamError as error:
             attempt = error.outcome
             raise self._unanswered(exchange, lease, error) from error
@@ -173,7 +136,7 @@ class Attempts:
             attempt = failed.outcome
             raise self._broken(exchange, lease, failed) from failed
         except AttemptFailed as failed:
-            attempt = _refusal(failed)
+            attempt = failed.label
             raise
         except (asyncio.CancelledError, ClientGone, Superseded):
             outcome, attempt = Outcome.CANCELLED, "hedged" if race.superseded and opened is None else "cancelled"
@@ -184,9 +147,13 @@ class Attempts:
             self._report.attempted(exchange, attempt)
             if exchange.trace is not None:
                 exchange.trace.ended(lease, asyncio.get_running_loop().time(), attempt)
-            if exchange.move.count and (usage := exchange.engine_usage) is not None and usage.prompt_tokens is not None:
-                self._report.recomputed(exchange, usage.prompt_tokens - (usage.cached_tokens or 0))
+            self._recomputed(exchange)
             await self._let_go(backend, reply)
+
+    def _recomputed(self, exchange: Exchange) -> None:
+        usage = exchange.engine_usage
+        if exchange.move.count and usage is not None and usage.prompt_tokens is not None:
+            self._report.recomputed(exchange, usage.prompt_tokens - (usage.cached_tokens or 0))
 
     def _stays(self, exchange: Exchange, lease: Lease) -> None:
         """Nothing is left to be moved from there."""
@@ -217,7 +184,7 @@ class Attempts:
             return AttemptFailed(upstream_timeout(), repeatable=False)
         return AttemptFailed(failed.error, repeatable=failed.repeatable, spent=not lost)
 
-    async def _open_second(self, exchange: Exchange, placed: Placed, body: Body) -> Opened | None:
+    async def open_second(self, exchange: Exchange, placed: Placed, body: Body) -> Opened | None:
         """As far as its first token, or the whole document; None: it failed, and nothing is left of it."""
         lease, chat = placed.lease, exchange.endpoint == "chat"
         outcome, attempt = Outcome.FAILED, "error"
@@ -241,7 +208,7 @@ class Attempts:
         except RelayFailed as failed:
             attempt = failed.outcome
         except AttemptFailed as failed:
-            attempt = _refusal(failed)
+            attempt = failed.label
         except asyncio.CancelledError:
             outcome, attempt = Outcome.CANCELLED, "hedged"
             raise
@@ -254,11 +221,15 @@ class Attempts:
                 await self._let_go(backend, reply)
         return opened
 
-    async def _discard(self, opened: Opened) -> None:
+    async def discard(self, opened: Opened) -> None:
         """It had something, and nobody wants it any more."""
-        self._admission.finish(opened.placed.lease, outcome=Outcome.CANCELLED)
+        self.called_off(opened.placed)
         self._report.second_ended(opened.placed.lease.replica, "cancelled")
         await self._let_go(opened.backend, opened.reply)
+
+    def called_off(self, placed: Placed) -> None:
+        """Nothing came of it, or nothing that is wanted."""
+        self._admission.finish(placed.lease, outcome=Outcome.CANCELLED)
 
     async def _let_go(self, backend: Backend | None, reply: EngineReply | None) -> None:
         try:
@@ -291,7 +262,7 @@ class Attempts:
         try:
             reply = await backend.send(call)
         except LapsedError:
-            raise _moved(exchange, reached=False) from None
+            raise moved(exchange, reached=False) from None
         if reply.status >= 400:
             try:
                 error = await read_error(reply)
@@ -337,22 +308,9 @@ class Attempts:
         move, timeline, meters = exchange.move, exchange.timeline, exchange.meters
         assert meters is not None, "placed before it is sent"
         chunks = self._calls.filter(exchange, lease.replica, body)
-        collected = _collected(exchange)  # its client sees no first token
         if exchange.chunks is None:
             timeline.first_token_s = timeline.last_token_s = None  # of an attempt before
             timeline.output_tokens = move.heard_before = 0
-
-        def on_first(now: float) -> None:
-            self._report.phase(exchange, "streaming")
-            if exchange.trace is not None:
-                exchange.trace.spoke(lease, now, move.since_s)
-            if move.since_s is None and not collected:
-                meters.observe_ttft(now - exchange.inbound.received_s)
-            if move.since_s is not None:
-                self._report.resumed(exchange, now - move.since_s)
-            move.since_s = move.until_s = None
-            move.avoid, exchange.failures = frozenset(), 0
-            self._admission.first_token(lease)
 
         relay = Relay(
             exchange.client,
@@ -362,8 +320,7 @@ class Attempts:
             overhead=self._overhead,
             headers=exchange.stream_headers,
             begins=claim,
-            on_first=on_first,
-            on_step=lambda total: self._admission.tokens(lease, total),
+            heard=Heard(exchange, lease, meters, self._report, self._admission),
             silence=silence,
             before=timeline.output_tokens,
             forwarded=exchange.chunks is not None,
@@ -382,19 +339,25 @@ class Attempts:
         await drain_tail(reply, relay)
 
 
-def _moved(exchange: Exchange, *, reached: bool = True) -> AttemptFailed:
-    """It was we who ended it."""
-    begun = exchange.chunks is not None
-    return AttemptFailed(upstream_lost(), repeatable=True, begun=begun, moved=True, spent=False, reached=reached)
+class _Second:
+    """What a race wants of a second attempt, for one request."""
 
+    __slots__ = ("_attempts", "_body", "_exchange", "_report")
 
-def _collected(exchange: Exchange) -> bool:
-    """Whether a document is as good as the stream that was asked for: some engines know no streams."""
-    return exchange.spec is not None and exchange.spec.collected
+    def __init__(self, attempts: Attempts, exchange: Exchange, body: Body, report: Report) -> None:
+        self._report = report
+        self._attempts = attempts
+        self._exchange = exchange
+        self._body = body
 
+    async def open(self, placed: Placed) -> Opened | None:
+        return await self._attempts.open_second(self._exchange, placed, self._body)
 
-def _refusal(failed: AttemptFailed) -> str:
-    """As a label."""
-    if failed.lapsed:
-        return "lapsed"
-    return "rejected" if failed.error.status < 500 or failed.error.status == 503 else "5xx"
+    async def discard(self, opened: Opened) -> None:
+        await self._attempts.discard(opened)
+
+    def give_back(self, placed: Placed) -> None:
+        self._attempts.called_off(placed)
+
+    def count(self, outcome: str) -> None:
+        self._report.hedged(self._exchange, outcome)

@@ -11,16 +11,17 @@ from dataclasses import replace
 
 from backends.backend import Backend
 from batching.bill import Account, Bill
-from batching.request import Outcome, Rejected, ReplicaId, Request, RequestId, ServiceTier
+from batching.request import NOWHERE, Outcome, Rejected, ReplicaId, Request, RequestId, ServiceTier
 from batching.ticket import Placed
 from config.schema import Config, ModelKind
 from metrics.overhead import Overhead
 from router.admission import Admission, EvictedError
-from router.attempt import AttemptFailed, Attempts
+from router.attempt import Attempts
 from router.calls import Calls
 from router.client import Client, ClientGone
 from router.collected import DocumentClient
 from router.exchange import Exchange
+from router.failed import AttemptFailed
 from router.inbound import Inbound
 from router.money import ANONYMOUS
 from router.moves import Moves
@@ -230,7 +231,7 @@ class Dispatcher:
         tried = request.avoid | here
         left = self._admission.scheduler.replica_ids(request.model) - tried
         if failed.moved:
-            return replace(request, avoid=tried if left else frozenset())
+            return replace(request, avoid=tried if left else NOWHERE)
         exchange.failures += 1
         if not failed.repeatable or not left or exchange.failures >= self.config.upstream.attempts:
             raise failed.error from failed

@@ -7,7 +7,7 @@ import asyncio
 from dataclasses import dataclass
 
 from batching.bill import Bill
-from batching.request import Outcome, ReplicaId, Request
+from batching.request import NOWHERE, Outcome, ReplicaId, Request
 from batching.ticket import Placed
 from metrics.handles import StreamHandles
 from metrics.timeline import Timeline
@@ -47,7 +47,7 @@ class Move:
         self.heard_before = 0
         self.since_s = None
         self.until_s = None
-        self.avoid = frozenset()
+        self.avoid = NOWHERE
         self.cut = None
         self.silence = None
         self.next = None
@@ -117,6 +117,11 @@ class Exchange:
     @property
     def endpoint(self) -> str:
         return ENDPOINTS[self.inbound.path]
+
+    @property
+    def collected(self) -> bool:
+        """Whether a document is as good as the stream that was asked for: some engines know no streams. Its client sees no first token."""
+        return self.spec is not None and self.spec.collected
 
     @property
     def usd(self) -> float | None:

@@ -9,12 +9,12 @@ import logging
 from collections.abc import Mapping
 from dataclasses import replace
 
-from batching.request import Outcome, Reason, Rejected, ReplicaId, Request, ServiceTier
+from batching.request import NOWHERE, Outcome, Reason, Rejected, ReplicaId, Request, ServiceTier
 from batching.ticket import Placed
 from config.migration import Migration
 from router.admission import Admission, EvictedError
-from router.attempt import AttemptFailed
 from router.exchange import Exchange
+from router.failed import AttemptFailed
 
 log = logging.getLogger("penstock.move")
 
@@ -80,7 +80,7 @@ class Moves:
     async def wait(self, request: Request) -> Request:
         """For a moment; then any replica will do, the one that failed included."""
         await asyncio.sleep(_LOOK_AGAIN_S)
-        return replace(request, avoid=frozenset())
+        return replace(request, avoid=NOWHERE)
 
     # -- a replica ---------------------------------------------------------------------------------------------------
 

@@ -5,13 +5,12 @@ won, once; what an attempt does and which leases there are is told by `router.at
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
-from backends.backend import Backend, EngineReply, PulledReply
-from batching.request import ReplicaId
+from backends.backend import Backend, EngineReply
+from batching.request import NOWHERE, ReplicaId
 from batching.ticket import Placed
 from router.openai.documents import Document
 
@@ -30,43 +29,30 @@ class Opened:
     document: Document | None  # of an answer that is not streamed: all of it
 
 
-class Resumed(PulledReply):
-    """A reply whose beginning was read already: it is given once more, then the rest."""
+class Second(Protocol):
+    """How a second attempt is made, for whoever races: of one request."""
 
-    def __init__(self, reply: EngineReply, beginning: list[bytes], rest: AsyncIterator[bytes]) -> None:
-        self.status = reply.status
-        self.content_type = reply.content_type
-        self.headers = reply.headers
-        self._reply = reply
-        self._beginning = beginning
-        self._rest = rest
+    async def open(self, placed: Placed) -> Opened | None:
+        """Gives back itself what it does not return."""
+        ...
 
-    async def body(self) -> AsyncIterator[bytes]:
-        while self._beginning:
-            yield self._beginning.pop(0)
-        async for data in self._rest:
-            yield data
+    async def discard(self, opened: Opened) -> None: ...
 
-    async def aclose(self) -> None:
-        await self._reply.aclose()
+    def give_back(self, placed: Placed) -> None:
+        """The lease; again if need be."""
+
+    def count(self, outcome: str) -> None: ...
 
 
 class Race:
     """`async with race:` around the first attempt, which must `claim` before it passes anything on; at the end, `close`."""
 
-    def __init__(
-        self,
-        *,
-        open_second: Callable[[Placed], Awaitable[Opened | None]],
-        discard: Callable[[Opened], Awaitable[None]],
-        give_back: Callable[[Placed], None],
-        count: Callable[[str], None],
-    ) -> None:
-        """`open_second` gives back itself what it does not return; `give_back` a lease, again if need be; `count`: an outcome."""
-        self._open_second = open_second
-        self._discard = discard
-        self._give_back = give_back
-        self._count = count
+    __slots__ = (
+        "_cancelled_before", "_cancelled_first", "_claimed", "_first", "_opened", "_over", "_placed", "_second", "_task", "superseded",
+    )  # fmt: skip
+
+    def __init__(self, second: Second) -> None:
+        self._second = second
         self._first: asyncio.Task[Any] | None = None  # while the first attempt runs
         self._cancelled_before = 0  # requests to cancel that were there when it began
         self._cancelled_first = False
@@ -80,12 +66,12 @@ class Race:
     @property
     def tried(self) -> frozenset[ReplicaId]:
         """Where the second went."""
-        return frozenset() if self._placed is None else frozenset({self._placed.lease.replica})
+        return NOWHERE if self._placed is None else frozenset({self._placed.lease.replica})
 
     def offer(self, placed: Placed) -> None:
         """The scheduler has placed a second attempt."""
         if self._over or self._task is not None:
-            self._give_back(placed)
+            self._second.give_back(placed)
             return
         self._placed = placed
         self._task = asyncio.get_running_loop().create_task(self._run(placed), name="hedge")
@@ -118,10 +104,10 @@ class Race:
         self._call_off()
         try:
             if self._opened is not None:
-                await self._discard(self.take())
+                await self._second.discard(self.take())
             await asyncio.wait({self._task})
         finally:
-            self._count(self._outcome())
+            self._second.count(self._outcome())
 
     async def __aenter__(self) -> Self:
         first = self._first = asyncio.current_task()
@@ -139,7 +125,7 @@ class Race:
             raise Superseded from None
 
     async def _run(self, placed: Placed) -> None:
-        opened = await self._open_second(placed)
+        opened = await self._second.open(placed)
         if opened is None:
             return
         self._opened, self.superseded, self._over = opened, True, True
@@ -151,7 +137,7 @@ class Race:
         if self._task is not None and not self._task.done():
             self._task.cancel()
             assert self._placed is not None
-            self._give_back(self._placed)  # a task that is cancelled before it begins gives nothing back
+            self._second.give_back(self._placed)  # a task that is cancelled before it begins gives nothing back
 
     def _outcome(self) -> str:
         if self.superseded:

@@ -6,6 +6,7 @@ Memory: one read of the upstream at a time; a client that reads slowly leaves th
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from typing import Protocol
 
 from backends.backend import EngineReply, UpstreamError
 from metrics.histogram import Series
@@ -82,16 +83,26 @@ class KeepAlive:
             self._client.write(KEEP_ALIVE)
 
 
+class Listener(Protocol):
+    """Who is told of a stream's tokens: `router.heard`."""
+
+    def first(self, now: float) -> None:
+        """The first token of this engine is here, at this time."""
+
+    def step(self, total: int) -> None:
+        """So many tokens came of it so far."""
+
+
 class Relay:
     """A stream's way to its client: what `EngineReply.pour` feeds, once a token and more; so it is one flat stretch of code.
 
-    `begins` is called before anything is passed on; if it raises, nothing is. `on_first`: this engine's first token is here, at this time.
-    `on_step`: so many tokens came of it; called each time the ledger is to know. `before`: tokens that other engines said of this answer.
+    `begins` is called before anything is passed on; if it raises, nothing is. `heard` is told each time the ledger is to know. `before`:
+    tokens that other engines said of this answer.
     """
 
     __slots__ = (
-        "_before", "_begins", "_chunks", "_client", "_clock", "_first", "_gaps", "_headers", "_on_first", "_on_step", "_overhead",
-        "_reads", "_silence", "_timeline", "_told",
+        "_before", "_begins", "_chunks", "_client", "_clock", "_first", "_gaps", "_headers", "_heard", "_overhead", "_reads",
+        "_silence", "_timeline", "_told",
         "closed", "drained", "forwarded",
     )  # fmt: skip
 
@@ -105,8 +116,7 @@ class Relay:
         overhead: Overhead,
         headers: Callable[[], Headers],
         begins: Callable[[], None],
-        on_first: Callable[[float], None],
-        on_step: Callable[[int], None],
+        heard: Listener,
         silence: KeepAlive,
         before: int = 0,
         forwarded: bool = False,
@@ -120,8 +130,7 @@ class Relay:
         self._reads = overhead.phase()
         self._headers = headers
         self._begins = begins
-        self._on_first = on_first
-        self._on_step = on_step
+        self._heard = heard
         self._silence = silence
         self._before = before
         self._told = before + 1
@@ -169,14 +178,14 @@ class Relay:
         gap_s = timeline.on_tokens(tokens, now)
         if self._first:
             self._first = False
-            self._on_first(now)
+            self._heard.first(now)
         if gap_s is not None:
             self._gaps.observe(gap_s)
         if tokens > 1:
             self._gaps.observe(0.0, tokens - 1)
         if timeline.output_tokens >= self._told:
             self._told = timeline.output_tokens + _LEDGER_STEP_TOKENS
-            self._on_step(timeline.output_tokens - self._before)
+            self._heard.step(timeline.output_tokens - self._before)
 
 
 async def relay_stream(reply: EngineReply, relay: Relay, chunks: ChunkFilter) -> bytes:

@@ -212,7 +212,7 @@ class _Reader:
             raise StreamCut("stalled") from error
         except EngineFault as fault:
             if self.closed:  # by `aclose`, while this waited
-                return None
+                return None  # type: ignore[unreachable]  # mypy does not see that this waited
             raise self._health.failed(fault, started=True) from fault
 
     def close(self) -> None:

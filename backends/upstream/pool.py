@@ -9,9 +9,10 @@ import contextlib
 import os
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
+from types import TracebackType
 from urllib.parse import urlsplit
 
 from aiohappyeyeballs import start_connection
@@ -135,7 +136,7 @@ class Pool:
             return Connection(self, loop=loop, buffer_bytes=self._settings.buffer_bytes)
 
         try:
-            async with _patient(loop, self._settings.connect_timeout_s):
+            async with _Patient(loop, self._settings.connect_timeout_s):
                 if self._path is not None:
                     _, connection = await loop.create_unix_connection(protocol, self._path)
                 else:
@@ -213,18 +214,29 @@ class Pool:
         self._arm_expiry()
 
 
-@contextlib.asynccontextmanager
-async def _patient(loop: asyncio.AbstractEventLoop, timeout_s: float) -> AsyncIterator[None]:
+class _Patient:
     """As asyncio.timeout, but what has come by then is looked at first.
 
     A loop that was held up runs its timers before its sockets: without this, an engine is blamed for our own delay.
     """
-    async with asyncio.timeout(None) as timeout:
-        timer = loop.call_later(timeout_s, lambda: timeout.reschedule(loop.time() + _LAST_LOOK_S))
-        try:
-            yield
-        finally:
-            timer.cancel()
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, timeout_s: float) -> None:
+        self._loop = loop
+        self._timeout_s = timeout_s
+        self._timeout = asyncio.timeout(None)
+
+    async def __aenter__(self) -> None:
+        await self._timeout.__aenter__()
+        self._timer = self._loop.call_later(self._timeout_s, self._last_look)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._timer.cancel()
+        await self._timeout.__aexit__(kind, error, trace)
+
+    def _last_look(self) -> None:
+        self._timeout.reschedule(self._loop.time() + _LAST_LOOK_S)
 
 
 def _is_literal(host: str) -> bool:

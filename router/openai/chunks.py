@@ -63,8 +63,7 @@ class ChunkFilter:
         self._head: bytes | None = None  # of this stream's events up to the choice's index, once a chunk showed it
         self._mould: Mould | None = None  # of its plain deltas, once one was seen
         self._identity: dict[str, Any] | None = None
-        self._begun: set[int] = set()
-        self._begun_names: set[bytes] = set()  # the same, as they are written
+        self._begun = 0  # so many choices, the first ones, have been heard of
         self._finished: dict[int, str] = {}  # why, by choice
         self._usage_chunk: bytes | None = None  # held until every choice has finished: it comes last
         self._usage_sent = False
@@ -164,7 +163,7 @@ class ChunkFilter:
         if head is None or not data.startswith(head, start) or (plain := self._plain(data, start + len(head))) is None:
             return 0, None
         index, reasoning, text, id_member, ids = plain.groups()
-        if index not in self._begun_names:
+        if int(index) >= self._begun:
             return 0, None
         if text is not None or (ids is not None and self.tokens):
             # Ids alone are half a character, or what is not shown; the first token is one that is.
@@ -241,12 +240,11 @@ class ChunkFilter:
         if not 0 <= index < self._expected:
             self._fail(upstream_garbled(f"choice {index} of {self._expected}"))
             return False
-        first = index not in self._begun
+        first = index >= self._begun
         if first:
             # Clients index a list by it (openai-python's accumulator raises IndexError): lower ones appear first.
-            before += [write_json(self._silent(i)) for i in range(index) if i not in self._begun]
-            self._begun.update(range(index + 1))
-            self._begun_names.update(b"%d" % i for i in range(index + 1))
+            before += [write_json(self._silent(i)) for i in range(self._begun, index)]
+            self._begun = index + 1
         if self._chat:
             edited |= repair_chat_choice(choice, first=first)
         self.tokens += told_tokens(choice)

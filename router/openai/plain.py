@@ -16,12 +16,13 @@ _STRING = rb'"((?:[^"\\\x00-\x1f\x80-\xff]++|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})|'
 _NULLS = rb'(?:,"[a-z_]{1,40}":null)*+'
 # The token ids of `return_token_ids`: the whole member, and what stands in its brackets.
 _IDS = rb'(?:(,"token_ids":\[(\d+(?:,\d+)*+)?\])' + _NULLS + rb")?"
+_INDEX = rb"(0|[1-9]\d{0,3})"
 _END = _NULLS + _IDS + rb"\}\]" + _NULLS + rb"\}\n\n"
 # What follows `"choices":[{"index":` in a delta that needs no look.
 PLAIN_CHAT: Final = re.compile(
-    rb'(\d{1,4}),"delta":\{"(?:content|(reasoning|reasoning_content))":' + _STRING + rb"\}" + _END
+    _INDEX + rb',"delta":\{"(?:content|(reasoning|reasoning_content))":' + _STRING + rb"\}" + _END
 )
-PLAIN_TEXT: Final = re.compile(rb'(\d{1,4}),(?:"text"|((?!))):' + _STRING + _END)  # which has no reasoning
+PLAIN_TEXT: Final = re.compile(_INDEX + rb',(?:"text"|((?!))):' + _STRING + _END)  # which has no reasoning
 INDEX: Final = 1  # the numbers of its groups
 REASONING: Final = 2
 TEXT: Final = 3

@@ -30,14 +30,9 @@ class Second:
         self.placed = placed()
         self.log: list[str] = []
         self._opens = opens
-        self.race = Race(
-            open_second=self._open,
-            discard=self._discard,
-            give_back=lambda _: self.log.append("given back"),
-            count=self.log.append,
-        )
+        self.race = Race(self)
 
-    async def _open(self, placed: Placed) -> Opened | None:
+    async def open(self, placed: Placed) -> Opened | None:
         self.log.append("begun")
         engine = FakeEngine()
         try:
@@ -47,8 +42,14 @@ class Second:
             return None
         return Opened(placed, engine, FakeReply(Script(), engine), None)
 
-    async def _discard(self, _: Opened) -> None:
+    async def discard(self, opened: Opened) -> None:
         self.log.append("discarded")
+
+    def give_back(self, placed: Placed) -> None:
+        self.log.append("given back")
+
+    def count(self, outcome: str) -> None:
+        self.log.append(outcome)
 
 
 async def forever() -> None:
