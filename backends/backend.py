@@ -56,6 +56,12 @@ class Sink(Protocol):
         What this raises ends the pouring and comes out of `pour`.
         """
 
+    def feed_frames(self, data: bytes, now: float) -> int:
+        """So many bytes of `data`, which are still framed as HTTP/1.1's chunks, are taken as they are: whole chunks; 0: `feed` the bodies.
+
+        It may be `full` after that.
+        """
+
     def when_room(self, resume: Callable[[], None]) -> None:
         """Called once, as soon as `full` is false again."""
 

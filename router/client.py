@@ -42,6 +42,15 @@ class Client(ABC):
         if data and not self.ended:
             self._body(data)
 
+    @property
+    def takes_frames(self) -> bool:
+        """Whether what an engine sent may go to it with the engine's own framing: its answer has begun, in chunks of HTTP/1.1."""
+        return False
+
+    def write_frames(self, data: bytes) -> None:
+        """Whole chunks, each with its size before it, of who `takes_frames`."""
+        raise NotImplementedError
+
     def end(self, data: bytes = b"") -> None:
         if not self.ended:
             self.ended = True

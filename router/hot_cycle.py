@@ -178,6 +178,14 @@ class HotCycle(Client):
             size = len(data)
             self._transport.write(b"".join((_SIZES[size] if size < len(_SIZES) else b"%x\r\n" % size, data, b"\r\n")))
 
+    @property
+    def takes_frames(self) -> bool:
+        return self._chunked and not self._unsent
+
+    def write_frames(self, data: bytes) -> None:
+        if not self.ended and not self._transport.is_closing():
+            self._transport.write(data)
+
     def _body(self, data: bytes) -> None:
         if self._chunked:
             data = b"%x\r\n%b\r\n" % (len(data), data)

@@ -166,6 +166,23 @@ class Relay:
             return False
         return not self._client.full
 
+    def feed_frames(self, data: bytes, now: float) -> int:
+        if not (self.forwarded and self._client.takes_frames):
+            return 0
+        chunks = self._chunks
+        before = chunks.tokens
+        began = None if (self._reads + 1) % EVERY else self._clock()
+        end = chunks.read_frames(data)
+        if not end:
+            return 0
+        self._reads += 1
+        self._silence.last_s = now
+        self._count(chunks.tokens - before, now)
+        self._client.write_frames(data if end == len(data) else data[:end])
+        if began is not None:
+            self._overhead.observe(self._clock() - began)
+        return end
+
     def _begin(self) -> None:
         self._begins()
         if not self._client.started:

@@ -13,6 +13,7 @@ from backends.backend import ClosedEarly, StreamCut
 from backends.upstream.response import Patience, Response
 
 _MAX_HEAD_BYTES = 64 * 1024  # as much as uvicorn and nginx take in a request; engines send below 1 kB
+_EVENT_END = b"\n\n\r\n"  # and of its chunk
 
 
 class Owner(Protocol):
@@ -67,6 +68,7 @@ class Connection(asyncio.Protocol):
         self._until_eof = False  # the body has no length of its own
         self._complete = False
         self._keep_alive = False
+        self._between = False  # two chunks of the body
 
     @property
     def usable(self) -> bool:
@@ -131,6 +133,10 @@ class Connection(asyncio.Protocol):
             self.abort()
             return
         self._received_bytes += len(data)
+        if self._between and (done := response.feed_frames(data)):
+            if done == len(data):
+                return
+            data = data[done:]
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
@@ -140,6 +146,8 @@ class Connection(asyncio.Protocol):
             return
         if not self._has_head and self._received_bytes > _MAX_HEAD_BYTES:
             response.fail(StreamCut("the head of the engine's answer is too long"))
+        # The line of a size may be read and its chunk not begun, of which no callback tells; what ends so ends an event.
+        self._between = self._between and data[-4:] == _EVENT_END
 
     def connection_lost(self, exc: Exception | None) -> None:
         response, self._response = self._response, None
@@ -179,8 +187,12 @@ class Connection(asyncio.Protocol):
             self._response.begin(status, self._headers)
 
     def on_body(self, data: bytes) -> None:
+        self._between = False
         if self._response is not None:
             self._response.feed(data)
+
+    def on_chunk_complete(self) -> None:
+        self._between = True
 
     def on_message_complete(self) -> None:
         if self._informational:

@@ -170,6 +170,25 @@ class Response:
         else:
             self._hold_back(sink)
 
+    def feed_frames(self, data: bytes) -> int:
+        """As `feed`, of whole chunks with their framing: how much of it is done with."""
+        sink = self._sink
+        if sink is None or not self._underway:
+            return 0
+        now = self._loop.time()
+        try:
+            done = sink.feed_frames(data, now)
+        except Exception as error:  # noqa: BLE001 - it is the pourer's to handle
+            self._refusal, self._sink = error, None
+            self._wake()
+            return 0
+        if done:
+            self._waiting_since_s = now
+            if self._timer is None:
+                self._timer = self._loop.call_at(self._due_s(), self._check_silence)
+            self._hold_back(sink)
+        return done
+
     def _keep(self, data: bytes) -> None:
         self._chunks.append(data)
         self._buffered_bytes += len(data)

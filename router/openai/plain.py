@@ -43,8 +43,8 @@ class Mould:
         "_after_text",
         "_before_bytes",
         "_before_text",
-        "_has_ids",
         "_member_bytes",
+        "has_ids",
         "reasoning",
     )
 
@@ -52,13 +52,13 @@ class Mould:
         """`plain`: a match with a text, of the event that begins at `start`."""
         text_at, text_end = plain.span(TEXT)
         ids_at, ids_end = plain.span(IDS)
-        self._has_ids = ids_at >= 0
+        self.has_ids = ids_at >= 0
         self._before_text = data[start:text_at]
         self._before_bytes = text_at - start
-        self._after_text = data[text_end : ids_at if self._has_ids else plain.end()]
+        self._after_text = data[text_end : ids_at if self.has_ids else plain.end()]
         self._after_bytes = len(self._after_text)
-        self._after_ids = data[ids_end : plain.end()] if self._has_ids else b""
-        self._member_bytes = ids_at - plain.start(ID_MEMBER) if self._has_ids else 0  # of the ids' member, before them
+        self._after_ids = data[ids_end : plain.end()] if self.has_ids else b""
+        self._member_bytes = ids_at - plain.start(ID_MEMBER) if self.has_ids else 0  # of the ids' member, before them
         self.reasoning = plain.group(REASONING) is not None
 
     def read(self, data: bytes, start: int) -> tuple[int, bytes, bytes | None]:
@@ -71,7 +71,7 @@ class Mould:
             return _OTHER
         end = len(data)
         text_end = end - self._after_bytes  # if this event is all there is, as mostly
-        if self._has_ids or text_end - text_at > _SHORT or data[text_end:] != self._after_text:
+        if self.has_ids or text_end - text_at > _SHORT or data[text_end:] != self._after_text:
             text_end = data.find(_QUOTE, text_at)
             end = text_end + self._after_bytes
             if text_end < 0 or data[text_end:end] != self._after_text:
@@ -79,9 +79,18 @@ class Mould:
         if text_end <= text_at:  # a slice that ends before it begins is an error in compiled code
             return _OTHER
         text = data[text_at:text_end]
-        if text.strip(_USUAL) and (_BACKSLASH in text or _QUOTE in text or not _printable(text)):
+        if text.strip(_USUAL) and not _stands(text):
             return _OTHER
-        return self._read_ids(data, end, text) if self._has_ids else (end, text, None)
+        return self._read_ids(data, end, text) if self.has_ids else (end, text, None)
+
+    def text_of(self, data: bytes, start: int, end: int) -> bytes:
+        """The text of the event from `start` to `end`, where it is one without token ids; empty: it is not."""
+        text_at = start + self._before_bytes
+        text_end = end - self._after_bytes
+        if text_end <= text_at or data[start:text_at] != self._before_text or data[text_end:end] != self._after_text:
+            return b""
+        text = data[text_at:text_end]
+        return b"" if text.strip(_USUAL) and not _stands(text) else text
 
     def _read_ids(self, data: bytes, ids_at: int, text: bytes) -> tuple[int, bytes, bytes | None]:
         ids_end = data.find(_BRACKET, ids_at)
@@ -108,9 +117,9 @@ _BRACKET: Final = 0x5D
 _USUAL: Final = bytes(code for code in range(0x20, 0x7F) if code not in (_QUOTE, _BACKSLASH))
 
 
-def _printable(text: bytes) -> bool:
-    """Well-formed UTF-8 without what has to be escaped; of the rest of Unicode some is missed, too."""
+def _stands(text: bytes) -> bool:
+    """Whether it says what it does not by escapes: well-formed UTF-8 without what has to be escaped; of the rest of Unicode some is missed."""
     try:
-        return text.decode().isprintable()
+        return not (_BACKSLASH in text or _QUOTE in text) and text.decode().isprintable()
     except UnicodeDecodeError:
         return False

@@ -176,6 +176,9 @@ class Bucket:
         self.closed = self._stop in data
         return not (self.closed or self.full)
 
+    def feed_frames(self, data: bytes, now: float) -> int:
+        return 0
+
     def when_room(self, resume: Callable[[], None]) -> None:
         self._resume = resume
 
