@@ -38,8 +38,8 @@ class Trip(StrEnum):
     SLOW = "slow_first_bytes"
 
 
-_FAILED = frozenset({Result.FAILED, Result.TIMED_OUT})
-_SLOW = frozenset({Result.SLOW, Result.TIMED_OUT})
+_FAILED: Final = frozenset({Result.FAILED, Result.TIMED_OUT})
+_SLOW: Final = frozenset({Result.SLOW, Result.TIMED_OUT})
 
 
 class Breaker:
@@ -140,8 +140,8 @@ class Breaker:
 
 
 # Labels of `upstream_attempts_total`. What is in neither set says nothing: cancelled, hedged, moved, lapsed, too large.
-_OUTCOMES_FAILED = frozenset({"connect_error", "closed", "stream_cut", "5xx", "error", "error_event", "garbled"})
-_OUTCOMES_OK = frozenset({"ok", "rejected"})
+_OUTCOMES_FAILED: Final = frozenset({"connect_error", "closed", "stream_cut", "5xx", "error", "error_event", "garbled"})
+_OUTCOMES_OK: Final = frozenset({"ok", "rejected"})
 
 
 def result_of(outcome: str, *, slow: bool = False) -> Result | None:

@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import asdict, dataclass
 from http import HTTPStatus
-from typing import Self
+from typing import Final, Self
 from urllib.parse import urlsplit
 
 import msgspec
@@ -20,10 +20,10 @@ from backends.upstream.response import Response
 from config.schema import ReplicaConfig, Upstream
 
 # What a client may see of an engine's head; the rest (server, date, cookies, internal ids) is nobody's business.
-_KEPT_HEADERS = ("content-type", "retry-after")
+_KEPT_HEADERS: Final = ("content-type", "retry-after")
 # A vLLM metrics page is 55 kB for one engine and one model; 4 MiB leaves room for dozens and bounds a page that never ends.
-_MAX_PROBE_BYTES = 4 * 2**20
-_METRIC_NAMES = (
+_MAX_PROBE_BYTES: Final = 4 * 2**20
+_METRIC_NAMES: Final = (
     "running", "waiting", "kv_usage_ratio", "preemptions_total", "prefix_queries_total", "prefix_hits_total", "iteration_total"
 )  # fmt: skip
 

@@ -32,8 +32,8 @@ CANDIDATES: Final = 32
 _UNSETTLED: Final = 256  # then they are settled at once: nothing is kept without bound where nobody calls
 
 # Where more were tested than are kept: by what the rule that decided looks at first.
-_CHEAP = attrgetter("usd_per_s", "prefill_end_s")
-_EARLY = attrgetter("prefill_end_s", "usd_per_s")
+_CHEAP: Final = attrgetter("usd_per_s", "prefill_end_s")
+_EARLY: Final = attrgetter("prefill_end_s", "usd_per_s")
 
 Done = Callable[[DecisionRecord, Sequence[Sample]], None]
 

@@ -6,7 +6,8 @@ A rate that counted idle time, too, would be the rate of arrivals, and say of a 
 from math import exp, sqrt
 from typing import Final
 
-_FAST_S, _SLOW_S = 7.0, 30.0  # of backlogged time: what happens now, and a pace that one slow spell does not spoil
+_FAST_S: Final = 7.0
+_SLOW_S: Final = 30.0  # of backlogged time: what happens now, and a pace that one slow spell does not spoil
 _DEVIATIONS: Final = 2.0  # of a count of placements: so much faster it may really be
 _FILLING_S: Final = 2.0  # of a backlog: what is placed then fills room that stood empty before
 _LEAST_S: Final = 1.0  # of backlogged time, and ...

@@ -9,6 +9,7 @@ from collections.abc import Collection, Sequence
 from heapq import heappop, heappush
 from itertools import count
 from math import inf
+from typing import Final
 
 from batching.blocks import UNBOUNDED
 from batching.column_placement import MANY, place_among
@@ -27,10 +28,13 @@ from batching.request import Request, ServiceTier
 from batching.ticket import Lease, LeaseId, Placed, TicketState
 from config.schema import Mechanism, ModelKind, Objectives, Scheduling
 
-_ESTIMATES_S = 0.25  # what was learned since is looked up so often for one that waits
-_PROTECTED_RATIO = 0.25  # of a model's replicas: kept for heads that nothing but a rest of the replica makes room for
-_TTFT_BASE_TOKENS = 1000  # the objective grows with prompts beyond it (config.schema.Objectives)
-_EMBEDDING, _BATCH = ModelKind.EMBEDDING, ServiceTier.BATCH  # an enum's member costs a call to look up
+_ESTIMATES_S: Final = 0.25  # what was learned since is looked up so often for one that waits
+_PROTECTED_RATIO: Final = (
+    0.25  # of a model's replicas: kept for heads that nothing but a rest of the replica makes room for
+)
+_TTFT_BASE_TOKENS: Final = 1000  # the objective grows with prompts beyond it (config.schema.Objectives)
+_EMBEDDING: Final = ModelKind.EMBEDDING
+_BATCH: Final = ServiceTier.BATCH  # an enum's member costs a call to look up
 
 
 class Filling:

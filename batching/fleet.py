@@ -26,9 +26,9 @@ from batching.ticket import LeaseId
 from batching.watched_load import WatchedLoad
 from config.schema import Scheduling
 
-_REPACE_S = 0.5
-_SPARE_S = 0.25  # the load that batch makes way for has fallen by an eighth then
-_BATCH = ServiceTier.BATCH
+_REPACE_S: Final = 0.5
+_SPARE_S: Final = 0.25  # the load that batch makes way for has fallen by an eighth then
+_BATCH: Final = ServiceTier.BATCH
 _NONE: Final[Mapping[ReplicaId, Offer]] = {}
 
 

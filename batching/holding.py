@@ -7,6 +7,8 @@ time, from figures alone; the queue keeps who is held, and until when.
 Where several gateways share the replica, it may have room that is only not this gateway's: then it is a share that is waited for.
 """
 
+from typing import Final
+
 from batching.fleet import Fleet
 from batching.live_replica import LiveReplica
 from batching.placement import (
@@ -21,10 +23,10 @@ from batching.placement import (
 )
 from batching.request import ReplicaId
 
-_MOST_HOLDERS = 4  # of the same beginning that are looked at: with more of them one will usually have room
-_PATIENCE_RATIO = 1.25  # of the expected wait: a guess that is wrong by more is given up
-_LEAST_PATIENCE_S = 0.1
-_SHARE_S = 0.06  # until more of a replica is given that others do not use: a report (50 ms apart while somebody waits), and its way
+_MOST_HOLDERS: Final = 4  # of the same beginning that are looked at: with more of them one will usually have room
+_PATIENCE_RATIO: Final = 1.25  # of the expected wait: a guess that is wrong by more is given up
+_LEAST_PATIENCE_S: Final = 0.1
+_SHARE_S: Final = 0.06  # until more of a replica is given that others do not use: a report (50 ms apart while somebody waits), and its way
 
 
 def worth_holding(need: Need, placement: Placement, fleet: Fleet, now: float) -> tuple[ReplicaId, float] | None:

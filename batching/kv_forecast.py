@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 HORIZONS: Final = (0, 16, 64, 160, 384, 1024)
 _AHEAD: Final = np.array(HORIZONS, dtype=float)
 _NOTHING: Final = 1e-12  # keeps a chance of nothing from dividing by it
-_LEAST_MARGIN, _LARGEST_MARGIN = 1.0, 6.0  # standard deviations
+_LEAST_MARGIN: Final = 1.0
+_LARGEST_MARGIN: Final = 6.0  # standard deviations
 _STEP_UP: Final = 0.5  # a preemption costs a recompute: one is worth many quiet reports
 _STEP_DOWN: Final = 0.002  # a quiet report of a full cache
 _FULL_RATIO: Final = 0.8  # usage at which a report without preemption says something

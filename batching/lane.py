@@ -26,7 +26,8 @@ _MAX_COUNTERS: Final = 10_000  # tenants remembered per lane and rank: a megabyt
 
 
 # Ranks: 0-2 are the service tiers that somebody watches.
-FLOOR, RESUMES = -1, -2  # no ranks: what one goes by whose floor's turn it is, or who resumes
+FLOOR: Final = -1
+RESUMES: Final = -2  # no ranks: what one goes by whose floor's turn it is, or who resumes
 LATE: Final = 3
 BATCH: Final = 4
 _RANKS: Final = 5

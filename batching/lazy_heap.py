@@ -5,12 +5,12 @@ Leaving the queue thus costs nothing at the moment, and memory stays within twic
 
 from collections.abc import Callable
 from heapq import heapify, heappop, heappush
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 K = TypeVar("K")
 V = TypeVar("V")
 
-_SMALLEST_SWEEP = 64  # below it, dead entries are not worth looking for
+_SMALLEST_SWEEP: Final = 64  # below it, dead entries are not worth looking for
 
 
 class LazyHeap(Generic[K, V]):

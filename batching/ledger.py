@@ -5,7 +5,7 @@ lease may be opened is placement's business.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from batching.audit import Forecast
 from batching.blocks import UNBOUNDED, blocks_for
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from batching.estimators import KnownLength, Lengths
 
 
-_BATCH = ServiceTier.BATCH  # an enum's member costs a call to look up
+_BATCH: Final = ServiceTier.BATCH  # an enum's member costs a call to look up
 
 
 class Counts(NamedTuple):

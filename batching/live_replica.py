@@ -4,6 +4,7 @@ Decides what room it has; not who gets it. Owned by the fleet, which alone calls
 """
 
 from math import ceil, inf
+from typing import Final
 
 from batching.audit import Audit, Forecast, believed
 from batching.blocks import DEFAULT_BLOCK_SIZE, UNBOUNDED
@@ -26,17 +27,22 @@ from config.gpus import StepModel
 from config.schema import CostTier, Mechanism, Scheduling
 
 # vLLM's smallest default for max_num_batched_tokens: predictions then err to the slow side.
-_DEFAULT_CHUNK_TOKENS = 2048
-_TELLING_PREFILL_S = 0.05  # of shorter prompts the first token tells more of the step under way than of the machine
-_TYPICAL_TOKENS = 1000  # that each of them holds
-_TYPICAL_BATCH = 32  # sequences that share a step of a machine in use; prices decoding, not this moment's load
-_PREFIX_RATIO = 0.9  # of the KV cache: the rest holds answers, and of prompts what is beyond their last whole chunk
+_DEFAULT_CHUNK_TOKENS: Final = 2048
+_TELLING_PREFILL_S: Final = (
+    0.05  # of shorter prompts the first token tells more of the step under way than of the machine
+)
+_TYPICAL_TOKENS: Final = 1000  # that each of them holds
+_TYPICAL_BATCH: Final = 32  # sequences that share a step of a machine in use; prices decoding, not this moment's load
+_PREFIX_RATIO: Final = (
+    0.9  # of the KV cache: the rest holds answers, and of prompts what is beyond their last whole chunk
+)
 # Of prefill that was admitted and shows no first token: an estimate that has run out says little, but not that nothing is left.
-_REST_RATIO = 0.25
-_TIGHT_RATIO = 0.7  # of the KV blocks reserved at high quantiles: from here on the sum is forecast
-_LONGEST_SILENCE_S = 30.0  # after which a replica that left requests without a first token is tried again
-_READY, _RECLAIMING = Lifecycle.READY, Lifecycle.RECLAIMING  # an enum's member costs a call to look up
-_PACE_MARGIN_RATIO = 0.95  # of the TPOT objective that streams are kept to: step times are means
+_REST_RATIO: Final = 0.25
+_TIGHT_RATIO: Final = 0.7  # of the KV blocks reserved at high quantiles: from here on the sum is forecast
+_LONGEST_SILENCE_S: Final = 30.0  # after which a replica that left requests without a first token is tried again
+_READY: Final = Lifecycle.READY
+_RECLAIMING: Final = Lifecycle.RECLAIMING  # an enum's member costs a call to look up
+_PACE_MARGIN_RATIO: Final = 0.95  # of the TPOT objective that streams are kept to: step times are means
 
 
 class LiveReplica:

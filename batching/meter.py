@@ -21,7 +21,7 @@ WHOLE_PRICE: Final = (
     1 << 20
 )  # parts of a replica's price, that the gateways which use it have among them (`batching.payers`)
 _PICO: Final = 1e12
-_UNSEEN = frozenset({Lifecycle.STARTING, Lifecycle.DOWN})  # of a replica that is new
+_UNSEEN: Final = frozenset({Lifecycle.STARTING, Lifecycle.DOWN})  # of a replica that is new
 
 
 class Spent(NamedTuple):

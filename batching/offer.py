@@ -6,15 +6,15 @@ scoring a hundred replicas stays a tight loop. Decides nothing; only `LiveReplic
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from batching.blocks import DEFAULT_BLOCK_SIZE, UNBOUNDED
 from batching.request import ReplicaId
 from batching.window import Window
 from config.schema import CostTier
 
-_NEVER = float("inf")
-SPARED_RATIO = 0.1  # of the KV cache: batch leaves it to those who are watched
+_NEVER: Final = float("inf")
+SPARED_RATIO: Final = 0.1  # of the KV cache: batch leaves it to those who are watched
 
 
 @dataclass(slots=True, eq=False, kw_only=True)

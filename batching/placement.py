@@ -18,23 +18,24 @@ from batching.request import ReplicaId, Request, ServiceTier
 from config.schema import CostTier
 
 # Of the time that is left until the first token is due: within it money decides, beyond it the earliest.
-EASE_RATIO = 0.2
+EASE_RATIO: Final = 0.2
 # Of the TTFT objective, that a prediction must leave: at the edge of a deadline a step decides, and who misses it by one has taken
 # the room of somebody who would not have. Measured at 1.1 times what a fleet can do: 0, 0.06, 0.1, 0.2 have 82, 84, 89, 91 % in time.
-_SLACK_RATIO = 0.1
-TPOT_RATIO = (
+_SLACK_RATIO: Final = 0.1
+TPOT_RATIO: Final = (
     0.9  # of the TPOT objective: what is prefilled later slows down what runs; the guard keeps that within bounds
 )
 # A head that was passed over is borne sooner: streams are lent what so many tokens will gain them once it is prefilled. Measured:
 # 0, 5, 10 give nine light tenants beside a greedy one 1.6, 1.5, 1.4 times the p99 TTFT they have alone, at the same highest rate.
-LENT_TO_HEAD_TOKENS = 10
-EQUAL_RATIO = 1.01  # predictions of time are not better than 1 %
-PRICE_RATIO = 1.1  # ... and those of money than a tenth: they rest on a guess of the answer's length
-_SPOT, _BATCH = CostTier.SPOT, ServiceTier.BATCH  # an enum's member costs a call to look up
-_NEVER = float("inf")
-_ROUNDING = 1 + 1e-9
+LENT_TO_HEAD_TOKENS: Final = 10
+EQUAL_RATIO: Final = 1.01  # predictions of time are not better than 1 %
+PRICE_RATIO: Final = 1.1  # ... and those of money than a tenth: they rest on a guess of the answer's length
+_SPOT: Final = CostTier.SPOT
+_BATCH: Final = ServiceTier.BATCH  # an enum's member costs a call to look up
+_NEVER: Final = float("inf")
+_ROUNDING: Final = 1 + 1e-9
 # Reclaims per second and spot machine: one in 20 hours, the order of published spot interruption rates (5 % an hour).
-SPOT_HAZARD_PER_S = 0.05 / 3600
+SPOT_HAZARD_PER_S: Final = 0.05 / 3600
 
 
 # These three are made for every request and not `frozen`, though nobody writes to them: freezing triples what making one costs.

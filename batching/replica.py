@@ -6,6 +6,7 @@ Unknown is None, never zero: an engine that tells nothing must still be given wo
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Final
 
 from batching.audit import Errors, Signal
 from batching.request import ReplicaId
@@ -28,8 +29,8 @@ class Lifecycle(StrEnum):
     DOWN = "down"
 
 
-_S = Lifecycle
-TRANSITIONS: Mapping[Lifecycle, frozenset[Lifecycle]] = {
+_S: Final = Lifecycle
+TRANSITIONS: Final[Mapping[Lifecycle, frozenset[Lifecycle]]] = {
     _S.STARTING: frozenset({_S.WARMING, _S.READY, _S.ASLEEP, _S.DRAINING, _S.DOWN}),
     _S.WARMING: frozenset({_S.READY, _S.DRAINING, _S.DOWN}),
     _S.READY: frozenset({_S.SUSPECT, _S.DRAINING, _S.RECLAIMING, _S.ASLEEP, _S.DOWN}),
@@ -41,8 +42,8 @@ TRANSITIONS: Mapping[Lifecycle, frozenset[Lifecycle]] = {
     _S.DOWN: frozenset({_S.STARTING, _S.WARMING, _S.READY, _S.ASLEEP}),
 }
 # A lifecycle that may become ready by itself: requests for its models wait.
-HOPEFUL = frozenset({_S.READY, _S.SUSPECT, _S.STARTING, _S.WARMING, _S.ASLEEP, _S.WAKING})
-CACHE_LOST = frozenset({_S.DOWN, _S.ASLEEP, _S.STARTING})
+HOPEFUL: Final = frozenset({_S.READY, _S.SUSPECT, _S.STARTING, _S.WARMING, _S.ASLEEP, _S.WAKING})
+CACHE_LOST: Final = frozenset({_S.DOWN, _S.ASLEEP, _S.STARTING})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,13 +6,13 @@ Decides nothing; holds at most `max_entries` combinations of labels, the least r
 from collections import OrderedDict
 from collections.abc import Callable
 from enum import StrEnum
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from metrics.catalog import Metrics
 from metrics.count import Count
 
 # 8 models x 4 classes x 128 replicas; an entry is about a kilobyte, and a miss costs one look-up, not a wrong figure.
-_MAX_ENTRIES = 4096
+_MAX_ENTRIES: Final = 4096
 Child = TypeVar("Child")
 
 

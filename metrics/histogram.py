@@ -20,22 +20,36 @@ from metrics.labelled import Labelled
 class Series:
     """One combination of labels."""
 
-    __slots__ = ("_above", "_at", "_bounds", "_up_to", "counts", "total")
+    __slots__ = ("_above", "_at", "_bounds", "_counts", "_held", "_up_to", "total")
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self._bounds = bounds
-        self.counts = [0] * len(bounds)  # a bucket each, not cumulated
+        self._counts = [0] * len(bounds)
         self.total = 0.0
         self._at = 0  # the bucket of the last one; the next is mostly in it, too
+        self._held = 0  # so many in that bucket are not in its count yet
         self._above, self._up_to = -inf, bounds[0]
 
     def observe(self, value: float, times: int = 1) -> None:
         if not self._above < value <= self._up_to:
             self._find(value)
-        self.counts[self._at] += times
+        self._held += times
         self.total += value * times
 
+    @property
+    def counts(self) -> list[int]:
+        """A bucket each, not cumulated."""
+        self._counts[self._at] += self._held
+        self._held = 0
+        return self._counts
+
+    @counts.setter
+    def counts(self, counts: list[int]) -> None:
+        self._counts, self._held = counts, 0
+
     def _find(self, value: float) -> None:
+        self._counts[self._at] += self._held
+        self._held = 0
         self._at = at = bisect_left(self._bounds, value)
         self._above, self._up_to = self._bounds[at - 1] if at else -inf, self._bounds[at]
 

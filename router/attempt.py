@@ -9,13 +9,14 @@ import logging
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Final
 
 from backends.backend import Backend, ConnectFailed, EngineReply, UpstreamError
 from batching.request import Outcome, ReplicaId
 from batching.ticket import Lease, Placed
 from metrics.overhead import Overhead
 from router.admission import Admission, LapsedError
-from router.calls import Calls, CannotGoOn, new_filter
+from router.calls import Calls, CannotGoOn
 from router.client import ClientGone
 from router.exchange import Exchange
 from router.failed import AttemptFailed, moved
@@ -41,9 +42,9 @@ from router.resumed import Resumed
 
 log = logging.getLogger("penstock.move")
 
-_JSON = "application/json"
+_JSON: Final = "application/json"
 # Engine refusals that another replica may not share; the rest (400, 404, ...) are the request's own.
-_REPEATABLE_STATUS = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
+_REPEATABLE_STATUS: Final = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 
 
 class Attempts:
@@ -198,7 +199,7 @@ class Attempts:
             reply = await self._send(exchange, backend, placed, body)
             assert backend is not None
             if lease.request.streaming:
-                beginning = await read_beginning(reply, new_filter(exchange))
+                beginning = await read_beginning(reply, self._calls.new_filter(exchange))
                 opened = Opened(placed, backend, Resumed(reply, *beginning), None)
             else:
                 opened = Opened(placed, backend, reply, await read_document(reply, chat=chat))

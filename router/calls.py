@@ -5,6 +5,7 @@ Decides which engines are asked for token ids, and by which way one goes on wher
 
 import asyncio
 from collections.abc import Callable
+from typing import Final
 
 import msgspec
 
@@ -23,11 +24,11 @@ from router.openai.request import upstream_body
 from router.tracing.content import KeepingJournal
 
 # Engines whose token ids are those of every replica of the model, and that take them for a prompt; and that know `cache_salt`.
-_TAKES_IDS = frozenset({BackendKind.VLLM, BackendKind.SIMULATED})
+_TAKES_IDS: Final = frozenset({BackendKind.VLLM, BackendKind.SIMULATED})
 # What is told in a document otherwise than in a stream.
-_AS_DOCUMENT = frozenset({"tools", "functions", "return_token_ids", "stream_options", "modalities"})
+_AS_DOCUMENT: Final = frozenset({"tools", "functions", "return_token_ids", "stream_options", "modalities"})
 # Forwarded to engines as they come where there are no traces of our own: tracing context only. Everything else of a client's head stays here (docs/api.md, "Headers").
-_PASSED_HEADERS = ("traceparent", "tracestate")
+_PASSED_HEADERS: Final = ("traceparent", "tracestate")
 
 
 class CannotGoOn(Exception):
@@ -38,6 +39,7 @@ class Calls:
     """Of one gateway; knows its replicas by the configuration alone."""
 
     def __init__(self, config: Config) -> None:
+        self._known: set[bytes] = set()  # tokens' texts, of all streams (`router.openai.plain`)
         self.configure(config)
 
     def configure(self, config: Config) -> None:
@@ -103,13 +105,23 @@ class Calls:
         journal = exchange.journal
         return journal is not None and journal.wants_ids and replica in self._takes_ids
 
+    def new_filter(self, exchange: Exchange, journal: Journal | None = None) -> ChunkFilter:
+        spec = exchange.spec
+        assert spec is not None
+        return ChunkFilter(
+            strip_usage=spec.strip_usage,
+            expected_choices=spec.n,
+            chat=exchange.endpoint == "chat",
+            journal=journal,
+            known=self._known,
+        )
+
     def filter(self, exchange: Exchange, replica: ReplicaId, body: Body) -> ChunkFilter:
         """Of a stream; the one that the client's began with, made ready for another engine."""
         chunks, journal, mode = exchange.chunks, exchange.journal, exchange.move.mode
         assert journal is not None
         if chunks is None:
-            chunks = new_filter(exchange)
-            chunks.journal = journal
+            chunks = self.new_filter(exchange, journal)
             chunks.hide_ids = body.fields.get("return_token_ids") is not True
         else:
             chunks.go_on(
@@ -124,12 +136,6 @@ class Calls:
         journal.seam()
         body.put_away()  # until the answer has to go on elsewhere
         return chunks
-
-
-def new_filter(exchange: Exchange) -> ChunkFilter:
-    spec = exchange.spec
-    assert spec is not None
-    return ChunkFilter(strip_usage=spec.strip_usage, expected_choices=spec.n, chat=exchange.endpoint == "chat")
 
 
 def _headers(exchange: Exchange, lease: Lease) -> dict[str, str]:

@@ -6,16 +6,17 @@ to be told of `room`. Two kinds exist: `router.wire_client` on a connection of i
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from typing import Final
 
 Headers = Sequence[tuple[bytes, bytes]]
 
 # Proxies must neither cache, compress nor buffer a token stream (docs/api.md, "Streaming").
-SSE_HEADERS: Headers = (
+SSE_HEADERS: Final[Headers] = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache, no-transform"),
     (b"x-accel-buffering", b"no"),
 )
-JSON_HEADERS: Headers = ((b"content-type", b"application/json"),)
+JSON_HEADERS: Final[Headers] = ((b"content-type", b"application/json"),)
 
 
 class ClientGone(Exception):

@@ -4,7 +4,7 @@ Decides what the document looks like that the chunks make. Holds the events of o
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -13,7 +13,7 @@ from router.openai.errors import upstream_garbled
 from router.openai.events import DONE, read_event
 from router.relay import MAX_DOCUMENT_BYTES
 
-_OBJECTS = {"chat.completion.chunk": "chat.completion"}
+_OBJECTS: Final = {"chat.completion.chunk": "chat.completion"}
 
 
 class DocumentClient(Client):

@@ -8,6 +8,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Final
 
 from backends.backend import Backend
 from batching.bill import Account, Bill
@@ -42,7 +43,7 @@ from router.report import Report
 from router.tenants.tenancy import Tenancy
 from router.tracing.tracer import Tracer
 
-_MIN_QUEUE_WAIT_S = 1.0
+_MIN_QUEUE_WAIT_S: Final = 1.0
 
 
 class Dispatcher:

@@ -5,6 +5,7 @@ A record, not a decider: the dispatcher writes it, the report turns it into metr
 
 import asyncio
 from dataclasses import dataclass
+from typing import Final
 
 from batching.bill import Bill
 from batching.request import NOWHERE, Outcome, ReplicaId, Request
@@ -22,7 +23,7 @@ from router.relay import KeepAlive
 from router.tenants.account import Hold
 from router.tracing.record import Trace
 
-ENDPOINTS = {"/v1/chat/completions": "chat", "/v1/completions": "completions", "/v1/embeddings": "embeddings"}
+ENDPOINTS: Final = {"/v1/chat/completions": "chat", "/v1/completions": "completions", "/v1/embeddings": "embeddings"}
 
 
 @dataclass(init=False, slots=True, eq=False)

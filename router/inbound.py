@@ -8,7 +8,7 @@ import re
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from router.client import JSON_HEADERS, Client, ClientGone
 from router.openai.errors import ApiError, internal_error, stream_error_event
@@ -16,9 +16,9 @@ from router.tenants.caller import Caller
 
 log = logging.getLogger("penstock")
 
-HOT_PATHS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings"})
-_ID_HEADERS = (b"x-request-id", b"x-client-request-id")  # the first counts before the second
-_VISIBLE_ASCII = re.compile(rb"[\x21-\x7e]{1,128}")
+HOT_PATHS: Final = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings"})
+_ID_HEADERS: Final = (b"x-request-id", b"x-client-request-id")  # the first counts before the second
+_VISIBLE_ASCII: Final = re.compile(rb"[\x21-\x7e]{1,128}")
 
 
 @dataclass(init=False, slots=True)

@@ -8,6 +8,7 @@ import asyncio
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Final
 
 from batching.request import NOWHERE, Outcome, Reason, Rejected, ReplicaId, Request, ServiceTier
 from batching.ticket import Placed
@@ -18,9 +19,9 @@ from router.failed import AttemptFailed
 
 log = logging.getLogger("penstock.move")
 
-_LOOK_AGAIN_S = 0.1  # for a replica to come back, while a client waits in the middle of its answer
+_LOOK_AGAIN_S: Final = 0.1  # for a replica to come back, while a client waits in the middle of its answer
 # Nobody watches those: they wait in their own line wherever they go on.
-_UNWATCHED = frozenset({ServiceTier.FLEX, ServiceTier.BATCH})
+_UNWATCHED: Final = frozenset({ServiceTier.FLEX, ServiceTier.BATCH})
 
 
 class Moves:

@@ -6,7 +6,7 @@ Memory: one read of the upstream at a time; a client that reads slowly leaves th
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 from backends.backend import EngineReply, UpstreamError
 from metrics.histogram import Series
@@ -16,13 +16,13 @@ from router.client import Client, Headers
 from router.openai.chunks import ChunkFilter, Document, check_document
 from router.openai.errors import ApiError, from_engine, upstream_garbled, upstream_lost
 
-KEEP_ALIVE = b": keep-alive\n\n"
+KEEP_ALIVE: Final = b": keep-alive\n\n"
 # How far the ledger may be behind a stream: half a block of most engines, so that each boundary is seen in time.
-_LEDGER_STEP_TOKENS = 8
+_LEDGER_STEP_TOKENS: Final = 8
 # After [DONE] an engine only has to close its framing; past this the connection is not worth keeping.
-_TAIL_TIMEOUT_S = 1.0
+_TAIL_TIMEOUT_S: Final = 1.0
 # A whole document is held at once: 64 MiB are 768 embeddings of 4,096 floats, or any chat answer.
-MAX_DOCUMENT_BYTES = 64 * 2**20
+MAX_DOCUMENT_BYTES: Final = 64 * 2**20
 
 
 class RelayFailed(Exception):

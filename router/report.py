@@ -4,7 +4,7 @@ Label values are bounded: models by `router.model_labels`, the rest by enums.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from batching.request import Outcome, ReplicaId
 from batching.scheduler import Scheduler
@@ -17,7 +17,7 @@ from router.openai.errors import ApiError, Case
 from router.openai.journal import Mode
 from router.request_log import RequestLog
 
-_QUEUE_OUTCOME = {
+_QUEUE_OUTCOME: Final = {
     Case.OVERLOADED: "shed_capacity",
     Case.FLEX_SHED: "shed_capacity",
     Case.QUEUE_TIMEOUT: "expired",
@@ -26,8 +26,8 @@ _QUEUE_OUTCOME = {
     Case.UPSTREAM_TIMEOUT: "expired",  # server.total_timeout_s
 }
 # OpenAI's, and what engines add; whatever else one says is `other`.
-_REASONS = frozenset({"stop", "length", "tool_calls", "function_call", "content_filter", "repetition"})
-CLIENT_CLOSED = 499  # a label, never sent: the client has gone
+_REASONS: Final = frozenset({"stop", "length", "tool_calls", "function_call", "content_filter", "repetition"})
+CLIENT_CLOSED: Final = 499  # a label, never sent: the client has gone
 
 
 class Wait(NamedTuple):

@@ -5,15 +5,15 @@ Decides whether the connection may be used again, and what an early end means; w
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import Protocol, cast
+from typing import Final, Protocol, cast
 
 import httptools
 
 from backends.backend import ClosedEarly, StreamCut
 from backends.upstream.response import Patience, Response
 
-_MAX_HEAD_BYTES = 64 * 1024  # as much as uvicorn and nginx take in a request; engines send below 1 kB
-_EVENT_END = b"\n\n\r\n"  # and of its chunk
+_MAX_HEAD_BYTES: Final = 64 * 1024  # as much as uvicorn and nginx take in a request; engines send below 1 kB
+_EVENT_END: Final = b"\n\n\r\n"  # and of its chunk
 
 
 class Owner(Protocol):

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
 from types import TracebackType
+from typing import Final
 from urllib.parse import urlsplit
 
 from aiohappyeyeballs import start_connection
@@ -23,10 +24,10 @@ from backends.upstream.response import Patience, Response
 from config.schema import Upstream
 
 # uvicorn, and so vLLM, closes an idle connection after 5 s; a request that meets the close costs a retry.
-_IDLE_S = 4.0
+_IDLE_S: Final = 4.0
 # RFC 8305: how long an address may keep silent before the next one is tried beside it.
-_NEXT_ADDRESS_S = 0.25
-_LAST_LOOK_S = 0.01  # any time but none: the sockets' turn comes between
+_NEXT_ADDRESS_S: Final = 0.25
+_LAST_LOOK_S: Final = 0.01  # any time but none: the sockets' turn comes between
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,12 +3,14 @@
 Follows the WHATWG event stream grammar for line ends, comments and `data` fields. Decides nothing about what the events say.
 """
 
+from typing import Final
+
 from backends.backend import StreamCut
 
 # The longest event that is held: a chunk with 20 logprobs a token stays below 100 kB, a whole embedding batch below 2 MB.
-_MAX_EVENT_BYTES = 4 * 2**20
-_NEWLINE = 0x0A
-_RETURN = 0x0D
+_MAX_EVENT_BYTES: Final = 4 * 2**20
+_NEWLINE: Final = 0x0A
+_RETURN: Final = 0x0D
 
 
 class EventTooLarge(StreamCut):

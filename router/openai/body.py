@@ -7,18 +7,18 @@ integers). Does not know any OpenAI field. A member that is not edited keeps its
 import json
 import re
 from collections.abc import Collection, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from router.openai.errors import ApiError, invalid_request
 
-_SPACE = re.compile(r"[ \t\n\r]*")
-_KEY = re.compile(r'[ \t\n\r]*+"((?:[^"\\\x00-\x1f]|\\.)*+)"[ \t\n\r]*+:[ \t\n\r]*+')
-_NEXT = re.compile(r"[ \t\n\r]*+([,}])")
+_SPACE: Final = re.compile(r"[ \t\n\r]*")
+_KEY: Final = re.compile(r'[ \t\n\r]*+"((?:[^"\\\x00-\x1f]|\\.)*+)"[ \t\n\r]*+:[ \t\n\r]*+')
+_NEXT: Final = re.compile(r"[ \t\n\r]*+([,}])")
 # A cheap hint that a `\ud800`-like escape may stand alone; whether it does is looked at only then.
-_KEY_END = re.compile(rb'"[ \t\n\r]*+:')
-_SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
+_KEY_END: Final = re.compile(rb'"[ \t\n\r]*+:')
+_SURROGATE_ESCAPE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 class Member(NamedTuple):
@@ -219,7 +219,7 @@ def _no_constant(name: str) -> Any:
     raise invalid_request(f"The request body has {name}, which is not JSON; send a number or null.")
 
 
-_VALUE = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant)
+_VALUE: Final = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant)
 
 
 def _deeper_than(fields: dict[str, Any], max_depth: int) -> bool:

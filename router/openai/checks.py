@@ -5,12 +5,12 @@ engine's business and pass untouched.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from router.openai.errors import ApiError, invalid_request
 
 # JSON integers beyond it are no count of anything; engines store them in 32 bits.
-MAX_INT = 2**31 - 1
+MAX_INT: Final = 2**31 - 1
 
 
 def wrong(param: str, expected: str, value: object) -> ApiError:

@@ -26,9 +26,9 @@ __all__ = ["ChunkFilter", "Document", "End", "Usage", "check_document"]
 _RETURN: Final = 0x0D
 _NEWLINE: Final = 0x0A
 _HEX_DIGITS: Final = bytes(int(chr(code), 16) if chr(code) in hexdigits else 255 for code in range(256))  # by code
-_IDENTITY = ("id", "object", "created", "model")
+_IDENTITY: Final = ("id", "object", "created", "model")
 # How vLLM ends a request that it gives up: no answer of the model's, though it looks like one.
-_BROKEN_OFF = frozenset({"abort", "error"})
+_BROKEN_OFF: Final = frozenset({"abort", "error"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,10 +44,18 @@ class ChunkFilter:
     """One stream. `expected_choices`: so many finish reasons make an answer whole.
 
     `journal` is told what was said. `hide_ids`: where token ids come they were asked for by the gateway, not by the client. `guard`: stop
-    strings are the gateway's to find.
+    strings are the gateway's to find. `known`: what moulds of all streams know of texts.
     """
 
-    def __init__(self, *, strip_usage: bool, expected_choices: int, chat: bool, journal: Journal | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        strip_usage: bool,
+        expected_choices: int,
+        chat: bool,
+        journal: Journal | None = None,
+        known: set[bytes] | None = None,
+    ) -> None:
         self.tokens = 0  # with content, by their ids; events, a choice each, where no ids come: an estimate until `usage` is there
         self.usage: Usage | None = None  # of the whole answer
         self.engine_usage: Usage | None = None  # of what this engine did of it
@@ -56,6 +64,7 @@ class ChunkFilter:
         self.journal = journal
         self.guard: StopGuard | None = None
         self.hide_ids = False
+        self._known = known
         self._strip_usage = strip_usage
         self._expected = expected_choices
         self._chat = chat
@@ -204,7 +213,7 @@ class ChunkFilter:
             # Ids alone are half a character, or what is not shown; the first token is one that is.
             self.tokens += 1 if ids is None else 1 + ids.count(b",")
         if text is not None and (id_member is None) == (ids is None) and (self._mould is None or self._expected == 1):
-            self._mould = Mould(data, start, plain)
+            self._mould = Mould(data, start, plain, self._known)
         if self.journal is not None:
             if reasoning is not None and text is not None:
                 self.journal.thought(ids)

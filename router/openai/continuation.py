@@ -7,7 +7,7 @@ to be continued (vLLM's `continue_final_message`), or behind the prompt. Pure; t
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -16,9 +16,9 @@ from router.openai.call_spec import CallSpec
 from router.openai.journal import Journal, Mode
 from router.openai.stops import StopGuard, stop_strings
 
-COMPLETIONS = "/v1/completions"
+COMPLETIONS: Final = "/v1/completions"
 # What makes an answer one that nobody can go on with, and the values of it that do not. Why: docs/migration.md.
-_HARMLESS: Mapping[str, tuple[object, ...]] = MappingProxyType(
+_HARMLESS: Final[Mapping[str, tuple[object, ...]]] = MappingProxyType(
     {
         "logprobs": (None, False),
         "top_logprobs": (None, 0),
@@ -36,9 +36,9 @@ _HARMLESS: Mapping[str, tuple[object, ...]] = MappingProxyType(
         "audio": (None,),
     }
 )
-_FINAL = frozenset(_HARMLESS)
+_FINAL: Final = frozenset(_HARMLESS)
 # A chat's own members, and those that mean another thing in a plain completion.
-_NOT_OF_COMPLETIONS = frozenset(
+_NOT_OF_COMPLETIONS: Final = frozenset(
     {
         "messages", "max_completion_tokens", "tools", "tool_choice", "parallel_tool_calls", "chat_template", "chat_template_kwargs",
         "add_generation_prompt", "continue_final_message", "documents", "response_format", "logprobs", "top_logprobs", "n", "best_of",

@@ -1,12 +1,12 @@
 """One server-sent event: its name and its data, read as the WHATWG rules say and written in the one form every client reads."""
 
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
-DONE = b"[DONE]"
+DONE: Final = b"[DONE]"
 # As an integer: `b"\r" in raw` makes CPython raise and clear an error before it looks.
-_RETURN = 0x0D
+_RETURN: Final = 0x0D
 
 
 class Event(NamedTuple):

@@ -7,17 +7,17 @@ import re
 from typing import Final
 
 # Well-formed UTF-8 beyond ASCII (RFC 3629): what is not would end a client's decoder, so such events are looked at, and refused.
-_WIDE = (
+_WIDE: Final = (
     rb"[\xc2-\xdf][\x80-\xbf]|\xe0[\xa0-\xbf][\x80-\xbf]|[\xe1-\xec\xee\xef][\x80-\xbf]{2}|\xed[\x80-\x9f][\x80-\xbf]"
     rb"|\xf0[\x90-\xbf][\x80-\xbf]{2}|[\xf1-\xf3][\x80-\xbf]{3}|\xf4[\x80-\x8f][\x80-\xbf]{2}"
 )
 # The group is there where the string says something.
-_STRING = rb'"((?:[^"\\\x00-\x1f\x80-\xff]++|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})|' + _WIDE + rb')++)?"'
-_NULLS = rb'(?:,"[a-z_]{1,40}":null)*+'
+_STRING: Final = rb'"((?:[^"\\\x00-\x1f\x80-\xff]++|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})|' + _WIDE + rb')++)?"'
+_NULLS: Final = rb'(?:,"[a-z_]{1,40}":null)*+'
 # The token ids of `return_token_ids`: the whole member, and what stands in its brackets.
-_IDS = rb'(?:(,"token_ids":\[(\d+(?:,\d+)*+)?\])' + _NULLS + rb")?"
-_INDEX = rb"(0|[1-9]\d{0,3})"
-_END = _NULLS + _IDS + rb"\}\]" + _NULLS + rb"\}\n\n"
+_IDS: Final = rb'(?:(,"token_ids":\[(\d+(?:,\d+)*+)?\])' + _NULLS + rb")?"
+_INDEX: Final = rb"(0|[1-9]\d{0,3})"
+_END: Final = _NULLS + _IDS + rb"\}\]" + _NULLS + rb"\}\n\n"
 # What follows `"choices":[{"index":` in a delta that needs no look.
 PLAIN_CHAT: Final = re.compile(
     _INDEX + rb',"delta":\{"(?:content|(reasoning|reasoning_content))":' + _STRING + rb"\}" + _END
@@ -43,13 +43,18 @@ class Mould:
         "_after_text",
         "_before_bytes",
         "_before_text",
+        "_known",
         "_member_bytes",
         "has_ids",
         "reasoning",
     )
 
-    def __init__(self, data: bytes, start: int, plain: re.Match[bytes]) -> None:
-        """`plain`: a match with a text, of the event that begins at `start`."""
+    def __init__(self, data: bytes, start: int, plain: re.Match[bytes], known: set[bytes] | None = None) -> None:
+        """`plain`: a match with a text, of the event that begins at `start`. `known`: short texts that stand as they are; gets more of them.
+
+        Tokens are a few thousand different ones, and looking one up takes a third of what looking through it does.
+        """
+        self._known = set() if known is None else known
         text_at, text_end = plain.span(TEXT)
         ids_at, ids_end = plain.span(IDS)
         self.has_ids = ids_at >= 0
@@ -79,7 +84,7 @@ class Mould:
         if text_end <= text_at:  # a slice that ends before it begins is an error in compiled code
             return _OTHER
         text = data[text_at:text_end]
-        if text.strip(_USUAL) and not _stands(text):
+        if not (text in self._known or self._stands(text)):
             return _OTHER
         return self._read_ids(data, end, text) if self.has_ids else (end, text, None)
 
@@ -90,7 +95,15 @@ class Mould:
         if text_end <= text_at or data[start:text_at] != self._before_text or data[text_end:end] != self._after_text:
             return b""
         text = data[text_at:text_end]
-        return b"" if text.strip(_USUAL) and not _stands(text) else text
+        return text if text in self._known or self._stands(text) else b""
+
+    def _stands(self, text: bytes) -> bool:
+        """Whether it says what it does without escapes: well-formed UTF-8 of which nothing has to be escaped; some of Unicode is missed."""
+        if text.strip(_USUAL) and (_BACKSLASH in text or _QUOTE in text or not _is_printable(text)):
+            return False
+        if len(text) <= _TOKEN_BYTES and len(self._known) < _TOKENS:
+            self._known.add(text)
+        return True
 
     def _read_ids(self, data: bytes, ids_at: int, text: bytes) -> tuple[int, bytes, bytes | None]:
         ids_end = data.find(_BRACKET, ids_at)
@@ -110,6 +123,8 @@ class Mould:
 
 _OTHER: Final = (0, b"", None)
 _SHORT: Final = 64  # bytes of a text that may be all that is left: of a long read each event would copy the rest
+_TOKEN_BYTES: Final = 32  # of a text that is worth being known
+_TOKENS: Final = 8192  # that are known: a megabyte at most, and nearly all that is said with a vocabulary of 128,000
 _QUOTE: Final = 0x22
 _BACKSLASH: Final = 0x5C
 _BRACKET: Final = 0x5D
@@ -117,9 +132,8 @@ _BRACKET: Final = 0x5D
 _USUAL: Final = bytes(code for code in range(0x20, 0x7F) if code not in (_QUOTE, _BACKSLASH))
 
 
-def _stands(text: bytes) -> bool:
-    """Whether it says what it does not by escapes: well-formed UTF-8 without what has to be escaped; of the rest of Unicode some is missed."""
+def _is_printable(text: bytes) -> bool:
     try:
-        return not (_BACKSLASH in text or _QUOTE in text) and text.decode().isprintable()
+        return text.decode().isprintable()
     except UnicodeDecodeError:
         return False

@@ -7,7 +7,7 @@ same way. Hashes are chained, so that equal hash k means equal text up to chunk 
 from array import array
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 from zlib import crc32
 
 from router.openai.body import Body
@@ -15,15 +15,15 @@ from router.openai.checks import objects, out_of_range, wrong
 from router.openai.errors import invalid_request
 
 # About 64 tokens of English: four KV blocks of 16, fine enough to tell prompts apart and coarse enough to index.
-CHUNK_CHARS = 256
-CHUNK_TOKENS = 64
+CHUNK_CHARS: Final = 256
+CHUNK_TOKENS: Final = 64
 # 128 Ki characters of prefix; what differs only beyond it shares what counts.
-MAX_CHUNKS = 512
-MAX_MESSAGES = 4096
-MAX_PARTS = 4096  # of one message's content
-MAX_TOOLS = 1024
-MAX_INPUTS = 2048  # OpenAI's bound for embeddings; each is a sequence of its own
-_MAX_TOKEN_ID = 2**32 - 1
+MAX_CHUNKS: Final = 512
+MAX_MESSAGES: Final = 4096
+MAX_PARTS: Final = 4096  # of one message's content
+MAX_TOOLS: Final = 1024
+MAX_INPUTS: Final = 2048  # OpenAI's bound for embeddings; each is a sequence of its own
+_MAX_TOKEN_ID: Final = 2**32 - 1
 
 
 class Prompt(NamedTuple):

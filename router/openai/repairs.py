@@ -3,10 +3,10 @@
 Edits decoded objects in place. Whether a stream is whole is not decided here.
 """
 
-from typing import Any
+from typing import Any, Final
 
-ROLE = "assistant"
-_CONTENT = ("content", "reasoning", "reasoning_content", "refusal", "tool_calls", "function_call", "audio")
+ROLE: Final = "assistant"
+_CONTENT: Final = ("content", "reasoning", "reasoning_content", "refusal", "tool_calls", "function_call", "audio")
 
 
 def repair_chat_choice(choice: dict[str, Any], *, first: bool) -> bool:

@@ -7,7 +7,7 @@ above all. Knows no queue and no replica.
 import json
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Final
 
 from batching.request import ServiceTier
 from config.schema import ModelKind
@@ -17,14 +17,16 @@ from router.openai.call_spec import CallSpec
 from router.openai.errors import invalid_request
 from router.openai.prompt import Prompt, read_messages, read_prompt
 
-MAX_CHOICES = 8  # `n` and `best_of`: each choice is a sequence slot and KV blocks of its own
-MAX_STOP = 16
-MAX_LOGPROBS = 20  # OpenAI's bound for `top_logprobs`; engines build a sorted list of so many for each token
-MAX_MODEL_CHARS = 256
-MAX_KEY_CHARS = 256  # of an affinity key: longer ones are no identifier
-COMPLETION_TOKENS = 16  # `max_tokens` of /v1/completions where the client sends none (OpenAI's and vLLM's default)
+MAX_CHOICES: Final = 8  # `n` and `best_of`: each choice is a sequence slot and KV blocks of its own
+MAX_STOP: Final = 16
+MAX_LOGPROBS: Final = 20  # OpenAI's bound for `top_logprobs`; engines build a sorted list of so many for each token
+MAX_MODEL_CHARS: Final = 256
+MAX_KEY_CHARS: Final = 256  # of an affinity key: longer ones are no identifier
+COMPLETION_TOKENS: Final = (
+    16  # `max_tokens` of /v1/completions where the client sends none (OpenAI's and vLLM's default)
+)
 
-SERVICE_TIERS: Mapping[str, ServiceTier] = MappingProxyType(
+SERVICE_TIERS: Final[Mapping[str, ServiceTier]] = MappingProxyType(
     {
         "priority": ServiceTier.PRIORITY,
         "fast": ServiceTier.PRIORITY,
@@ -35,10 +37,10 @@ SERVICE_TIERS: Mapping[str, ServiceTier] = MappingProxyType(
         "flex": ServiceTier.FLEX,
     }
 )
-_TIER_NAMES = tuple(SERVICE_TIERS)
+_TIER_NAMES: Final = tuple(SERVICE_TIERS)
 
 # They let a stranger read files, run code paths, poison or probe caches of an engine (docs/api.md); stripped unless trusted.
-RISKY_FIELDS = frozenset(
+RISKY_FIELDS: Final = frozenset(
     {
         "cache_salt",
         "chat_template",
@@ -50,11 +52,11 @@ RISKY_FIELDS = frozenset(
     }
 )
 # Where a request goes is the operator's to say: CVE-2024-6587 was a key sent to the host that a body had named.
-_ADDRESS_FIELDS = frozenset(
+_ADDRESS_FIELDS: Final = frozenset(
     {"api_base", "api_host", "api_url", "azure_endpoint", "base_url", "custom_host", "endpoint_url", "host_url"}
 )
 # The strongest first; None of them: the prefix itself decides.
-_AFFINITY = (
+_AFFINITY: Final = (
     ("body", "prompt_cache_key"),
     ("head", "x-session-id"),
     ("body", "session_id"),
@@ -65,13 +67,13 @@ _AFFINITY = (
     ("body", "safety_identifier"),
     ("body", "user"),
 )
-_PRIORITY = frozenset({"priority"})
-_RISKY_OR_PRIORITY = RISKY_FIELDS | _PRIORITY
-_NO_FIELDS: frozenset[str] = frozenset()
-_USAGE_ASKED = b'{"include_usage":true}'
+_PRIORITY: Final = frozenset({"priority"})
+_RISKY_OR_PRIORITY: Final = RISKY_FIELDS | _PRIORITY
+_NO_FIELDS: Final[frozenset[str]] = frozenset()
+_USAGE_ASKED: Final = b'{"include_usage":true}'
 # OpenAI's ranges; engines that allow more get their own names for it (`top_k`, `min_p`, ...).
-_SAMPLING = (("temperature", 0, 2), ("top_p", 0, 1), ("presence_penalty", -2, 2), ("frequency_penalty", -2, 2))
-_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+_SAMPLING: Final = (("temperature", 0, 2), ("top_p", 0, 1), ("presence_penalty", -2, 2), ("frequency_penalty", -2, 2))
+_NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 def read_chat(body: Body, headers: Mapping[str, str] = _NO_HEADERS) -> CallSpec:
@@ -106,7 +108,7 @@ def read_embedding(body: Body, headers: Mapping[str, str] = _NO_HEADERS) -> Call
     return _spec(fields, headers, model, prompt, kind=ModelKind.EMBEDDING)
 
 
-READERS: Mapping[str, Callable[[Body, Mapping[str, str]], CallSpec]] = MappingProxyType(
+READERS: Final[Mapping[str, Callable[[Body, Mapping[str, str]], CallSpec]]] = MappingProxyType(
     {"/v1/chat/completions": read_chat, "/v1/completions": read_completion, "/v1/embeddings": read_embedding}
 )
 

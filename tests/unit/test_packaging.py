@@ -84,3 +84,15 @@ def test_no_interpreted_class_inherits_from_a_compiled_one() -> None:
             bases = {(node.name, base.id) for node in classes for base in node.bases if isinstance(base, ast.Name)}
             found += [f"{path}: {name} inherits from {base}" for name, base in bases if base in from_compiled]
     assert found == []
+
+
+def test_no_compiled_module_has_a_final_tuple_of_floats() -> None:
+    """Mypyc compiles a look at one into an error, `value for final name was not set`; without Final it is looked up by name."""
+    found = []
+    for path in runpy.run_path(str(ROOT / "setup.py"))["modules"]():
+        for node in ast.walk(ast.parse((ROOT / path).read_text())):
+            if isinstance(node, ast.AnnAssign) and "Final" in ast.unparse(node.annotation):
+                values = node.value.elts if isinstance(node.value, ast.Tuple) else []
+                if values and all(isinstance(one, ast.Constant) and isinstance(one.value, float) for one in values):
+                    found.append(f"{path}:{node.lineno}")
+    assert found == []
