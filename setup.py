@@ -10,7 +10,7 @@ import os
 from setuptools import Extension, setup
 
 COMPILED = {
-    "backends": "breaker progress vllm",
+    "backends": "alarms breaker progress vllm",
     "backends/upstream": "connection pool response sse",
     "batching": (
         "admission arrears audit backlog blocks capacity column_placement columns crowd decision_record decisions dispatching drain "

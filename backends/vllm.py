@@ -37,6 +37,8 @@ class HttpReply:
         self._response = response
         self.status = response.status
         self.content_type = response.headers.get("content-type", "")
+        if response.status < HTTPStatus.BAD_REQUEST:  # a refusal may say when to come back; nothing else is asked for
+            response.forget_head()
 
     @property
     def headers(self) -> Mapping[str, str]:

@@ -319,7 +319,6 @@ class Attempts:
             timeline,
             gaps=meters.gaps,
             overhead=self._overhead,
-            headers=exchange.stream_headers,
             begins=claim,
             heard=Heard(exchange, lease, meters, self._report, self._admission),
             silence=silence,

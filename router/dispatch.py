@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Final
 
+from backends.alarms import Alarms
 from backends.backend import Backend
 from batching.bill import Account, Bill
 from batching.request import NOWHERE, Outcome, Rejected, ReplicaId, Request, RequestId, ServiceTier
@@ -78,6 +79,7 @@ class Dispatcher:
         self._admission = admission
         self._report = report
         self._overhead = overhead
+        self._alarms = Alarms()
         self._active: set[Exchange] = set()
 
     def configure(self, config: Config) -> None:
@@ -183,7 +185,7 @@ class Dispatcher:
                 exchange.client, lambda: exchange.document_headers(asyncio.get_running_loop().time())
             )
         exchange.journal = self._calls.journal(body, exchange)
-        silence = KeepAlive(exchange.client, limits.keepalive_comment_s, exchange.stream_headers)
+        silence = KeepAlive(exchange.client, limits.keepalive_comment_s, exchange.stream_headers, self._alarms)
         try:
             await self._attempts(exchange, body, silence)
         finally:

@@ -13,7 +13,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from router.body_budget import BodyBudget
 from router.client import JSON_HEADERS, Client, Headers
-from router.inbound import Handler, Inbound, answer, header_map, request_id
+from router.inbound import Handler, Inbound, answer, read_headers, request_id
 from router.openai.errors import body_timeout
 from router.tenants.caller import Caller
 from router.tenants.gate import Gate
@@ -112,13 +112,13 @@ class HotCycle(Client):
             request_id=self.request_id,
             path=self._path,
             body=parts[0] if len(parts) == 1 else b"".join(parts),
-            headers=header_map(headers),
+            headers=read_headers(headers),
             received_s=self._received_s,
             whole_s=perf_counter(),
             caller=self._caller,
         )
         tasks = self._connection.tasks  # uvicorn waits for them when it stops
-        self._task = task = self._connection.loop.create_task(self._serve(inbound))
+        self._task = task = self._connection.loop.create_task(self._serve(inbound), name="request")
         tasks.add(task)
         task.add_done_callback(tasks.discard)
 

@@ -8,6 +8,7 @@ import re
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final, Protocol
 
 from router.client import JSON_HEADERS, Client, ClientGone
@@ -18,12 +19,21 @@ log = logging.getLogger("penstock")
 
 HOT_PATHS: Final = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings"})
 _ID_HEADERS: Final = (b"x-request-id", b"x-client-request-id")  # the first counts before the second
+# All that is read of a request's head once its body has come; whoever reads another names it here. The rest would be kept, keys and all.
+_READ: Final = {
+    name.encode(): name
+    for name in (
+        "traceparent", "tracestate", "x-stainless-read-timeout", "x-stainless-retry-count",
+        "x-session-id", "x-openwebui-chat-id", "x-claude-code-session-id", "session-id", "thread-id",
+    )
+}  # fmt: skip
 _VISIBLE_ASCII: Final = re.compile(rb"[\x21-\x7e]{1,128}")
+_NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 @dataclass(init=False, slots=True)
 class Inbound:
-    """`headers` has lower-case names, the last of each counts. `received_s`: when the head was read, on the loop's clock.
+    """`headers` has those that anybody reads, by lower-case names; the last of each counts. `received_s`: when the head was read, on the loop's clock.
 
     `whole_s`: when its body was whole, on `time.perf_counter`; None: nobody noted it.
     `caller`: who asks; None: nobody is asked for a key.
@@ -89,8 +99,13 @@ def head_bytes(headers: Iterable[tuple[bytes, bytes]]) -> int:
 
 
 def header_map(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
-    """As `Inbound.headers`; the names are lower-case already."""
+    """By name; the names are lower-case already."""
     return {name.decode("latin-1"): value.decode("latin-1") for name, value in headers}
+
+
+def read_headers(headers: Iterable[tuple[bytes, bytes]]) -> Mapping[str, str]:
+    """As `Inbound.headers`."""
+    return {_READ[name]: value.decode("latin-1") for name, value in headers if name in _READ} or _NO_HEADERS
 
 
 def request_id(headers: Iterable[tuple[bytes, bytes]]) -> str:

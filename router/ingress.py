@@ -17,7 +17,7 @@ from config.tenants import Scope as KeyScope
 from router.asgi_client import AsgiClient
 from router.body_budget import BodyBudget
 from router.client import JSON_HEADERS, Client, ClientGone
-from router.inbound import HOT_PATHS, Handler, Inbound, answer, header_map, request_id
+from router.inbound import HOT_PATHS, Handler, Inbound, answer, header_map, read_headers, request_id
 from router.openai.errors import (
     ApiError,
     Case,
@@ -121,7 +121,7 @@ class HotPath:
             request_id=client.request_id,
             path=path,
             body=body,
-            headers=headers,
+            headers=read_headers(scope["headers"]),
             received_s=received_s,
             whole_s=perf_counter(),
             caller=caller,

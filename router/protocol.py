@@ -34,11 +34,13 @@ def protocol_with(
     header_timeout_s: float, write_stall_timeout_s: float = 60.0, plane: HotPlane | None = None
 ) -> type[HttpToolsProtocol]:
     """The protocol class for `uvicorn.Config(http=...)`; with a `plane`, hot requests are served by their connection."""
+    addresses: dict[Any, Any] = {}
 
     class PenstockProtocol(_HeadGuard):
         _head_timeout_s = header_timeout_s
         _flush_timeout_s = write_stall_timeout_s
         _plane = plane
+        _addresses = addresses
 
     return PenstockProtocol
 
@@ -74,6 +76,7 @@ class _HeadGuard(HttpToolsProtocol):
     _head_timeout_s: float
     _flush_timeout_s: float
     _plane: HotPlane | None = None
+    _addresses: dict[Any, Any]  # our own, each once: a few for thousands of connections
     cycle: RequestResponseCycle | HotCycle  # type: ignore[assignment]  # the latter has what uvicorn asks of a cycle
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -91,6 +94,7 @@ class _HeadGuard(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)  # type: ignore[arg-type]
+        self.server = self._addresses.setdefault(self.server, self.server)
         self.flow = _Flow(self.transport)
         if self._plane is not None:
             self.transport.set_write_buffer_limits(high=self._plane.buffer_bytes)

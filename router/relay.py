@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Final, Protocol
 
+from backends.alarms import Alarm, Alarms
 from backends.backend import EngineReply, UpstreamError
 from metrics.histogram import Series
 from metrics.overhead import EVERY, Overhead
@@ -42,20 +43,21 @@ class KeepAlive:
     It says nothing before `begin`, the first placement: a request that was never placed can still be refused with a status.
     """
 
-    def __init__(self, client: Client, interval_s: float, headers: Callable[[], Headers]) -> None:
+    def __init__(self, client: Client, interval_s: float, headers: Callable[[], Headers], alarms: Alarms) -> None:
         self._client = client
+        self._alarms = alarms
         self._interval_s = interval_s
-        self._headers = headers
+        self.headers = headers
         self._loop = asyncio.get_running_loop()
         self.last_s = 0.0  # when something came last, as the relay writes it; who is silent is found by it
         self._said_s = 0.0  # when a comment was written last
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: Alarm | None = None
 
     def begin(self) -> None:
         """The request was placed: from now on silence counts. Again on a later attempt: what was committed stays."""
         self.last_s = self._loop.time()
         if self._timer is None:
-            self._timer = self._loop.call_later(self._interval_s, self._fire)
+            self._timer = self._alarms.call_at(self.last_s + self._interval_s, self._fire)
 
     def pause(self) -> None:
         """Back in the queue: with nothing committed yet, silence again."""
@@ -74,11 +76,11 @@ class KeepAlive:
             self._said_s = now
             due_s = now + self._interval_s
             self._write()
-        self._timer = self._loop.call_at(due_s, self._fire)
+        self._timer = self._alarms.call_at(due_s, self._fire)
 
     def _write(self) -> None:
         if not self._client.started:
-            self._client.start(200, self._headers())
+            self._client.start(200, self.headers())
         if not self._client.full:  # what is kept for it will do
             self._client.write(KEEP_ALIVE)
 
@@ -101,7 +103,7 @@ class Relay:
     """
 
     __slots__ = (
-        "_before", "_begins", "_chunks", "_client", "_clock", "_first", "_gaps", "_headers", "_heard", "_overhead", "_reads",
+        "_before", "_begins", "_chunks", "_client", "_clock", "_first", "_gaps", "_heard", "_overhead", "_reads",
         "_silence", "_timeline", "_told",
         "closed", "drained", "forwarded",
     )  # fmt: skip
@@ -114,7 +116,6 @@ class Relay:
         *,
         gaps: Series,
         overhead: Overhead,
-        headers: Callable[[], Headers],
         begins: Callable[[], None],
         heard: Listener,
         silence: KeepAlive,
@@ -128,7 +129,6 @@ class Relay:
         self._overhead = overhead.relay
         self._clock = overhead.clock
         self._reads = overhead.phase()
-        self._headers = headers
         self._begins = begins
         self._heard = heard
         self._silence = silence
@@ -186,7 +186,7 @@ class Relay:
     def _begin(self) -> None:
         self._begins()
         if not self._client.started:
-            self._client.start(200, self._headers())
+            self._client.start(200, self._silence.headers())
         self.forwarded = True
 
     def _count(self, tokens: int, now: float) -> None:

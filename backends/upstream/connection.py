@@ -9,10 +9,20 @@ from typing import Final, Protocol, cast
 
 import httptools
 
+from backends.alarms import Alarms
 from backends.backend import ClosedEarly, StreamCut
 from backends.upstream.response import Patience, Response
 
 _MAX_HEAD_BYTES: Final = 64 * 1024  # as much as uvicorn and nginx take in a request; engines send below 1 kB
+# What is read of an answer's head, here or by a backend; the rest is nobody's business and not kept.
+_READ_HEADERS: Final = {
+    name.encode(): name for name in ("content-type", "content-length", "transfer-encoding", "retry-after")
+}
+# What they mostly say, once for all connections.
+_USUAL_VALUES: Final = {
+    value.encode(): value
+    for value in ("application/json", "text/event-stream; charset=utf-8", "text/event-stream", "chunked")
+}
 _EVENT_END: Final = b"\n\n\r\n"  # and of its chunk
 
 
@@ -50,9 +60,10 @@ def encode_head(method: str, target: str, host: str, headers: Mapping[str, str],
 class Connection(asyncio.Protocol):
     """Serves one request at a time. Also the callbacks of its parser: on_message_begin to on_message_complete."""
 
-    def __init__(self, owner: Owner, *, loop: asyncio.AbstractEventLoop, buffer_bytes: int) -> None:
+    def __init__(self, owner: Owner, *, loop: asyncio.AbstractEventLoop, alarms: Alarms, buffer_bytes: int) -> None:
         self._owner = owner
         self._loop = loop
+        self._alarms = alarms
         self._buffer_bytes = buffer_bytes
         self._parser = httptools.HttpResponseParser(self)
         self._transport: asyncio.Transport | None = None
@@ -79,7 +90,9 @@ class Connection(asyncio.Protocol):
         """Send a request, its head and its body; the answer, or why there is none, comes through the Response."""
         assert self._response is None, "a connection serves one request at a time"
         self._begin_answer()
-        response = Response(self, loop=self._loop, patience=patience, buffer_bytes=self._buffer_bytes)
+        response = Response(
+            self, loop=self._loop, alarms=self._alarms, patience=patience, buffer_bytes=self._buffer_bytes
+        )
         if self._transport is None or self._transport.is_closing():
             response.fail(ClosedEarly("the engine closed the connection before the request"))
             return response
@@ -169,8 +182,9 @@ class Connection(asyncio.Protocol):
             raise _Unreadable  # a second answer to one request
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._has_head:  # trailers are dropped
-            self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+        known = None if self._has_head else _READ_HEADERS.get(name.lower())  # trailers are dropped
+        if known is not None:
+            self._headers[known] = _USUAL_VALUES.get(value) or value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
@@ -185,6 +199,7 @@ class Connection(asyncio.Protocol):
         self._has_head = True
         if self._response is not None:
             self._response.begin(status, self._headers)
+            self._headers = {}
 
     def on_body(self, data: bytes) -> None:
         self._between = False

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from aiohappyeyeballs import start_connection
 
+from backends.alarms import Alarms
 from backends.backend import ClosedEarly, ConnectFailed
 from backends.upstream.connection import Connection, encode_head
 from backends.upstream.response import Patience, Response
@@ -58,6 +59,7 @@ class Pool:
         self._patience = Patience(
             first_byte_timeout_s=settings.first_byte_timeout_s, stall_timeout_s=settings.stall_timeout_s
         )
+        self._alarms = Alarms()
         self._open: set[Connection] = set()
         self._idle: dict[Connection, None] = {}  # oldest first: both ends and any middle are reached in O(1)
         self._expiry: asyncio.TimerHandle | None = None
@@ -134,7 +136,7 @@ class Pool:
         loop = asyncio.get_running_loop()
 
         def protocol() -> Connection:
-            return Connection(self, loop=loop, buffer_bytes=self._settings.buffer_bytes)
+            return Connection(self, loop=loop, alarms=self._alarms, buffer_bytes=self._settings.buffer_bytes)
 
         try:
             async with _Patient(loop, self._settings.connect_timeout_s):
@@ -154,17 +156,13 @@ class Pool:
     async def _connect_tcp(self, loop: asyncio.AbstractEventLoop, protocol: Callable[[], Connection]) -> Connection:
         host, port = self._address
         if _is_literal(host):
-            transport, connection = await loop.create_connection(protocol, host, port, ssl=self._tls)
+            _, connection = await loop.create_connection(protocol, host, port, ssl=self._tls)
         else:
             addresses = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
             # By a library because uvloop, unlike asyncio, tries one address after the other.
             wire = await start_connection(addresses, happy_eyeballs_delay=_NEXT_ADDRESS_S, loop=loop)
             name = host if self._tls else None
-            transport, connection = await loop.create_connection(
-                protocol, sock=wire, ssl=self._tls, server_hostname=name
-            )
-        # Events are small and each is wanted now; asyncio sets it too, other loops may not.
-        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            _, connection = await loop.create_connection(protocol, sock=wire, ssl=self._tls, server_hostname=name)
         return connection
 
     def _take_idle(self) -> Connection | None:

@@ -6,9 +6,13 @@ Decides when an engine has been silent for too long, and when its connection may
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from types import MappingProxyType
+from typing import Final, Protocol
 
+from backends.alarms import Alarm, Alarms
 from backends.backend import FirstByteTimeout, Sink, StreamCut, UpstreamError
+
+_NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +44,7 @@ class Response:
     """
 
     __slots__ = (
+        "_alarms",
         "_began_s",
         "_buffer_bytes",
         "_buffered_bytes",
@@ -61,11 +66,20 @@ class Response:
         "status",
     )
 
-    def __init__(self, wire: Wire, *, loop: asyncio.AbstractEventLoop, patience: Patience, buffer_bytes: int) -> None:
+    def __init__(
+        self,
+        wire: Wire,
+        *,
+        loop: asyncio.AbstractEventLoop,
+        alarms: Alarms,
+        patience: Patience,
+        buffer_bytes: int,
+    ) -> None:
         self.status = 0
-        self.headers: Mapping[str, str] = {}
+        self.headers: Mapping[str, str] = _NO_HEADERS
         self._wire: Wire | None = wire
         self._loop = loop
+        self._alarms = alarms
         self._patience = patience
         self._buffer_bytes = buffer_bytes
         self._chunks: list[bytes] = []
@@ -80,7 +94,7 @@ class Response:
         self._waiter: asyncio.Future[None] | None = None
         self._began_s = loop.time()
         self._waiting_since_s = self._began_s
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: Alarm | None = None
 
     # The reader's side.
 
@@ -148,6 +162,10 @@ class Response:
         self.status, self.headers, self._has_head = status, headers, True
         self._wake()
 
+    def forget_head(self) -> None:
+        """Its headers are read, and would be kept for as long as a stream runs."""
+        self.headers = _NO_HEADERS
+
     def feed(self, data: bytes) -> None:
         if not self._underway:
             self._underway = True
@@ -158,7 +176,7 @@ class Response:
             return
         now = self._waiting_since_s = self._loop.time()
         if self._timer is None:
-            self._timer = self._loop.call_at(self._due_s(), self._check_silence)
+            self._timer = self._alarms.call_at(self._due_s(), self._check_silence)
         try:
             if sink.feed(data, now):
                 return
@@ -185,7 +203,7 @@ class Response:
         if done:
             self._waiting_since_s = now
             if self._timer is None:
-                self._timer = self._loop.call_at(self._due_s(), self._check_silence)
+                self._timer = self._alarms.call_at(self._due_s(), self._check_silence)
             self._hold_back(sink)
         return done
 
@@ -240,7 +258,7 @@ class Response:
         self._waiting_since_s = self._loop.time()
         self._waiter = self._loop.create_future()
         if self._timer is None:
-            self._timer = self._loop.call_at(self._due_s(), self._check_silence)
+            self._timer = self._alarms.call_at(self._due_s(), self._check_silence)
         try:
             await self._waiter
         finally:
@@ -261,9 +279,10 @@ class Response:
             return  # the reader is what we wait for; its next wait arms the timer again
         due_s = self._due_s()
         if self._paused and self._sink is not None:
-            self._timer = self._loop.call_later(self._patience.stall_timeout_s, self._check_silence)
+            again_s = self._loop.time() + self._patience.stall_timeout_s
+            self._timer = self._alarms.call_at(again_s, self._check_silence)
         elif self._loop.time() < due_s:
-            self._timer = self._loop.call_at(due_s, self._check_silence)
+            self._timer = self._alarms.call_at(due_s, self._check_silence)
         elif self._underway:
             self.fail(StreamCut(f"stalled: nothing for {self._patience.stall_timeout_s:g} s"))
         else:

@@ -54,7 +54,7 @@ class ChunkFilter:
         expected_choices: int,
         chat: bool,
         journal: Journal | None = None,
-        known: set[bytes] | None = None,
+        known: dict[bytes, bytes] | None = None,
     ) -> None:
         self.tokens = 0  # with content, by their ids; events, a choice each, where no ids come: an estimate until `usage` is there
         self.usage: Usage | None = None  # of the whole answer

@@ -49,18 +49,21 @@ class Mould:
         "reasoning",
     )
 
-    def __init__(self, data: bytes, start: int, plain: re.Match[bytes], known: set[bytes] | None = None) -> None:
+    def __init__(
+        self, data: bytes, start: int, plain: re.Match[bytes], known: dict[bytes, bytes] | None = None
+    ) -> None:
         """`plain`: a match with a text, of the event that begins at `start`. `known`: short texts that stand as they are; gets more of them.
 
         Tokens are a few thousand different ones, and looking one up takes a third of what looking through it does.
         """
-        self._known = set() if known is None else known
+        self._known = known = {} if known is None else known
         text_at, text_end = plain.span(TEXT)
         ids_at, ids_end = plain.span(IDS)
         self.has_ids = ids_at >= 0
         self._before_text = data[start:text_at]
         self._before_bytes = text_at - start
-        self._after_text = data[text_end : ids_at if self.has_ids else plain.end()]
+        after = data[text_end : ids_at if self.has_ids else plain.end()]
+        self._after_text = known.setdefault(after, after)  # the same in all streams
         self._after_bytes = len(self._after_text)
         self._after_ids = data[ids_end : plain.end()] if self.has_ids else b""
         self._member_bytes = ids_at - plain.start(ID_MEMBER) if self.has_ids else 0  # of the ids' member, before them
@@ -102,7 +105,7 @@ class Mould:
         if text.strip(_USUAL) and (_BACKSLASH in text or _QUOTE in text or not _is_printable(text)):
             return False
         if len(text) <= _TOKEN_BYTES and len(self._known) < _TOKENS:
-            self._known.add(text)
+            self._known[text] = text
         return True
 
     def _read_ids(self, data: bytes, ids_at: int, text: bytes) -> tuple[int, bytes, bytes | None]:

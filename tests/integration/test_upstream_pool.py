@@ -468,3 +468,21 @@ def test_closing_the_pool_ends_what_runs(run: Run):
                 await post(pool)
 
     run(scenario())
+
+
+def test_the_loop_sends_small_writes_at_once(run: Run):
+    """Which the pool relies on, by address or by a socket that it was given: a request must not wait for an acknowledgement."""
+
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        async with ScriptedServer(never_answers) as server:
+            port = int(server.address.rpartition(":")[2])
+            wire = socket.create_connection(("127.0.0.1", port))
+            wire.setblocking(False)
+            given, _ = await loop.create_connection(asyncio.Protocol, sock=wire)
+            opened, _ = await loop.create_connection(asyncio.Protocol, "127.0.0.1", port)
+            for transport in (given, opened):
+                assert transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
+                transport.abort()
+
+    run(scenario())

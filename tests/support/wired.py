@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Iterable
 
+from backends.alarms import Alarms
 from backends.upstream.connection import Connection
 from backends.upstream.response import Patience, Response
 
@@ -52,7 +53,7 @@ class Wired:
 
     def __init__(self, *, buffer_bytes: int = 1000) -> None:
         self.log: list[str] = []
-        self.connection = Connection(self, loop=asyncio.get_running_loop(), buffer_bytes=buffer_bytes)
+        self.connection = Connection(self, loop=asyncio.get_running_loop(), alarms=Alarms(), buffer_bytes=buffer_bytes)
         self.transport = RecordingTransport(self.connection)
         self.connection.connection_made(self.transport)
 

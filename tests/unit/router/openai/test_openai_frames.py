@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
+from backends.alarms import Alarms
 from metrics.catalog import Metrics
 from metrics.histogram import Series
 from metrics.overhead import Overhead
@@ -138,10 +139,9 @@ class Stream:
             self.timeline,
             gaps=Series((1.0,)),
             overhead=overhead(),
-            headers=lambda: headers,
             begins=lambda: None,
             heard=self.heard,
-            silence=KeepAlive(client, 1000, lambda: headers),
+            silence=KeepAlive(client, 1000, lambda: headers, Alarms()),
         )
         self.client = client
         self.wired = Wired(buffer_bytes=1 << 20)
