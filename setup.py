@@ -1,8 +1,9 @@
 """Metadata is in pyproject.toml. With PENSTOCK_COMPILED=1 the hot path is compiled to machine code by mypyc (docs/compiled.md, `make wheel`).
 
 What is compiled is what a placement and a token pass through. Not the modules whose classes msgspec reads and writes, as it knows no
-compiled classes, and of those with asyncio only the leaves: `router.dispatch`, `router.attempt` and the like gain nothing, and mypyc
-takes what mypy has narrowed for true after an `await`, too. Pure Python is what everything else runs, and nearly all tests.
+compiled classes, and none whose coroutines wait in an `except` or a `finally`, as `router.dispatch`, `router.attempt` and the like do: mypyc
+looks there for the exception at hand in a place where another coroutine's may be. `tests/unit/test_packaging.py` holds what is known of
+such traps. Pure Python is what everything else runs, and nearly all tests.
 """
 
 import os
@@ -19,10 +20,7 @@ COMPILED = {
         "request retry_budget scheduler seen shelf step_prior strain ticket watched_load window"
     ),
     "metrics": "count handles histogram overhead timeline",
-    "router": (
-        "admission asgi_client attempt calls client collected dispatch exchange failed heard hot_cycle inbound moves race relay report "
-        "usage"
-    ),
+    "router": "admission asgi_client calls client collected exchange heard hot_cycle inbound relay report usage",
     "router/tracing": "content",  # its journal is one of those compiled ones
     "router/openai": "body checks chunks continuation events journal plain prompt repairs request stops usage",
 }

@@ -136,8 +136,8 @@ class Attempts:
         except RelayFailed as failed:
             attempt = failed.outcome
             raise self._broken(exchange, lease, failed) from failed
-        except AttemptFailed as failed:
-            attempt = failed.label
+        except AttemptFailed as refused:
+            attempt = refused.label
             raise
         except (asyncio.CancelledError, ClientGone, Superseded):
             outcome, attempt = Outcome.CANCELLED, "hedged" if race.superseded and opened is None else "cancelled"
@@ -208,8 +208,8 @@ class Attempts:
             self._on_suspect(lease.replica)
         except RelayFailed as failed:
             attempt = failed.outcome
-        except AttemptFailed as failed:
-            attempt = failed.label
+        except AttemptFailed as refused:
+            attempt = refused.label
         except asyncio.CancelledError:
             outcome, attempt = Outcome.CANCELLED, "hedged"
             raise

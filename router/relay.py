@@ -268,8 +268,8 @@ async def read_document(reply: EngineReply, *, chat: bool) -> Document:
         raise RelayFailed(upstream_lost(), forwarded=False, outcome=error.outcome) from error
     try:
         document = check_document(b"".join(parts), chat=chat)
-    except ApiError as error:
-        raise RelayFailed(error, forwarded=False, outcome="garbled") from error
+    except ApiError as garbled:
+        raise RelayFailed(garbled, forwarded=False, outcome="garbled") from garbled
     if not document.finished:
         raise RelayFailed(upstream_lost(), forwarded=False, outcome="stream_cut")
     return document

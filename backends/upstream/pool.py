@@ -144,8 +144,8 @@ class Pool:
                     _, connection = await loop.create_unix_connection(protocol, self._path)
                 else:
                     connection = await self._connect_tcp(loop, protocol)
-        except TimeoutError as error:
-            raise ConnectFailed(f"no connection within {self._settings.connect_timeout_s:g} s") from error
+        except TimeoutError as late:
+            raise ConnectFailed(f"no connection within {self._settings.connect_timeout_s:g} s") from late
         except OSError as error:
             raise ConnectFailed(_reason(error)) from error
         if self._closed:

@@ -145,8 +145,8 @@ def _read_warily(raw: bytes, max_depth: int) -> dict[str, Any]:
         raise _malformed(text, e.msg, e.pos) from None
     except RecursionError:
         raise _too_deep(max_depth) from None
-    except ValueError as e:  # int() refuses more digits than sys.get_int_max_str_digits(): quadratic time
-        raise invalid_request("An integer in the request body has too many digits; shorten it.") from e
+    except ValueError as why:  # int() refuses more digits than sys.get_int_max_str_digits(): quadratic time
+        raise invalid_request("An integer in the request body has too many digits; shorten it.") from why
 
 
 def _decode(raw: bytes) -> str:

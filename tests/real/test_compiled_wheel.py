@@ -19,8 +19,17 @@ pytestmark = [pytest.mark.real, pytest.mark.timeout(3600)]  # mypy, mypyc and th
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ("config", "metrics", "batching", "backends", "router")
 BESIDE = ("setup.py", "pyproject.toml", "README.md", "LICENSE")
-# The contract, and the unit tests of what cuts bytes: of a slice that ends before it begins compiled code makes an error.
-_ON_THE_WHEEL = ("tests/conformance", "tests/unit/router/openai", "tests/unit/backends/test_sse.py")
+# The contract; the unit tests of what cuts bytes: of a slice that ends before it begins compiled code makes an error; and whole gateways
+# in virtual time, where engines fail, freeze and go: of what mypyc makes of exceptions in coroutines nothing else tells.
+_ON_THE_WHEEL = ("tests/conformance", "tests/unit/router/openai", "tests/unit/backends", "tests/sim")
+# These put functions of their own in the place of methods, which compiled objects do not allow.
+_REPLACES = (
+    "tests/sim/test_frozen_under_load.py",
+    "tests/sim/test_shared_learned.py",
+    "tests/sim/test_shared_suspicion.py",
+    "tests/sim/test_suspicion.py",
+    "tests/sim/test_hedged_requests.py::test_a_second_replica_that_is_removed_before_it_is_asked",
+)
 PENSTOCK = "import sys; from router.cli import main; sys.exit(main())"
 
 
@@ -114,6 +123,7 @@ def test_it_passes_what_the_wire_is_held_to(compiled: Path, tmp_path: Path):
     ).stdout
     assert [Path(file).suffix for file in where.split() if file.startswith(str(tmp_path))] == [".so", ".so"]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not real", *_ON_THE_WHEEL]
+    command += [f"--deselect={name}" for name in _REPLACES]
     made = subprocess.run(command, cwd=tmp_path, check=False, capture_output=True, text=True)
     assert made.returncode == 0, made.stdout[-8000:]
     assert re.search(r"[1-9][0-9]{2,} passed", made.stdout), made.stdout[-500:]

@@ -86,6 +86,41 @@ def test_no_interpreted_class_inherits_from_a_compiled_one() -> None:
     assert found == []
 
 
+def test_no_compiled_coroutine_waits_while_it_handles_an_exception() -> None:
+    """After an `await` in a `finally` mypyc raises again whatever the thread handles, perhaps what a caller's caller has caught."""
+    found = []
+    for path in runpy.run_path(str(ROOT / "setup.py"))["modules"]():
+        for function in ast.walk(ast.parse((ROOT / path).read_text())):
+            if not isinstance(function, ast.AsyncFunctionDef):
+                continue
+            tries = [node for node in ast.walk(function) if isinstance(node, ast.Try)]
+            handling = [
+                step for one in tries for step in (*one.finalbody, *(step for h in one.handlers for step in h.body))
+            ]
+            waits = [
+                node
+                for step in handling
+                for node in ast.walk(step)
+                if isinstance(node, ast.Await | ast.AsyncWith | ast.AsyncFor)
+            ]
+            found += [f"{path}:{node.lineno}: {function.name}" for node in waits]
+    assert found == []
+
+
+def test_a_name_in_a_compiled_function_holds_one_kind_of_exception() -> None:
+    """In a coroutine mypyc keeps the kind that it saw first: `except A as e: ... except B as e:` raises TypeError where B is caught."""
+    found = []
+    for path in runpy.run_path(str(ROOT / "setup.py"))["modules"]():
+        for function in ast.walk(ast.parse((ROOT / path).read_text())):
+            if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+                held: dict[str, set[str]] = {}
+                for node in ast.walk(function):
+                    if isinstance(node, ast.ExceptHandler) and node.name and node.type:
+                        held.setdefault(node.name, set()).add(ast.unparse(node.type))
+                found += [f"{path}: {function.name}: {name}" for name, kinds in held.items() if len(kinds) > 1]
+    assert found == []
+
+
 def test_no_compiled_module_has_a_final_tuple_of_floats() -> None:
     """Mypyc compiles a look at one into an error, `value for final name was not set`; without Final it is looked up by name."""
     found = []
