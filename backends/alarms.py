@@ -39,7 +39,9 @@ class Alarms:
     """Of one event loop. Callbacks are called by the loop itself, each on its own: one that raises disturbs nobody."""
 
     def __init__(self) -> None:
-        self._heap: list[tuple[float, int, Alarm]] = []  # no more than twice those that were not called off
+        self._heap: list[
+            tuple[float, int, Alarm]
+        ] = []  # no more than a quarter above those that were not called off, a few aside
         self._sweep_at = _SMALLEST_SWEEP
         self._made = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -63,7 +65,7 @@ class Alarms:
     def _sweep(self) -> None:
         self._heap = [entry for entry in self._heap if not entry[2].over]
         heapify(self._heap)
-        self._sweep_at = max(_SMALLEST_SWEEP, 2 * len(self._heap))
+        self._sweep_at = max(_SMALLEST_SWEEP, len(self._heap) * 5 // 4)
 
     def _arm(self, when_s: float) -> None:
         if self._timer is not None:

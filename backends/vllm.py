@@ -5,10 +5,10 @@ are never followed, and nothing said here names an address.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from dataclasses import asdict, dataclass
 from http import HTTPStatus
-from typing import Final, Self
+from typing import Any, Final, Self
 from urllib.parse import urlsplit
 
 import msgspec
@@ -48,8 +48,8 @@ class HttpReply:
     def body(self) -> AsyncIterator[bytes]:
         return _Body(self._response)
 
-    async def pour(self, sink: Sink) -> bool:
-        return await self._response.pour(sink)
+    def pour(self, sink: Sink) -> Coroutine[Any, Any, bool]:
+        return self._response.pour(sink)
 
     async def aclose(self) -> None:
         self._response.close()

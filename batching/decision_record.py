@@ -92,7 +92,7 @@ class DecisionRecord:
 
     queued_s: float
     placed_s: float
-    request: Values  # REQUEST_FIELDS
+    asked_for: Values | None  # REQUEST_FIELDS; None: its lease still has the request
     prefix: tuple[int, ...]  # chained hashes, one for each PREFIX_TOKENS of the prompt
     need: Values  # NEED_FIELDS
     cached_tokens: Mapping[ReplicaId, int]  # believed, before trust in the belief
@@ -110,7 +110,7 @@ class DecisionRecord:
         self,
         queued_s: float,
         placed_s: float,
-        request: Values,
+        asked_for: Values | None,
         prefix: tuple[int, ...],
         need: Values,
         cached_tokens: Mapping[ReplicaId, int],
@@ -126,7 +126,7 @@ class DecisionRecord:
     ) -> None:
         self.queued_s = queued_s
         self.placed_s = placed_s
-        self.request = request
+        self.asked_for = asked_for
         self.prefix = prefix
         self.need = need
         self.cached_tokens = cached_tokens
@@ -139,6 +139,15 @@ class DecisionRecord:
         self.forecast = forecast
         self.lease = lease
         self.ended = ended
+
+    @property
+    def request(self) -> Values:
+        """REQUEST_FIELDS."""
+        if self.asked_for is not None:
+            return self.asked_for
+        assert self.lease is not None, "a record has its lease until it has ended"
+        values: Values = request_values(self.lease.lease.request)
+        return values
 
     @property
     def request_id(self) -> str:

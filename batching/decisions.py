@@ -71,7 +71,7 @@ class Decisions:
         record = DecisionRecord(
             queued_s,
             lease.placed_s,
-            request_values(request),
+            None,
             thinned(request.prefix_hashes, request.prefix_chunk_tokens),
             need_values(need),
             need.cached_tokens,
@@ -102,6 +102,7 @@ class Decisions:
         record = self._open.pop(lease.lease.id, None)
         if record is None:
             return
+        record.asked_for = request_values(lease.lease.request)
         record.lease = None
         record.ended = Ended(
             outcome, now, lease.first_token_s, lease.last_token_s, lease.emitted_tokens,

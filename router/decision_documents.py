@@ -94,7 +94,7 @@ def parsed(found: Mapping[str, Any], names: Mapping[str, Sequence[str]] = FIELDS
     return DecisionRecord(
         queued_s=float(found["queued_s"]),
         placed_s=float(found["placed_s"]),
-        request=request,
+        asked_for=request,
         prefix=tuple(found["prefix"]),
         need=need,
         cached_tokens={ReplicaId(name): int(tokens) for name, tokens in found["cached_tokens"].items()},

@@ -73,7 +73,9 @@ class ChunkFilter:
         self._over = False  # every choice's finish reason was passed on
         self._failed = False  # what it said last makes no sense, or is an error
         self._cut = False  # in the middle of an event
-        self._head: bytes | None = None  # of this stream's events up to the choice's index, once a chunk showed it
+        self._head: bytes | None = (
+            None  # of this stream's events up to the choice's index, once a chunk showed it; then the mould knows it
+        )
         self._mould: Mould | None = None  # of its plain deltas, once one was seen
         self._identity: dict[str, Any] | None = None
         self._begun = 0  # so many choices, the first ones, have been heard of
@@ -86,8 +88,7 @@ class ChunkFilter:
 
     def go_on(self, *, tokens_before: int, reshape: bool) -> None:
         """The rest comes from another engine, whose prompt has the `tokens_before` that were said; `reshape`: as plain completions."""
-        self._splitter, self._cut, self._head = SseSplitter(), False, None
-        self._mould = None
+        self._splitter, self._cut, self._head, self._mould = SseSplitter(), False, None, None
         self.done, self.error, self._failed = False, None, False
         self.usage = self.engine_usage = None
         self._usage_chunk = self._last_usage = None
@@ -203,7 +204,7 @@ class ChunkFilter:
 
     def _by_expression(self, data: bytes, start: int) -> tuple[int, tuple[int, int] | None]:
         """The plain delta that begins there: its end, and from where to where it is not passed on. An end of 0: it is none."""
-        head = self._head
+        head = self._head if self._mould is None else self._mould.head
         if head is None or not data.startswith(head, start) or (plain := self._plain(data, start + len(head))) is None:
             return 0, None
         index, reasoning, text, id_member, ids = plain.groups()
@@ -213,7 +214,7 @@ class ChunkFilter:
             # Ids alone are half a character, or what is not shown; the first token is one that is.
             self.tokens += 1 if ids is None else 1 + ids.count(b",")
         if text is not None and (id_member is None) == (ids is None) and (self._mould is None or self._expected == 1):
-            self._mould = Mould(data, start, plain, self._known)
+            self._mould, self._head = Mould(data, start, plain, self._known), None
         if self.journal is not None:
             if reasoning is not None and text is not None:
                 self.journal.thought(ids)
@@ -270,7 +271,7 @@ class ChunkFilter:
             edited |= self._choice(choice, position, before)
             if self._failed:
                 return None
-        if self._head is None and self.guard is None and not self._reshape:
+        if self._head is None and self._mould is None and self.guard is None and not self._reshape:
             self._learn_head(raw)
         self._over = self.finished
         return b"".join((*before, write_json(chunk) if edited else raw))

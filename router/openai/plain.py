@@ -46,6 +46,7 @@ class Mould:
         "_known",
         "_member_bytes",
         "has_ids",
+        "head_bytes",
         "reasoning",
     )
 
@@ -62,6 +63,7 @@ class Mould:
         self.has_ids = ids_at >= 0
         self._before_text = data[start:text_at]
         self._before_bytes = text_at - start
+        self.head_bytes = plain.start() - start
         after = data[text_end : ids_at if self.has_ids else plain.end()]
         self._after_text = known.setdefault(after, after)  # the same in all streams
         self._after_bytes = len(self._after_text)
@@ -90,6 +92,11 @@ class Mould:
         if not (text in self._known or self._stands(text)):
             return _OTHER
         return self._read_ids(data, end, text) if self.has_ids else (end, text, None)
+
+    @property
+    def head(self) -> bytes:
+        """What stands before the choice's index, in all events of the stream."""
+        return self._before_text[: self.head_bytes]
 
     def text_of(self, data: bytes, start: int, end: int) -> bytes:
         """The text of the event from `start` to `end`, where it is one without token ids; empty: it is not."""

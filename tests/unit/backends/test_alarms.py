@@ -83,4 +83,4 @@ def test_those_called_off_are_swept_out() -> None:
         assert not any(alarm.over for alarm in kept)
         return len(alarms)
 
-    assert run_virtual(main()) <= 201
+    assert run_virtual(main()) <= 126
