@@ -8,7 +8,8 @@ from collections.abc import Callable
 from heapq import heapify, heappop, heappush
 from typing import Final
 
-_ROUNDING_S: Final = 0.001  # uvloop's clock has whole milliseconds, and its timers may be one early
+_TICK_S: Final = 0.001  # uvloop's clock has whole milliseconds: a timer for a part of one rings at once, and again
+_ROUNDING_S: Final = 1e-6  # of sums of seconds
 _SMALLEST_SWEEP: Final = 64  # below it, those that were called off are not worth looking for
 
 
@@ -41,7 +42,7 @@ class Alarms:
     def __init__(self) -> None:
         self._heap: list[
             tuple[float, int, Alarm]
-        ] = []  # no more than a quarter above those that were not called off, a few aside
+        ] = []  # no more than a quarter above what was alive at the last sweep, a few aside
         self._sweep_at = _SMALLEST_SWEEP
         self._made = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -70,8 +71,9 @@ class Alarms:
     def _arm(self, when_s: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
+        loop = asyncio.get_running_loop()
         self._due_s = when_s
-        self._timer = asyncio.get_running_loop().call_at(when_s, self._wake)
+        self._timer = loop.call_at(max(when_s, loop.time() + _TICK_S), self._wake)
 
     def _wake(self) -> None:
         self._timer = None

@@ -163,7 +163,13 @@ class UpstreamError(Exception):
 
 
 class ConnectFailed(UpstreamError):
+    """`late`: it took too long."""
+
     outcome = "connect_error"
+
+    def __init__(self, reason: str = "", *, late: bool = False) -> None:
+        super().__init__(reason)
+        self.late = late
 
 
 class FirstByteTimeout(UpstreamError):

@@ -177,8 +177,7 @@ class HttpBackend:
         except TimeoutError:
             return _Page(error=f"no answer within {self._probe_timeout_s:g} s")
         except ConnectFailed as error:
-            late = isinstance(error.__cause__, TimeoutError)
-            return _Page(error=f"no answer within {self._probe_timeout_s:g} s" if late else "no connection")
+            return _Page(error=f"no answer within {self._probe_timeout_s:g} s" if error.late else "no connection")
         except UpstreamError:
             return _Page(error="no readable answer")
         return _Page(status=response.status, body=bytes(body))

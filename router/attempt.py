@@ -175,15 +175,14 @@ class Attempts:
 
     def _broken(self, exchange: Exchange, lease: Lease, failed: RelayFailed) -> AttemptFailed:
         """The upstream's answer was no whole one."""
-        lost = isinstance(failed.__cause__, UpstreamError)
-        if lost:
+        if failed.lost:
             self._on_suspect(lease.replica)
         if exchange.chunks is not None:
             again = failed.error.status in _REPEATABLE_STATUS
-            return AttemptFailed(failed.error, repeatable=again, begun=True, spent=not lost)
+            return AttemptFailed(failed.error, repeatable=again, begun=True, spent=not failed.lost)
         if failed.outcome == "timeout":  # the head had come, and then nothing
             return AttemptFailed(upstream_timeout(), repeatable=False)
-        return AttemptFailed(failed.error, repeatable=failed.repeatable, spent=not lost)
+        return AttemptFailed(failed.error, repeatable=failed.repeatable, spent=not failed.lost)
 
     async def open_second(self, exchange: Exchange, placed: Placed, body: Body) -> Opened | None:
         """As far as its first token, or the whole document; None: it failed, and nothing is left of it."""

@@ -39,7 +39,7 @@ class Calls:
     """Of one gateway; knows its replicas by the configuration alone."""
 
     def __init__(self, config: Config) -> None:
-        self._known: dict[bytes, bytes] = {}  # tokens' texts, of all streams (`router.openai.plain`)
+        self._known: set[bytes] = set()  # tokens' texts, of all streams (`router.openai.plain`)
         self.configure(config)
 
     def configure(self, config: Config) -> None:

@@ -1,7 +1,7 @@
 """The caller's side of one exchange: start, write, end. Plain calls, because a write never waits.
 
 What the client's socket does not take is kept, and `full` says when that is enough: whoever feeds the client stops then and asks
-to be told of `room`. Two kinds exist: `router.wire_client` on a connection of its own, `router.asgi_client` behind any ASGI server.
+to be told of `room`. Two kinds exist: `router.hot_cycle` on a connection of its own, `router.asgi_client` behind any ASGI server.
 """
 
 from abc import ABC, abstractmethod

@@ -27,10 +27,16 @@ MAX_DOCUMENT_BYTES: Final = 64 * 2**20
 
 
 class RelayFailed(Exception):
-    """The upstream did not deliver a whole answer. `forwarded`: some of it reached the client, so it can't be sent again."""
+    """The upstream did not deliver a whole answer. `forwarded`: some of it reached the client, so it can't be sent again.
 
-    def __init__(self, error: ApiError, *, forwarded: bool, outcome: str, repeatable: bool = True) -> None:
+    `lost`: it broke off or fell silent; else what it said was not an answer.
+    """
+
+    def __init__(
+        self, error: ApiError, *, forwarded: bool, outcome: str, repeatable: bool = True, lost: bool = False
+    ) -> None:
         super().__init__(error.message)
+        self.lost = lost
         self.error = error
         self.forwarded = forwarded
         self.outcome = outcome
@@ -214,7 +220,7 @@ async def relay_stream(reply: EngineReply, relay: Relay, chunks: ChunkFilter) ->
         relay.drained = await reply.pour(relay)
     except UpstreamError as error:
         if not chunks.complete:  # else only the tail is missing
-            raise RelayFailed(upstream_lost(), forwarded=relay.forwarded, outcome=error.outcome) from error
+            raise RelayFailed(upstream_lost(), forwarded=relay.forwarded, outcome=error.outcome, lost=True) from error
     if chunks.error is not None:
         raise RelayFailed(chunks.error, forwarded=relay.forwarded, outcome="error_event")
     end = chunks.end()
@@ -235,7 +241,7 @@ async def read_beginning(reply: EngineReply, chunks: ChunkFilter) -> tuple[list[
             if chunks.tokens or chunks.done:
                 return read, rest
     except UpstreamError as error:
-        raise RelayFailed(upstream_lost(), forwarded=False, outcome=error.outcome) from error
+        raise RelayFailed(upstream_lost(), forwarded=False, outcome=error.outcome, lost=True) from error
     end = chunks.end()
     if end.error is not None:
         raise RelayFailed(end.error, forwarded=False, outcome="stream_cut")
@@ -265,7 +271,7 @@ async def read_document(reply: EngineReply, *, chat: bool) -> Document:
             if size > MAX_DOCUMENT_BYTES:
                 raise RelayFailed(upstream_garbled(), forwarded=False, outcome="too_large", repeatable=False)
     except UpstreamError as error:
-        raise RelayFailed(upstream_lost(), forwarded=False, outcome=error.outcome) from error
+        raise RelayFailed(upstream_lost(), forwarded=False, outcome=error.outcome, lost=True) from error
     try:
         document = check_document(b"".join(parts), chat=chat)
     except ApiError as garbled:

@@ -108,8 +108,7 @@ class GenerationModel:
                 texts.append(transcript.take(outputs))
         except StreamCut as cut:
             # Nothing reached the client yet, so to the caller this is an answer that never came.
-            stalled = isinstance(cut.__cause__, TimeoutError)
-            raise (FirstByteTimeout if stalled else ClosedEarly)(str(cut)) from cut
+            raise (FirstByteTimeout if isinstance(cut, _Stalled) else ClosedEarly)(str(cut)) from cut
         texts.append(transcript.rest())
         return Document(200, reshaper.whole("".join(texts), transcript.finish_reason, transcript.usage))
 
@@ -181,6 +180,10 @@ class GenerationStream(PulledReply):
         self._reader.close()
 
 
+class _Stalled(StreamCut):
+    """It was silent for too long."""
+
+
 class _Reader:
     """The responses of one request, each awaited no longer than the stall timeout; none after `close`."""
 
@@ -209,7 +212,7 @@ class _Reader:
                 return await self._responses.next()
         except TimeoutError as error:
             self._health.silent()
-            raise StreamCut("stalled") from error
+            raise _Stalled("stalled") from error
         except EngineFault as fault:
             if self.closed:  # by `aclose`, while this waited
                 return None  # type: ignore[unreachable]  # mypy does not see that this waited

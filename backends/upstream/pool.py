@@ -145,7 +145,7 @@ class Pool:
                 else:
                     connection = await self._connect_tcp(loop, protocol)
         except TimeoutError as late:
-            raise ConnectFailed(f"no connection within {self._settings.connect_timeout_s:g} s") from late
+            raise ConnectFailed(f"no connection within {self._settings.connect_timeout_s:g} s", late=True) from late
         except OSError as error:
             raise ConnectFailed(_reason(error)) from error
         if self._closed:

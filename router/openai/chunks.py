@@ -6,7 +6,6 @@ engines in turn: the filter stays, and makes it one.
 """
 
 from dataclasses import dataclass
-from string import hexdigits
 from typing import Any, Final
 
 import msgspec
@@ -23,9 +22,6 @@ from router.openai.usage import Usage, read_usage, whole_usage
 
 __all__ = ["ChunkFilter", "Document", "End", "Usage", "check_document"]
 
-_RETURN: Final = 0x0D
-_NEWLINE: Final = 0x0A
-_HEX_DIGITS: Final = bytes(int(chr(code), 16) if chr(code) in hexdigits else 255 for code in range(256))  # by code
 _IDENTITY: Final = ("id", "object", "created", "model")
 # How vLLM ends a request that it gives up: no answer of the model's, though it looks like one.
 _BROKEN_OFF: Final = frozenset({"abort", "error"})
@@ -54,7 +50,7 @@ class ChunkFilter:
         expected_choices: int,
         chat: bool,
         journal: Journal | None = None,
-        known: dict[bytes, bytes] | None = None,
+        known: set[bytes] | None = None,
     ) -> None:
         self.tokens = 0  # with content, by their ids; events, a choice each, where no ids come: an estimate until `usage` is there
         self.usage: Usage | None = None  # of the whole answer
@@ -143,19 +139,10 @@ class ChunkFilter:
         mould = self._mould
         if mould is None or mould.has_ids or self._cut:
             return 0
-        end, size = 0, len(data)
-        while end < size:
-            start, length = end, 0
-            while start < size and (digit := _HEX_DIGITS[data[start]]) < 16:
-                length = length * 16 + digit
-                start += 1
-            event_end = start + 2 + length
-            if event_end + 2 > size or data[start] != _RETURN or data[start + 1] != _NEWLINE:
-                break
-            if data[event_end] != _RETURN or data[event_end + 1] != _NEWLINE:
-                break
-            text = mould.text_of(data, start + 2, event_end)
-            if not text:
+        end = 0
+        while end < len(data):
+            after, text = mould.framed(data, end)
+            if not after:
                 break
             self.tokens += 1
             if self.journal is not None:
@@ -163,7 +150,7 @@ class ChunkFilter:
                     self.journal.thought(None)
                 else:
                     self.journal.said(text, None)
-            end = event_end + 2
+            end = after
         return end
 
     def feed(self, event: bytes) -> bytes | None:

@@ -4,6 +4,7 @@ One choice, one text, no finish reason, no usage; whatever else an event may be 
 """
 
 import re
+from string import hexdigits
 from typing import Final
 
 # Well-formed UTF-8 beyond ASCII (RFC 3629): what is not would end a client's decoder, so such events are looked at, and refused.
@@ -50,22 +51,19 @@ class Mould:
         "reasoning",
     )
 
-    def __init__(
-        self, data: bytes, start: int, plain: re.Match[bytes], known: dict[bytes, bytes] | None = None
-    ) -> None:
+    def __init__(self, data: bytes, start: int, plain: re.Match[bytes], known: set[bytes] | None = None) -> None:
         """`plain`: a match with a text, of the event that begins at `start`. `known`: short texts that stand as they are; gets more of them.
 
         Tokens are a few thousand different ones, and looking one up takes a third of what looking through it does.
         """
-        self._known = known = {} if known is None else known
+        self._known = set() if known is None else known
         text_at, text_end = plain.span(TEXT)
         ids_at, ids_end = plain.span(IDS)
         self.has_ids = ids_at >= 0
         self._before_text = data[start:text_at]
         self._before_bytes = text_at - start
         self.head_bytes = plain.start() - start
-        after = data[text_end : ids_at if self.has_ids else plain.end()]
-        self._after_text = known.setdefault(after, after)  # the same in all streams
+        self._after_text = data[text_end : ids_at if self.has_ids else plain.end()]
         self._after_bytes = len(self._after_text)
         self._after_ids = data[ids_end : plain.end()] if self.has_ids else b""
         self._member_bytes = ids_at - plain.start(ID_MEMBER) if self.has_ids else 0  # of the ids' member, before them
@@ -98,6 +96,22 @@ class Mould:
         """What stands before the choice's index, in all events of the stream."""
         return self._before_text[: self.head_bytes]
 
+    def framed(self, data: bytes, at: int) -> tuple[int, bytes]:
+        """The event that is all of the chunk of HTTP/1.1 which begins at `at`: the chunk's end, its text. An end of 0: it is none of these."""
+        start, length, size = at, 0, len(data)
+        while start < size and (digit := _HEX_DIGITS[data[start]]) < 16:
+            length = length * 16 + digit
+            start += 1
+            if start - at > _MOST_DIGITS:
+                return _NO_CHUNK
+        end = start + 2 + length
+        if end + 2 > size or data[start] != _RETURN or data[start + 1] != _NEWLINE:
+            return _NO_CHUNK
+        if data[end] != _RETURN or data[end + 1] != _NEWLINE:
+            return _NO_CHUNK
+        text = self.text_of(data, start + 2, end)
+        return (end + 2, text) if text else _NO_CHUNK
+
     def text_of(self, data: bytes, start: int, end: int) -> bytes:
         """The text of the event from `start` to `end`, where it is one without token ids; empty: it is not."""
         text_at = start + self._before_bytes
@@ -112,7 +126,7 @@ class Mould:
         if text.strip(_USUAL) and (_BACKSLASH in text or _QUOTE in text or not _is_printable(text)):
             return False
         if len(text) <= _TOKEN_BYTES and len(self._known) < _TOKENS:
-            self._known[text] = text
+            self._known.add(text)
         return True
 
     def _read_ids(self, data: bytes, ids_at: int, text: bytes) -> tuple[int, bytes, bytes | None]:
@@ -132,8 +146,13 @@ class Mould:
 
 
 _OTHER: Final = (0, b"", None)
+_NO_CHUNK: Final = (0, b"")
+_HEX_DIGITS: Final = bytes(int(chr(code), 16) if chr(code) in hexdigits else 255 for code in range(256))  # by code
+_MOST_DIGITS: Final = 8  # of a size; more are zeros in front, which some readers refuse
+_RETURN: Final = 0x0D
+_NEWLINE: Final = 0x0A
 _SHORT: Final = 64  # bytes of a text that may be all that is left: of a long read each event would copy the rest
-_TOKEN_BYTES: Final = 32  # of a text that is worth being known
+_TOKEN_BYTES: Final = 16  # of a text that is worth being known: a token's, hardly what somebody said
 _TOKENS: Final = 8192  # that are known: a megabyte at most, and nearly all that is said with a vocabulary of 128,000
 _QUOTE: Final = 0x22
 _BACKSLASH: Final = 0x5C

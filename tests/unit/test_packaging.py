@@ -107,6 +107,18 @@ def test_no_compiled_coroutine_waits_while_it_handles_an_exception() -> None:
     assert found == []
 
 
+def test_nobody_asks_what_caused_an_exception() -> None:
+    """Compiled code leaves out the `from` of a `raise`: what somebody has to know of an error is an attribute of it."""
+    asked = [
+        f"{file.relative_to(ROOT)}:{node.lineno}"
+        for folder in OURS
+        for file in (ROOT / folder).rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Attribute) and node.attr in {"__cause__", "__context__"}
+    ]
+    assert asked == []
+
+
 def test_a_name_in_a_compiled_function_holds_one_kind_of_exception() -> None:
     """In a coroutine mypyc keeps the kind that it saw first: `except A as e: ... except B as e:` raises TypeError where B is caught."""
     found = []

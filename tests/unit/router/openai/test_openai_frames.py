@@ -221,6 +221,7 @@ WRONG = {
     "no line feed after the size": RIGHT.replace(b"\r\n", b"\r\r", 1),
     "no line feed after the chunk": RIGHT[:-1] + b"\r",
     "not whole": RIGHT[:-1],
+    "a size with many zeros": b"0" * 20 + RIGHT,
     "the last one": LAST,
     "nothing": b"",
 }
