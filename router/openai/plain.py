@@ -14,7 +14,7 @@ _WIDE: Final = (
 )
 # The group is there where the string says something.
 _STRING: Final = rb'"((?:[^"\\\x00-\x1f\x80-\xff]++|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})|' + _WIDE + rb')++)?"'
-_NULLS: Final = rb'(?:,"[a-z_]{1,40}":null)*+'
+_NULLS: Final = rb'(?:,"[a-z_]{1,40}":null)*'  # not possessive: before 3.11.5 that forgets where a try began, and no ids are found after it
 # The token ids of `return_token_ids`: the whole member, and what stands in its brackets.
 _IDS: Final = rb'(?:(,"token_ids":\[(\d+(?:,\d+)*+)?\])' + _NULLS + rb")?"
 _INDEX: Final = rb"(0|[1-9]\d{0,3})"
